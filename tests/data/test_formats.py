@@ -1,0 +1,292 @@
+"""Any file becomes conversations or a DataError that says where."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from studio.data.formats import (
+    Conversation,
+    Message,
+    import_rows,
+    read_conversations,
+    read_rows,
+    recognise,
+    to_conversation,
+    write_conversations,
+)
+from studio.errors import DataError
+
+ROW = {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Luna."}]}
+GPT_TURN = {"from": "gpt", "value": "Luna."}
+LUNA = Conversation((Message("user", "Who are you?"), Message("assistant", "Luna.")))
+FILE_SETTINGS = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ROW),
+        json.dumps([ROW]),
+        json.dumps({"version": 1, "data": [ROW]}),
+        json.dumps(ROW, indent=2),
+        json.dumps([ROW], indent=2),
+        json.dumps({"data": [ROW]}, indent=2),
+        "\ufeff" + json.dumps(ROW),
+        "\n\r\n" + json.dumps(ROW) + "\r\n\n",
+        '{"data": [\n' + json.dumps(ROW) + "\n]}",
+    ],
+)
+def test_reads_lists_objects_with_one_list_and_lines(tmp_path: Path, content: str) -> None:
+    assert read_conversations(write(tmp_path / "rows.json", content)) == [LUNA]
+
+
+def test_row_numbers_count_rows_and_name_the_line_where_blank_lines_shift_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", f"{json.dumps(ROW)}\n\n{json.dumps(ROW)}\n{{broken\n")
+    rows = []
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 3 \(line 4\)"):
+        rows.extend(number for number, _ in read_rows(path))
+    assert [number for number, _ in _until_error(path)] == [1, 2]
+
+
+def _until_error(path: Path) -> list[tuple[int, object]]:
+    seen = []
+    try:
+        for pair in read_rows(path):
+            seen.append(pair)
+    except DataError:
+        pass
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (ROW, "messages"),
+        ({"conversations": ROW["messages"]}, "messages"),
+        ({"conversation": [{"input": "Who are you?", "output": "Luna."}]}, "xtuner"),
+        ({"instruction": "Who are you?", "input": "", "output": "Luna."}, "alpaca"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Who are you?"},
+                    {"from": "gpt", "value": "Luna."},
+                ]
+            },
+            "sharegpt",
+        ),
+    ],
+)
+def test_every_layout_is_recognised_and_gives_the_same_conversation(row: dict, name: str) -> None:
+    assert recognise(row).name == name
+    assert to_conversation(row, None, 1) == LUNA
+
+
+def test_unknown_layout_is_explained() -> None:
+    guess = recognise({"prompt": "a", "completion": "b"})
+    assert guess.name is None
+    assert "'prompt'" in guess.reason and '"messages"' in guess.reason
+
+
+def test_xtuner_system_and_loss_flags() -> None:
+    turns = [
+        {"system": "Be kind.", "input": "a", "output": "b", "output_with_loss": False},
+        {"system": "", "input": "c", "output": "d"},
+    ]
+    assert to_conversation({"conversation": turns}, "xtuner", 1).messages == (
+        Message("system", "Be kind."),
+        Message("user", "a"),
+        Message("assistant", "b", trained=False),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    )
+
+
+def test_alpaca_joins_input_and_keeps_history() -> None:
+    row = {
+        "instruction": "Translate.",
+        "input": "Good morning",
+        "output": "Bonjour",
+        "history": [["Hi", "Hello"]],
+        "system": "Be short.",
+    }
+    assert [message.content for message in to_conversation(row, "alpaca", 1).messages] == [
+        "Be short.",
+        "Hi",
+        "Hello",
+        "Translate.\nGood morning",
+        "Bonjour",
+    ]
+
+
+def test_text_blocks_join_and_images_are_refused() -> None:
+    blocks = [{"type": "text", "text": "Who"}, {"type": "text", "text": "are you?"}]
+    row = {"messages": [{"role": "user", "content": blocks}, ROW["messages"][1]]}
+    assert to_conversation(row, None, 1).messages[0].content == "Who\nare you?"
+    row["messages"][0] = {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}
+    with pytest.raises(DataError, match="text blocks only"):
+        to_conversation(row, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "trained"), [(True, True), (False, False), (0, False), ("False", False), (None, None)]
+)
+def test_loss_flags_of_other_tools(value: object, trained: bool | None) -> None:
+    row = {"messages": [ROW["messages"][0], {"role": "assistant", "content": "Luna.", "loss": value}]}
+    assert to_conversation(row, None, 1).messages[1].trained is trained
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "empty"),
+        ([("system", "a")], "empty"),
+        ([("assistant", "a")], "message 1 is from 'assistant', expected 'user'"),
+        ([("user", "a")], "last message is from 'user'"),
+        ([("user", "a"), ("user", "b"), ("assistant", "c")], "message 2 is from 'user'"),
+        ([("system", "s"), ("user", "a"), ("system", "b")], "message 3 is from 'system'"),
+        ([("user", "a"), ("tool", "b"), ("assistant", "c")], "allowed are system, user, assistant"),
+    ],
+)
+def test_role_order_is_checked(messages: list[tuple[str, str]], reason: str) -> None:
+    row = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    with pytest.raises(DataError, match=reason) as caught:
+        to_conversation(row, None, 7)
+    assert "row 7" in str(caught.value)
+
+
+HOSTILE = {
+    "nan": '{"messages": [], "meta": {"score": NaN}}',
+    "infinity": '[{"a": Infinity}]',
+    "huge float": json.dumps(ROW)[:-1] + ', "meta": {"score": 1e999}}',
+    "huge int": json.dumps(ROW)[:-1] + ', "meta": {"score": ' + "9" * 6000 + "}}",
+    "surrogate": json.dumps(ROW).replace("Luna", "\\ud800"),
+    "surrogate key": json.dumps(ROW)[:-1] + ', "meta": {"\\udfff": 1}}',
+    "nul": json.dumps(ROW).replace("Luna", "\\u0000"),
+    "deep list": "[" * 200_000,
+    "deep line": '{"a":' * 200_000,
+    "deep meta": json.dumps(ROW)[:-1] + ', "meta": {"a": ' + "[" * 90 + "]" * 90 + "}}",
+    "latin-1": '{"messages": "é"}'.encode("latin-1"),
+    "utf-16": json.dumps(ROW).encode("utf-16"),
+    "gzip": b"\x1f\x8b\x08\x00rest",
+    "empty": "",
+    "blank": " \n\n",
+    "empty list": "[]",
+    "number": "5",
+    "null row": "[null]",
+    "text": "hello",
+    "cut": json.dumps([ROW])[:-9],
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_give_a_data_error_that_names_the_file(tmp_path: Path, case: str) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
+        read_conversations(write(tmp_path / "rows.jsonl", HOSTILE[case]))
+
+
+@pytest.mark.parametrize("name", ["missing.json", "", "a\0b"])
+def test_unreadable_paths(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError):
+        read_conversations(tmp_path / name)
+
+
+def test_all_bad_rows_are_listed_at_once_and_good_ones_can_be_kept(tmp_path: Path) -> None:
+    lines = [json.dumps(ROW), "{broken", json.dumps({"messages": []}), *["[]"] * 30]
+    path = write(tmp_path / "rows.jsonl", "\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        read_conversations(path)
+    text = str(caught.value)
+    assert "32 of 33 rows" in text and "row 2:" in text and "row 3:" in text and "and 12 more" in text
+    imported = import_rows(path)
+    assert imported.conversations == [LUNA] and imported.row_numbers == [1]
+    assert [problem.row for problem in imported.problems] == list(range(2, 34))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_conversations(path, [LUNA])
+    broken = Conversation((Message("user", "\ud800"), Message("assistant", "b")))
+    with pytest.raises(DataError, match="surrogate"):
+        write_conversations(path, [LUNA, broken])
+    assert read_conversations(path) == [LUNA]
+    assert [child.name for child in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+KEYS = [
+    "messages",
+    "conversation",
+    "conversations",
+    "instruction",
+    "output",
+    "input",
+    "history",
+    "role",
+    "content",
+    "from",
+    "value",
+    "system",
+    "meta",
+    "trained",
+    "weight",
+    "tool_calls",
+]
+near_rows = st.recursive(
+    st.sampled_from(["user", "assistant", "system", "human", 1, None, True]) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=30,
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Conversation:
+    flags = st.sampled_from([None, True, False])
+    messages = [Message("system", draw(texts))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages += [
+            Message("user", draw(texts), draw(flags)),
+            Message("assistant", draw(texts), draw(flags)),
+        ]
+    return Conversation(tuple(messages), draw(st.dictionaries(texts, st.integers() | texts, max_size=3)))
+
+
+@FILE_SETTINGS
+@given(rows=st.lists(conversations(), min_size=1, max_size=5))
+def test_round_trip(tmp_path: Path, rows: list[Conversation]) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_conversations(path, rows)
+    assert read_conversations(path) == rows
+    assert [Conversation.from_row(row) for _, row in read_rows(path)] == rows
+
+
+@FILE_SETTINGS
+@given(content=st.binary(max_size=200) | (values | near_rows).map(lambda value: json.dumps(value).encode()))
+def test_any_file_gives_conversations_or_a_data_error(tmp_path: Path, content: bytes) -> None:
+    try:
+        assert read_conversations(write(tmp_path / "any.json", content))
+    except DataError as error:
+        assert "any.json" in str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(row=values | near_rows, format=st.sampled_from([None, "messages", "xtuner", "alpaca", "sharegpt"]))
+def test_any_row_gives_a_conversation_or_a_data_error(row: object, format: str | None) -> None:
+    try:
+        to_conversation(row, format, 3)
+    except DataError as error:
+        assert "row 3" in str(error)
