@@ -1,0 +1,117 @@
+"""Configs as YAML that keeps a person's comments. YAML 1.2 through ruamel's round-trip (safe) loader: no tags run code."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from studio.config.schema import RunConfig, parse_config
+from studio.errors import ConfigError, Problem
+from studio.paths import atomic_write_text
+
+MAX_YAML_BYTES = 1_000_000
+
+
+def load_text(text: str, source: str = "config") -> RunConfig:
+    """Parse and check YAML text. Raises ConfigError with every problem."""
+    return parse_config(_plain(_read(text, source)), source)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and check a config file. Raises ConfigError."""
+    return load_text(read_text(path), path.name)
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file. Raises ConfigError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("(file)", f"{path} cannot be read: {error}")], path.name) from None
+
+
+def save_config(path: Path, config: RunConfig) -> None:
+    """Write a config; comments of the file that it replaces are kept."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    atomic_write_text(path, update_text(before, config))
+
+
+def update_text(text: str, config: RunConfig) -> str:
+    """YAML text of `config`, keeping comments and order of `text` where the keys are still there."""
+    tree = _read(text, "config") if text.strip() else None
+    values = config.model_dump(mode="json")
+    if isinstance(tree, dict):
+        _merge(tree, values)
+    else:
+        tree = values
+    out = io.StringIO()
+    _yaml().dump(tree, out)
+    return out.getvalue()
+
+
+def with_settings(config: RunConfig, settings: list[str]) -> RunConfig:
+    """`config` with `train.learning_rate=1e-4`-like settings applied. Raises ConfigError."""
+    values = config.model_dump(mode="json")
+    problems = [problem for setting in settings if (problem := _apply(values, setting))]
+    if problems:
+        raise ConfigError(problems, "--set")
+    return parse_config(values, "--set")
+
+
+def _apply(values: dict[str, Any], setting: str) -> Problem | None:
+    path, equals, text = setting.partition("=")
+    if not equals:
+        return Problem(setting, "expected key=value, for example train.num_steps=40")
+    *parents, key = path.strip().split(".")
+    target = values
+    for parent in parents:
+        if not isinstance(target.get(parent), dict):
+            return Problem(path, "is not a setting", ", ".join(target))
+        target = target[parent]
+    target[key] = _plain(_read(text, path))
+    return None
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _read(text: str, source: str) -> Any:
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError([Problem("(file)", f"is {len(text)} characters long", f"<= {MAX_YAML_BYTES}")], source)
+    if "&" in text and "*" in text and text.count("*") > 50:
+        raise ConfigError([Problem("(file)", "repeats too many aliases")], source)
+    try:
+        return _yaml().load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError([Problem("(file)", f"is not YAML: {' '.join(str(error).split())[:300]}")], source) from None
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's containers and scalars as ordinary ones."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    if isinstance(node, bool):
+        return bool(node)
+    for kind in (int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _merge(tree: Any, values: dict[str, Any]) -> None:
+    for key in [key for key in tree if key not in values]:
+        del tree[key]
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        elif _plain(tree.get(key)) != value or key not in tree:
+            tree[key] = value

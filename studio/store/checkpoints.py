@@ -1,0 +1,72 @@
+"""Checkpoints of runs, and what was made from them: Hugging Face folders, merged models, exports, reports."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from studio.errors import CheckpointError
+from studio.store.records import new_id, now, select, to_row, writing
+
+
+@dataclass
+class Checkpoint:
+    """All that is needed to resume after `step`. `path` is relative to the project."""
+
+    run_id: str
+    step: int
+    path: str
+    sha256: str
+    size_bytes: int
+    created_at: str = field(default_factory=now)
+
+
+@dataclass
+class Output:
+    """Something made from a checkpoint. `kind` is hf, merged, export or report; `path` is relative to the project."""
+
+    kind: str
+    path: str
+    run_id: str = ""
+    step: int = 0
+    detail: dict[str, Any] = field(default_factory=dict)
+    id: str = field(default_factory=new_id)
+    created_at: str = field(default_factory=now)
+
+
+def put(db: Database, checkpoint: Checkpoint) -> Checkpoint:
+    db.table("checkpoints").insert(to_row(checkpoint), replace=True)
+    return checkpoint
+
+
+def listed(db: Database, run_id: str = "") -> list[Checkpoint]:
+    """Checkpoints of a run (of all runs by default), newest step first."""
+    sql = "select * from checkpoints where ? = '' or run_id = ? order by created_at desc, step desc"
+    return select(db, Checkpoint, sql, [run_id, run_id])
+
+
+def get(db: Database, run_id: str, step: int) -> Checkpoint:
+    """Raises CheckpointError, naming the steps there are."""
+    found = [checkpoint for checkpoint in listed(db, run_id) if checkpoint.step == step]
+    if not found:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in listed(db, run_id)) or "none yet"
+        raise CheckpointError(f"Run {run_id} has no checkpoint at step {step}.", f"There are: {steps}.")
+    return found[0]
+
+
+def remove(db: Database, run_id: str, step: int) -> None:
+    with writing(db):
+        db.execute("delete from checkpoints where run_id = ? and step = ?", [run_id, step])
+
+
+def put_output(db: Database, output: Output) -> Output:
+    """Register an output, in place of one at the same path."""
+    with writing(db):
+        db.execute("delete from outputs where path = ?", [output.path])
+        db.table("outputs").insert(to_row(output))
+    return output
+
+
+def outputs(db: Database, kind: str = "") -> list[Output]:
+    """Outputs of a kind (all by default), newest first."""
+    return select(db, Output, "select * from outputs where ? = '' or kind = ? order by created_at desc", [kind, kind])

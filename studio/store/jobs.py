@@ -1,0 +1,113 @@
+"""The row of a job: what an operating-system process is doing, asked for, and how it ended."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from studio.errors import JobError
+from studio.store.records import new_id, now, select, to_row, writing
+
+LIVE_STATES = ("queued", "running", "stopping")
+ENDED_STATES = ("finished", "stopped", "failed", "lost")
+MOVES = {
+    "running": ("queued",),
+    "stopping": ("queued", "running", "stopping"),
+    "finished": ("running", "stopping"),
+    "stopped": LIVE_STATES,
+    "failed": LIVE_STATES,
+    "lost": LIVE_STATES,
+}
+
+
+@dataclass
+class Job:
+    """One process. `current` of `total` in `unit` is its progress; `cause` says why it ended when not by itself."""
+
+    kind: str
+    title: str = ""
+    id: str = field(default_factory=new_id)
+    state: str = "queued"
+    phase: str = ""
+    cause: str = ""
+    run_id: str = ""
+    needs_device: bool = True
+    args: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    current: int = 0
+    total: int = 0
+    unit: str = ""
+    created_at: str = field(default_factory=now)
+    started_at: str = ""
+    finished_at: str = ""
+    heartbeat_at: str = ""
+    pid: int = 0
+    process_created: float = 0.0
+    log_path: str = ""
+    stop_request: str = ""
+    save_request: int = 0
+    sample_request: int = 0
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_STATES
+
+
+def add(db: Database, job: Job) -> Job:
+    db.table("jobs").insert(to_row(job))
+    return job
+
+
+def get(db: Database, job_id: str) -> Job:
+    """Raises JobError when there is none of that id."""
+    found = select(db, Job, "select * from jobs where id = ?", [job_id])
+    if not found:
+        raise JobError(f"There is no job {job_id!r} in this project.", "`retune runs list` shows what there is.")
+    return found[0]
+
+
+def listed(db: Database, states: tuple[str, ...] = LIVE_STATES + ENDED_STATES, kind: str = "") -> list[Job]:
+    """Jobs in the given states (all by default), newest first."""
+    marks = ",".join("?" * len(states))
+    sql = f"select * from jobs where state in ({marks}) and (? = '' or kind = ?) order by id desc"
+    return select(db, Job, sql, [*states, kind, kind])
+
+
+def move(db: Database, job_id: str, state: str, cause: str = "") -> None:
+    """Change the state; JobError when the move is not one that a job can make (a finished job never runs again)."""
+    times = {"running": "started_at"}.get(state, "finished_at" if state in ENDED_STATES else "")
+    allowed = MOVES[state]
+    with writing(db):
+        row = db.execute("select state from jobs where id = ?", [job_id]).fetchone()
+        if row is None or row[0] not in allowed:
+            raise JobError(f"Job {job_id} is {row[0] if row else 'unknown'} and cannot become {state}.")
+        values: dict[str, Any] = {"state": state, "heartbeat_at": now()}
+        if times:
+            values[times] = now()
+        if cause:
+            values["cause"] = cause
+        db.table("jobs").update(job_id, values)
+
+
+def beat(db: Database, job_id: str, **values: Any) -> None:
+    """Note that the process lives, with any of phase, current, total, unit, pid, process_created."""
+    db.table("jobs").update(job_id, {"heartbeat_at": now(), **values})
+
+
+def set_result(db: Database, job_id: str, result: dict[str, Any]) -> None:
+    db.table("jobs").update(job_id, {"result_json": json.dumps(result, ensure_ascii=False)})
+
+
+def request(db: Database, job_id: str, **flags: Any) -> None:
+    """Ask a job for something at its next step border: stop_request="save"|"discard", save_request=1, sample_request=1."""
+    db.table("jobs").update(job_id, flags)
+
+
+def take_requests(db: Database, job_id: str) -> Job:
+    """The job as it is now; save and sample requests are cleared, for the caller has them."""
+    with writing(db):
+        job = get(db, job_id)
+        if job.save_request or job.sample_request:
+            db.table("jobs").update(job_id, {"save_request": 0, "sample_request": 0})
+    return job

@@ -1,0 +1,73 @@
+"""The schema, as an append-only list of steps. Never edit a step that has been released; add one."""
+
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+
+class _Migrations(Migrations):
+    def all(self) -> list[Migrations._Migration]:
+        return list(self._migrations)
+
+
+migrations = _Migrations("studio")
+
+
+@migrations()
+def m001_initial(db: Database) -> None:
+    db.table("jobs").create(
+        {
+            "id": str, "kind": str, "title": str, "state": str, "phase": str, "cause": str,
+            "run_id": str, "needs_device": int, "args_json": str, "result_json": str,
+            "current": int, "total": int, "unit": str,
+            "created_at": str, "started_at": str, "finished_at": str, "heartbeat_at": str,
+            "pid": int, "process_created": float, "log_path": str,
+            "stop_request": str, "save_request": int, "sample_request": int,
+        },
+        pk="id",
+    )  # fmt: skip
+    db.table("jobs").create_index(["state"])
+    db.table("runs").create(
+        {
+            "id": str, "name": str, "base": str, "method": str, "job_id": str, "created_at": str,
+            "num_steps": int, "step": int, "detail_json": str, "archived_at": str,
+        },
+        pk="id",
+    )  # fmt: skip
+    db.table("metrics").create(
+        {"run_id": str, "name": str, "step": int, "value": float, "at": str}, pk=("run_id", "name", "step")
+    )
+    db.table("samples").create(
+        {"id": int, "run_id": str, "step": int, "prompt": str, "text": str, "error": str, "at": str}, pk="id"
+    )
+    db.table("samples").create_index(["run_id", "step"])
+    db.table("datasets").create(
+        {
+            "name": str, "kind": str, "path": str, "fingerprint": str, "num_rows": int, "num_probes": int,
+            "origin_json": str, "created_at": str,
+        },
+        pk="name",
+    )  # fmt: skip
+    db.table("checkpoints").create(
+        {"run_id": str, "step": int, "path": str, "sha256": str, "size_bytes": int, "created_at": str},
+        pk=("run_id", "step"),
+    )
+    db.table("outputs").create(
+        {
+            "id": str, "kind": str, "path": str, "run_id": str, "step": int, "detail_json": str, "created_at": str,
+        },
+        pk="id",
+    )  # fmt: skip
+    db.table("evaluations").create(
+        {
+            "id": str, "job_id": str, "subject": str, "run_id": str, "step": int, "base": str, "weights_hash": str,
+            "dataset": str, "scores_json": str, "created_at": str,
+        },
+        pk="id",
+    )  # fmt: skip
+    db.table("answers").create(
+        {
+            "evaluation_id": str, "probe": int, "kind": str, "intent": str, "language": str,
+            "prompt": str, "base_answer": str, "answer": str, "detail_json": str,
+        },
+        pk=("evaluation_id", "probe"),
+    )  # fmt: skip
