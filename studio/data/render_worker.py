@@ -1,4 +1,4 @@
-"""Talks to the process that renders chat templates (rendering.py), and replaces it when a template got it stopped."""
+"""Talks to the process that renders chat templates (rendering.py), and replaces it after it was stopped."""
 
 import atexit
 import json

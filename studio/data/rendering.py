@@ -1,7 +1,7 @@
 """Renders chat templates in a process of its own, which the kernel stops when a template eats time or memory.
 
-Run as a program it answers one JSON line per JSON line. It imports nothing of the studio, so that it starts quickly.
-The environment gives templates what transformers gives them, so the strings are the same.
+Run as a program it answers one JSON line per JSON line. It imports nothing of the studio, so that it starts
+quickly. The environment gives templates what transformers gives them, so the strings are the same.
 """
 
 import datetime
@@ -109,7 +109,7 @@ def render(source: str, variables: dict[str, Any]) -> str:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """{"texts": [...]} for {"source", "variables": [...]}, or {"error"}: whatever a template raises is its error."""
+    """{"texts": [...]} for {"source", "variables": [...]}, or {"error"} with whatever the template raised."""
     try:
         return {"texts": [render(request["source"], variables) for variables in request["variables"]]}
     except MemoryError:

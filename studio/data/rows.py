@@ -1,4 +1,4 @@
-"""Reads JSON and JSONL files row by row. Whatever the file holds, the only error is a DataError with the place."""
+"""Reads JSON and JSONL files row by row. Whatever a file holds, the only error is DataError with its place."""
 
 import json
 import math

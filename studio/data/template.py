@@ -1,4 +1,4 @@
-"""A model's chat template: messages in, the text that is trained out, and which parts of it the loss counts."""
+"""A model's chat template: messages in, the text that is trained out, and which parts the loss counts."""
 
 import hashlib
 import json
@@ -23,7 +23,8 @@ ANY_MARK = re.compile("[\U0010fff0-\U0010fff5]")
 
 NAMED = {
     "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
 }
 
 ChatMessage = Message | Mapping[str, Any]
@@ -32,7 +33,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the rendered text. `literal`: a control token that a message wrote, to be encoded as plain text."""
+    """A piece of the rendered text. `literal`: a control token that a message wrote, encoded as plain text."""
 
     text: str
     trained: bool
@@ -123,10 +124,11 @@ class ChatTemplate:
     def _content_spans(
         self, turns: list[dict[str, str]], missing: list[int], text: str
     ) -> dict[int, list[Span]]:
-        """Frame the missing messages' content with marks and see where these land; marks must change nothing else.
+        """Frame the missing messages' content with marks and see where these land.
 
-        Serves templates that write a turn differently once more turns follow (the prefix method fails there), and
-        overrides on messages that are not answers. An answer takes what ends its turn with it.
+        Serves templates that write a turn differently once more turns follow (the prefix method fails there),
+        and overrides on messages that are not answers. An answer takes what ends its turn with it.
+        DataError when the marks change anything else in the text.
         """
         framed = [_frame(turn) if index in missing else turn for index, turn in enumerate(turns)]
         answers = [index for index in missing if turns[index]["role"] == "assistant"]
@@ -136,7 +138,7 @@ class ChatTemplate:
         pieces = re.split(f"{CONTENT_START}(.*?){CONTENT_END}", whole, flags=re.DOTALL)
         if "".join(pieces) != text or len(pieces) != 2 * len(missing) + 1:
             raise DataError(
-                f"The chat template rewrites message {missing[0] + 1}, so its part of the text cannot be found.",
+                f"The chat template rewrites message {missing[0] + 1}, so its part cannot be told from the rest.",
                 'Use loss_on "all", or a template whose text for a turn does not depend on later turns.',
             )
         ends = {
@@ -242,9 +244,10 @@ def _role(message: ChatMessage) -> str:
 
 
 def _answer_end(until: str, prefix: str, content: str) -> int:
-    """The end of an answer with its end-of-turn token; white space counts only when nothing else ends the turn."""
-    answer = until[len(prefix) :].rstrip()
-    return len(until) if answer.endswith(content.rstrip()) else len(prefix) + len(answer)
+    """Where an answer and its end-of-turn token end; white space counts when nothing else ends the turn."""
+    answer, content = until[len(prefix) :].rstrip(), content.rstrip()
+    nothing_else = answer.endswith(content) if content else not answer
+    return len(until) if nothing_else else len(prefix) + len(answer)
 
 
 def _generation_spans(

@@ -19,7 +19,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation; labels[i] is input_ids[i] where it is trained, else IGNORE_INDEX (not shifted)."""
+    """Token ids of one conversation. labels[i] is input_ids[i] where trained, else IGNORE_INDEX; not shifted."""
 
     input_ids: list[int]
     labels: list[int]
@@ -52,7 +52,7 @@ class TextTokenizer:
         if not path.is_file():
             raise DataError(
                 f"The model {path.parent.name!r} has no tokenizer.json.",
-                "Save it once with a fast tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
+                "Load it with AutoTokenizer and save it once with save_pretrained; that writes the file.",
             )
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -79,7 +79,7 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself, for display; a token that is part of a character shows as U+FFFD."""
+        """The text of each token by itself, for display; part of a character shows as U+FFFD."""
         return [str(self._tokenizer.decode([each], skip_special_tokens=False)) for each in ids]
 
     def encode_segments(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
