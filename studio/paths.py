@@ -16,7 +16,9 @@ from slugify import slugify as ascii_slug
 from studio.errors import DiskFullError, ProjectError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RESERVED_SLUGS = {"con", "prn", "aux", "nul", "studio", "archive"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
+RESERVED_SLUGS = {"con", "prn", "aux", "nul", "studio", "archive"} | {
+    f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
+}
 MAX_SLUG_LENGTH = 60
 
 
@@ -33,6 +35,15 @@ def projects_root() -> Path:
 def system_folder() -> Path:
     """Machine-wide jobs (fetching a model, converting outside a project) keep their database here."""
     return projects_root() / ".studio"
+
+
+def job_folders() -> list[Path]:
+    """Folders with a job database: every project, and the machine-wide one."""
+    root = projects_root()
+    if not root.is_dir():
+        return []
+    folders = [path for path in root.iterdir() if not path.name.startswith(".") or path == system_folder()]
+    return [folder for folder in folders if (folder / "studio.db").is_file()]
 
 
 def models_root() -> Path:
@@ -62,7 +73,9 @@ def inside(root: Path, path: str | Path) -> Path:
     real_root = Path(root).resolve()
     real = (real_root / path).resolve()
     if real != real_root and real_root not in real.parents:
-        raise ProjectError(f"The path {str(path)!r} leads outside {real_root.name!r}.", "Give a path inside the project.")
+        raise ProjectError(
+            f"The path {str(path)!r} leads outside {real_root.name!r}.", "Give a path inside the project."
+        )
     return real
 
 
@@ -148,7 +161,11 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
     text = str(error)
     if "No space left" in text or "os error 28" in text or "os error 27" in text:
         return True
-    return "inline_container" in text and "unexpected pos" in text and shutil.disk_usage(folder).free < 64 * 2**20
+    return (
+        "inline_container" in text
+        and "unexpected pos" in text
+        and shutil.disk_usage(folder).free < 64 * 2**20
+    )
 
 
 def remove(path: Path) -> None:

@@ -51,7 +51,8 @@ def _migrate(db: Database, path: Path) -> None:
     applied = {migration.name for migration in migrations.applied(db)}
     if newer := applied - known:
         raise StoreError(
-            f"{path} was written by a newer Retune Studio (schema {sorted(newer)[-1]}).", "Update this installation."
+            f"{path} was written by a newer Retune Studio (schema {sorted(newer)[-1]}).",
+            "Update this installation.",
         )
     if applied != known:
         with FileLock(path.with_suffix(".lock"), timeout=30):
@@ -65,5 +66,8 @@ def _translated(error: Exception, path: Path) -> StoreError:
         "database is locked": "Another process holds it for long; try again in a moment.",
         "database or disk is full": "The disk is full; free some space, nothing that was stored is lost.",
         "attempt to write a readonly database": "Make the project folder writable.",
-    }.get(str(error), "Restore studio.db from a backup, or move it away to start with an empty one; files stay as they are.")
+    }.get(
+        str(error),
+        "Restore studio.db from a backup, or move it away to start with an empty one; files stay as they are.",
+    )
     return StoreError(f"The database {path} cannot be used: {error}.", hint)

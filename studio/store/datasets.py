@@ -36,7 +36,10 @@ def get(db: Database, name: str) -> Dataset:
     found = select(db, Dataset, "select * from datasets where name = ?", [name])
     if not found:
         names = ", ".join(dataset.name for dataset in listed(db)) or "none yet"
-        raise DataError(f"There is no dataset {name!r} in this project (there are: {names}).", "Build or import it on the Data page.")
+        raise DataError(
+            f"There is no dataset {name!r} in this project (there are: {names}).",
+            "Build or import it on the Data page.",
+        )
     return found[0]
 
 

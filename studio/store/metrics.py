@@ -19,7 +19,13 @@ def record(db: Database, run_id: str, step: int, values: dict[str, float]) -> No
     """Store one step's numbers; a number stored before for the same step is replaced. NaN and Inf become NULL: a gap."""
     at = now()
     rows = [
-        {"run_id": run_id, "name": name, "step": step, "value": value if math.isfinite(value) else None, "at": at}
+        {
+            "run_id": run_id,
+            "name": name,
+            "step": step,
+            "value": value if math.isfinite(value) else None,
+            "at": at,
+        }
         for name, value in values.items()
     ]
     with writing(db):
@@ -33,7 +39,10 @@ def series(db: Database, run_id: str, name: str, after_step: int = -1) -> list[P
 
 
 def names(db: Database, run_id: str) -> list[str]:
-    return [row["name"] for row in db.query("select distinct name from metrics where run_id = ? order by name", [run_id])]
+    return [
+        row["name"]
+        for row in db.query("select distinct name from metrics where run_id = ? order by name", [run_id])
+    ]
 
 
 def latest(db: Database, run_id: str) -> dict[str, float]:

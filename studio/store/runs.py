@@ -49,7 +49,11 @@ def get(db: Database, run_id: str) -> Run:
 
 def listed(db: Database) -> list[Run]:
     """Runs that are not archived, newest first."""
-    return select(db, Run, f"{SELECT} where runs.archived_at is null or runs.archived_at = '' order by runs.created_at desc")
+    return select(
+        db,
+        Run,
+        f"{SELECT} where runs.archived_at is null or runs.archived_at = '' order by runs.created_at desc",
+    )
 
 
 def update(db: Database, run_id: str, **values: Any) -> None:

@@ -1,0 +1,37 @@
+"""`python -m studio.engine VERB JOB_DIR`: one job in its own process. Torch is imported only when its turn has come."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from studio.engine.job import JobContext
+
+# verb -> module below studio.engine with a function `run(job)`; its result (a dict) is stored in the job's row.
+VERBS = {
+    "fetch": "studio.engine.models.fetch",
+    "train": "studio.engine.train",
+    "distill": "studio.engine.distill",
+    "convert": "studio.engine.convert",
+    "merge": "studio.engine.merge",
+    "evaluate": "studio.engine.evaluate",
+    "serve": "studio.engine.server",
+}
+
+
+def main(verb: str, job_dir: Path) -> int:
+    """Run one job to its end; the exit code is 0 when it finished or was stopped as asked."""
+    # OpenMP threads spin while they wait; on a busy machine that made steps 2-10 times slower (DESIGN §7).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with JobContext.open(job_dir) as job:
+        job.wait_for_turn()
+        job.finish(importlib.import_module(VERBS[verb]).run(job))
+    return job.exit_code
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in VERBS:
+        sys.exit(f"usage: python -m studio.engine {{{','.join(VERBS)}}} JOB_DIR")
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,209 @@
+"""A job as its own process sees it: turn in the queue, heartbeat, progress, requests, and a named end."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from studio import processes
+from studio.errors import DiskFullError, JobError, StudioError
+from studio.paths import is_disk_full, job_folders, projects_root
+from studio.store import jobs as store
+from studio.store import open_db
+from studio.store.jobs import Job
+
+HEARTBEAT_SECONDS = 2.0
+QUEUE_POLL_SECONDS = 0.5
+
+
+class StopRequested(Exception):
+    """Raised at a step border when the person asked the job to stop; `save` says whether to save first."""
+
+    def __init__(self, save: bool) -> None:
+        super().__init__("stopped on request")
+        self.save = save
+
+
+class JobContext:
+    """Use as a context manager: whatever leaves it becomes the job's state and cause."""
+
+    def __init__(self, folder: Path, job: Job, job_dir: Path) -> None:
+        self.folder = folder
+        self.id = job.id
+        self.args = job.args
+        self.run_id = job.run_id
+        self.job_dir = job_dir
+        self.exit_code = 1
+        self._needs_device = job.needs_device
+        self._device_lock = FileLock(projects_root() / ".device.lock")
+        self._ended = threading.Event()
+        self._progress: dict[str, Any] = {}
+        self._stop_signals = 0
+
+    @classmethod
+    def open(cls, job_dir: Path) -> "JobContext":
+        """The job that `studio.jobs.start` wrote into `job_dir`."""
+        written = json.loads((job_dir / "job.json").read_text(encoding="utf-8"))
+        folder = Path(written["folder"])
+        with open_db(folder) as db:
+            return cls(folder, store.get(db, written["id"]), job_dir)
+
+    def __enter__(self) -> "JobContext":
+        process = psutil.Process()
+        with open_db(self.folder) as db:
+            store.beat(db, self.id, pid=process.pid, process_created=process.create_time())
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        threading.Thread(target=self._beat_until_ended, daemon=True, name="heartbeat").start()
+        return self
+
+    def wait_for_turn(self) -> None:
+        """Wait until no older live job of any project needs the device. Raises StopRequested when asked to stop."""
+        if self._needs_device:
+            while not self._take_device():
+                self.check_stop()
+                self.phase("waiting in line")
+                time.sleep(QUEUE_POLL_SECONDS)
+        with open_db(self.folder) as db:
+            with contextlib.suppress(JobError):  # a stop request moved it to `stopping` already
+                store.move(db, self.id, "running")
+        self.check_stop()
+
+    def _take_device(self) -> bool:
+        if self._older_job_waits():
+            return False
+        try:
+            self._device_lock.acquire(
+                timeout=0
+            )  # released by the system when this process ends, however it ends
+            return True
+        except TimeoutError:
+            return False
+
+    def _older_job_waits(self) -> bool:
+        for folder in job_folders():
+            with open_db(folder) as db:
+                rows = store.listed(db, store.LIVE_STATES)
+            if any(row.needs_device and row.id < self.id and _may_live(row) for row in rows):
+                return True
+        return False
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
+        """Begin a phase: what is being done now, in words, and how much of it there is."""
+        if self._progress.get("phase") != phase:
+            print(f"[{time.strftime('%H:%M:%S')}] {phase}", flush=True)
+        self._progress = {"phase": phase, "current": 0, "total": total, "unit": unit}
+        self._write_progress()
+
+    def progress(self, current: int, total: int | None = None, unit: str | None = None) -> None:
+        """How much of the phase is done; written at most a few times a second, by the heartbeat too."""
+        self._progress["current"] = current
+        if total is not None:
+            self._progress["total"] = total
+        if unit is not None:
+            self._progress["unit"] = unit
+        if time.monotonic() - getattr(self, "_written_at", 0.0) > 0.3:
+            self._write_progress()
+
+    def requests(self) -> Job:
+        """What was asked for since the last call (save_request, sample_request) and stop_request, if any."""
+        with open_db(self.folder) as db:
+            job = store.take_requests(db, self.id)
+        if self._stop_signals and not job.stop_request:
+            job.stop_request = "save"
+        return job
+
+    def check_stop(self) -> None:
+        """Raise StopRequested when the job was asked to stop."""
+        asked = self.requests().stop_request
+        if asked:
+            raise StopRequested(save=asked == "save")
+
+    def finish(self, result: dict[str, Any] | None) -> None:
+        """The verb has done all it was asked to."""
+        self._end("finished", "", result or {})
+
+    def stopped(self, result: dict[str, Any] | None, cause: str = "Stopped on request.") -> None:
+        """The verb ended early because it was asked to, and saved what it was asked to save."""
+        self._end("stopped", cause, result or {})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            if error is not None and not self._ended.is_set():
+                self._end_with(error)
+        finally:
+            self._ended.set()
+            self._device_lock.release(force=True)
+        return True
+
+    def _end_with(self, error: BaseException) -> None:
+        if isinstance(error, StopRequested):
+            return self._end("stopped", "Stopped on request.", {})
+        if not isinstance(error, StudioError):
+            traceback.print_exception(error)
+        self._end("failed", explain(error, self.folder), {})
+        return None
+
+    def _end(self, state: str, cause: str, result: dict[str, Any]) -> None:
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self.exit_code = 1 if state == "failed" else 0
+        self._write_progress()
+        with open_db(self.folder) as db:
+            if result:
+                store.set_result(db, self.id, result)
+            with contextlib.suppress(JobError):  # killed and marked from outside while ending
+                store.move(db, self.id, state, cause)
+        print(f"[{time.strftime('%H:%M:%S')}] {state}. {cause}".rstrip(), flush=True)
+
+    def _write_progress(self) -> None:
+        self._written_at = time.monotonic()
+        try:
+            with open_db(self.folder) as db:
+                store.beat(db, self.id, **self._progress)
+        except StudioError as error:  # a full disk must not end a run; the log keeps the reason
+            print(f"progress not stored: {error}", file=sys.stderr, flush=True)
+
+    def _beat_until_ended(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            self._write_progress()
+
+    def _on_sigterm(self, *_: object) -> None:
+        """First SIGTERM: stop at the next step border and save. Second: leave at once."""
+        self._stop_signals += 1
+        if self._stop_signals > 1:
+            os._exit(143)
+
+
+def explain(error: BaseException, folder: Path) -> str:
+    """One sentence for a person: what ended the job and what to do next."""
+    if isinstance(error, StudioError):
+        return str(error)
+    if is_disk_full(error, folder):
+        return str(
+            DiskFullError("The disk is full.", "Free some space and start again; what was saved is unharmed.")
+        )
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or "OutOfMemory" in name or "can't allocate memory" in str(error):
+        return (
+            f"Out of memory ({str(error)[:200]}). Try a smaller train.micro_batch_size with more "
+            "gradient_accumulation_steps (the result is the same), gradient_checkpointing, or qlora."
+        )
+    return f"{name}: {str(error)[:500] or 'no message'}. The log has the details."
+
+
+def _may_live(job: Job) -> bool:
+    """A job without a process id is being started at this moment."""
+    return not job.pid or processes.lives(job.pid, job.process_created)

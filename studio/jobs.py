@@ -1,0 +1,202 @@
+"""The only door to the engine: start a process for a job, watch it, ask it to stop, name how it ended.
+
+A job outlives the app. It is found again by its row: process id and creation time together name one process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from studio import processes
+from studio.errors import JobError
+from studio.paths import REPOSITORY, atomic_write_json, job_folders
+from studio.store import jobs as store
+from studio.store import open_db
+from studio.store.jobs import Job
+
+JOB_FILE = "job.json"
+STARTUP_GRACE_SECONDS = 15
+# Children of this process are zombies until they are waited for; keep the handles to do so.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def start(
+    folder: Path,
+    kind: str,
+    args: dict[str, Any],
+    *,
+    title: str = "",
+    run_id: str = "",
+    log_path: Path | None = None,
+    needs_device: bool = True,
+) -> Job:
+    """Start `python -m studio.engine KIND JOB_DIR` in a session of its own and return its row.
+
+    `folder` is a project's (or `system_folder()`); `args` must be JSON and hold no secret. A job that `needs_device`
+    waits in line behind older ones of all projects.
+    """
+    job = Job(kind=kind, title=title or kind, run_id=run_id, args=args, needs_device=needs_device)
+    job_dir = folder / "jobs" / job.id
+    job_dir.mkdir(parents=True)
+    log = log_path or job_dir / "job.log"
+    job.log_path = str(log)
+    atomic_write_json(job_dir / JOB_FILE, {"id": job.id, "kind": kind, "folder": str(folder), "args": args})
+    with open_db(folder) as db:
+        store.add(db, job)
+        process = _spawn(kind, job_dir, log)
+        store.beat(db, job.id, pid=process.pid, process_created=processes.created(process.pid))
+    return job
+
+
+def _spawn(kind: str, job_dir: Path, log: Path) -> subprocess.Popen[bytes]:
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "studio.engine", kind, str(job_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    _children[process.pid] = process
+    return process
+
+
+def get(folder: Path, job_id: str) -> Job:
+    """The job as it is now: one whose process is gone is marked lost first."""
+    with open_db(folder) as db:
+        job = store.get(db, job_id)
+        _mark_if_lost(db, job)
+        return store.get(db, job_id)
+
+
+def refresh(folder: Path) -> list[Job]:
+    """All jobs of a project, newest first, those whose process is gone marked lost."""
+    with open_db(folder) as db:
+        for job in store.listed(db, store.LIVE_STATES):
+            _mark_if_lost(db, job)
+        return store.listed(db)
+
+
+def live_jobs() -> list[tuple[Path, Job]]:
+    """Jobs that are queued or running on this machine, in all projects, oldest first."""
+    found = []
+    for folder in job_folders():
+        found += [(folder, job) for job in refresh(folder) if job.live]
+    return sorted(found, key=lambda pair: pair[1].id)
+
+
+def stop(folder: Path, job_id: str, save: bool = True) -> None:
+    """Ask a job to stop at its next step border, with or without saving. One that still waits in line stops at once."""
+    with open_db(folder) as db:
+        job = store.get(db, job_id)
+        if not job.live:
+            return
+        store.request(db, job_id, stop_request="save" if save else "discard")
+        store.move(db, job_id, "stopping")
+
+
+def kill(folder: Path, job_id: str) -> None:
+    """End a job's process and all it started, at once. What was saved before stays."""
+    with open_db(folder) as db:
+        job = store.get(db, job_id)
+        if not job.live:
+            return
+        _kill_tree(job)
+        if store.get(db, job_id).live:
+            store.move(db, job_id, "stopped", "Killed on request; resume starts from its last checkpoint.")
+
+
+def request(folder: Path, job_id: str, what: str) -> None:
+    """Ask for "save" or "sample" at the next step border."""
+    if what not in ("save", "sample"):
+        raise JobError(f"A job cannot be asked for {what!r}.", "It can be asked for: save, sample.")
+    with open_db(folder) as db:
+        store.request(db, job_id, **{f"{what}_request": 1})
+
+
+def watch(folder: Path, job_id: str, interval_seconds: float = 0.5) -> Iterator[Job]:
+    """The job again and again until it has ended; the last one has an ended state."""
+    while True:
+        job = get(folder, job_id)
+        yield job
+        if not job.live:
+            return
+        time.sleep(interval_seconds)
+
+
+def tail(path: Path, num_lines: int = 200, max_bytes: int = 256_000) -> str:
+    """The end of a log. Progress bars' carriage returns count as line ends."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - max_bytes))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.replace("\r", "\n").splitlines()[-num_lines:])
+
+
+def read_job_file(job_dir: Path) -> dict[str, Any]:
+    """What `start` wrote for the process: id, kind, folder, args."""
+    return json.loads((job_dir / JOB_FILE).read_text(encoding="utf-8"))
+
+
+def alive(job: Job) -> bool:
+    """Whether the very process of this job still runs (a process id alone may have been given to another)."""
+    if not job.pid:
+        return False
+    child = _children.get(job.pid)
+    if child is not None and child.poll() is not None:
+        return False
+    return processes.lives(job.pid, job.process_created)
+
+
+def _mark_if_lost(db: Any, job: Job) -> None:
+    if not job.live or alive(job):
+        return
+    if not job.pid and _age_seconds(job) < STARTUP_GRACE_SECONDS:
+        return  # its row is there, its process is being started
+    current = store.get(db, job.id)  # it may have ended by itself between the two looks
+    if current.live:
+        store.move(db, job.id, "lost", _how_it_died(job))
+
+
+def _age_seconds(job: Job) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(job.created_at)).total_seconds()
+
+
+def _how_it_died(job: Job) -> str:
+    child = _children.get(job.pid)
+    code = child.poll() if child else None
+    if code == -signal.SIGKILL:
+        how = "was killed (signal 9): by a person, or by the system because memory ran out"
+    elif code is not None and code < 0:
+        how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    elif code is not None:
+        how = f"ended with exit code {code}"
+    else:
+        how = "is gone: it was killed, memory ran out, or the machine restarted"
+    return f"The process {how}. Its log says more; a training run can be resumed from its last checkpoint."
+
+
+def _kill_tree(job: Job) -> None:
+    if not alive(job):
+        return
+    process = psutil.Process(job.pid)
+    doomed = [*process.children(recursive=True), process]
+    for one in doomed:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(doomed, timeout=5)
