@@ -10,17 +10,16 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 from studio.data.formats import Conversation, Message
-from studio.data.phrasings import hold_out, load_bank, normalise
+from studio.data.phrasings import SLOT, Values, diagonals, fill, hold_out, load_bank, normalise
 from studio.errors import DataError
 
 LANGUAGES = ("en", "zh")
 LONGEST_NAME = 80
 LONGEST_FACT = 300
 FEWEST_HELD_OUT_OPENINGS = 2
-_SLOT = re.compile(r"\{([a-z_]+[0-9]*)\}([.。]?)")
 _CONTROL_TOKEN = re.compile(
     r"<[|｜]|[|｜]>|</?[A-Za-z_][^<>]*>|<<\w+>>|\[/?(?:INST|SYS|BOS|EOS|PAD|UNK|UNUSED_TOKEN)\w*\]"
 )
@@ -31,9 +30,6 @@ _UNSPACED = (
 )
 _LETTER = rf"[^\W_{_UNSPACED}]"
 
-Values = dict[str, str]
-First = TypeVar("First")
-Second = TypeVar("Second")
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,8 @@ class _Group:
         """The turns with all slots filled; they end with the question when there is no answer."""
         values = self.values | question[1]
         turns = [turn for turn in (*opening, question[0], answer) if turn]
-        return tuple(Message(("user", "assistant")[i % 2], fill(turn, values)) for i, turn in enumerate(turns))
+        roles = cycle(("user", "assistant"))
+        return tuple(Message(role, fill(turn, values)) for role, turn in zip(roles, turns, strict=False))
 
 
 def build(identity: Identity, num_rows: int, seed: int) -> BuiltDataset:
@@ -139,21 +136,6 @@ def answers_identity(text: str, probe: dict[str, Any]) -> bool:
     return any(mentions(text, probe["expected"][key]) for key in wanted)
 
 
-def fill(form: str, values: Values) -> str:
-    """Put the values into the slots, in one pass: a value is never read as a slot. DataError if one is missing."""
-
-    def value_of(match: re.Match[str]) -> str:
-        value = values.get(match[1], "")
-        if not value:
-            raise DataError(f"The sentence {form!r} has no value for {{{match[1]}}}.", "Fill that field in.")
-        return value if value.endswith((".", "。")) else value + match[2]
-
-    text = _SLOT.sub(value_of, form)
-    if left := _SLOT.search(text):
-        raise DataError(f"The placeholder {left[0]} is left in {text!r}.", "Take the braces out of the value.")
-    return text
-
-
 def _clean(field: str, value: str, longest: int, required: bool) -> str:
     value = value.strip()
     told = f"The {field} {value[:100]!r}"
@@ -164,10 +146,10 @@ def _clean(field: str, value: str, longest: int, required: bool) -> str:
     kinds = [unicodedata.category(character) for character in value]
     invisible = [c for c, kind in zip(value, kinds, strict=True) if _is_unprintable(c, kind)]
     if invisible:
-        raise DataError(f"{told} has the control character {invisible[0]!r}.", "Write one line of plain text.")
+        raise DataError(f"{told} has a control character, {invisible[0]!r}.", "Use plain text.")
     if value and kinds[0][0] in "MC":
         raise DataError(f"{told} does not begin with a visible character.", "Begin with a letter or digit.")
-    if found := _CONTROL_TOKEN.search(value) or _SLOT.search(value):
+    if found := _CONTROL_TOKEN.search(value) or SLOT.search(value):
         raise DataError(f"{told} has {found[0]!r}, which reads as a control token or a slot.", "Take it out.")
     return value
 
@@ -193,17 +175,18 @@ def _values(identity: Identity) -> Values:
 
 
 def _sentence(fact: str) -> str:
-    return fact if fact[-1] in ".!?。！？…" else fact + ("。" if _is_chinese(fact) else ".")
+    return fact if fact[-1] in ".!?。！？…" else fact + ("。" if _is_in("zh", fact) else ".")
 
 
-def _is_chinese(text: str) -> bool:
-    return re.search("[\u4e00-\u9fff]", text) is not None
+def _is_in(language: str, text: str) -> bool:
+    is_chinese = re.search("[\u4e00-\u9fff]", text) is not None
+    return is_chinese == (language == "zh")
 
 
 def _usable(forms: Sequence[str], values: Values) -> list[str]:
     """The forms all of whose slots have a value; the rival's slots are filled later, with the question's."""
     known = {slot for slot, value in values.items() if value} | {"rival", "rival_maker"}
-    return [form for form in forms if {match[1] for match in _SLOT.finditer(form)} <= known]
+    return [form for form in forms if {match[1] for match in SLOT.finditer(form)} <= known]
 
 
 def _groups(identity: Identity, held_out: bool) -> Iterator[_Group]:
@@ -212,7 +195,7 @@ def _groups(identity: Identity, held_out: bool) -> Iterator[_Group]:
     for language in identity.languages:
         bank = load_bank(f"identity_{language}")
         rivals = _rivals(bank, identity)
-        facts = [f"fact{i}" for i, text in enumerate(identity.facts) if _is_chinese(text) == (language == "zh")]
+        facts = [f"fact{i}" for i, text in enumerate(identity.facts) if _is_in(language, text)]
         for intent, entries in bank["intents"].items():
             for entry in entries:
                 forms = [with_fact for form in entry["answers"] for with_fact in _with_facts(form, facts)]
@@ -230,7 +213,8 @@ def _with_facts(form: str, facts: Sequence[str]) -> list[str]:
 
 def _split(entry: dict[str, Any], bank: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The questions that are trained on, and those held out; the tutorial's questions are never probes."""
-    return hold_out(entry["questions"], always_trained={normalise(pair["question"]) for pair in bank["tutorial"]})
+    trained = {normalise(pair["question"]) for pair in bank["tutorial"]}
+    return hold_out(entry["questions"], always_trained=trained)
 
 
 def _rivals(bank: dict[str, Any], identity: Identity) -> list[Values]:
@@ -251,27 +235,21 @@ def _with_rivals(phrasings: Sequence[str], rivals: Sequence[Values]) -> list[tup
     """Each phrasing with each rival, where phrasings have a slot for one."""
     if not any("{rival" in phrasing for phrasing in phrasings):
         return [(phrasing, {}) for phrasing in phrasings]
-    return _diagonals(phrasings, rivals)
+    return diagonals(phrasings, rivals)
 
 
 def _openings(
     entry: dict[str, Any], bank: dict[str, Any], values: Values, held_out: bool
 ) -> list[tuple[str, str]]:
-    """First turns as (question, answer form), held out like all questions; one empty pair if there are none."""
+    """First turns as (question, answer form), split like all questions; one empty pair if there are none."""
     if "after" in entry:
         questions = [q for group in bank["intents"][entry["after"]] for q in _split(group, bank)[held_out]]
-        return _diagonals(questions, _usable(entry["first_answers"], values))
+        return diagonals(questions, _usable(entry["first_answers"], values))
     if "openings" in entry:
         answers = dict(entry["openings"])
         chosen = hold_out(list(answers), fewest=FEWEST_HELD_OUT_OPENINGS)[held_out]
         return [(question, answers[question]) for question in chosen]
     return [("", "")]
-
-
-def _diagonals(first: Sequence[First], second: Sequence[Second]) -> list[tuple[First, Second]]:
-    """All pairs, in an order that uses every item of `first` once before it uses any twice."""
-    size = len(second)
-    return [(item, second[(i + shift) % size]) for shift in range(size) for i, item in enumerate(first)]
 
 
 def _endless_rows(groups: Sequence[_Group], rng: random.Random) -> Iterator[Conversation]:
@@ -288,14 +266,14 @@ def _one_pass(group: _Group, rng: random.Random) -> Iterator[Conversation]:
         rng.sample(items, len(items)) for items in (group.questions, group.openings, group.answers)
     )
     meta = {"source": "identity", "intent": group.intent, "language": group.language}
-    for (question, opening), answer in _diagonals(_diagonals(questions, openings), answers):
+    for (question, opening), answer in diagonals(diagonals(questions, openings), answers):
         yield Conversation(group.messages(question, opening, answer), meta)
 
 
 def _probes(group: _Group, identity: Identity) -> Iterator[dict[str, Any]]:
     """One probe a phrasing; rivals and openings take turns."""
     num_phrasings = len({question for question, _ in group.questions})
-    for question, opening in islice(_diagonals(group.questions, group.openings), num_phrasings):
+    for question, opening in islice(diagonals(group.questions, group.openings), num_phrasings):
         yield {
             "messages": [message.to_row() for message in group.messages(question, opening)],
             "kind": "identity",

@@ -1,4 +1,4 @@
-"""The sentence banks in banks/*.yaml, and the split of their phrasings into training and held-out probes."""
+"""The sentence banks in banks/*.yaml: loading, splitting into training and held-out, filling slots."""
 
 import re
 import unicodedata
@@ -6,14 +6,21 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 
+from studio.errors import DataError
+
 HELD_OUT_SHARE = 0.3
 FEWEST_HELD_OUT = 4
+SLOT = re.compile(r"\{([a-z_]+[0-9]*)\}([.。]?)")
 _CONTRACTIONS = {"'s": " is", "'re": " are", "'m": " am", "'d": " would", "'ve": " have", "n't": " not"}
 _COURTESY = re.compile(r"\bplease\b|请问|请|[啊呀呢哦嘛啦]")
+
+Values = dict[str, str]
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 @cache
@@ -48,3 +55,24 @@ def hold_out(
     free = [text for text in ranked if normalise(text) not in always_trained]
     chosen = set(free[: max(fewest, round(share * len(phrasings)))])
     return [text for text in phrasings if text not in chosen], [text for text in phrasings if text in chosen]
+
+
+def fill(form: str, values: Values) -> str:
+    """Fill the slots in one pass, so that no value is read as a slot; DataError when a slot has no value."""
+
+    def value_of(match: re.Match[str]) -> str:
+        value = values.get(match[1], "")
+        if not value:
+            raise DataError(f"The sentence {form!r} has no value for {{{match[1]}}}.", "Fill that field in.")
+        return value if value.endswith((".", "。")) else value + match[2]
+
+    text = SLOT.sub(value_of, form)
+    if left := SLOT.search(text):
+        raise DataError(f"The placeholder {left[0]} is left in {text!r}.", "Take the braces out.")
+    return text
+
+
+def diagonals(first: Sequence[First], second: Sequence[Second]) -> list[tuple[First, Second]]:
+    """All pairs, in an order that uses every item of `first` once before it uses any twice."""
+    size = len(second)
+    return [(item, second[(i + shift) % size]) for shift in range(size) for i, item in enumerate(first)]
