@@ -1,4 +1,4 @@
-"""Says what is wrong with a dataset, by row, before anything is trained. Errors block a start, warnings do not."""
+"""Says what is wrong with a dataset, by row, before anything is trained. Errors block a start."""
 
 import re
 from collections import defaultdict
@@ -12,15 +12,18 @@ from studio.data.phrasings import normalise
 from studio.data.tokens import Example
 from studio.errors import DataError
 
-SLOT = "(?:your[ _])?(?:name|author|maker|creator|developer|company|organi[sz]ation|model(?:[ _]name)?|assistant)"
+SLOT = (
+    "(?:your[ _])?"
+    "(?:name|author|maker|creator|developer|company|organi[sz]ation|model(?:[ _]name)?|assistant)"
+)
 PLACEHOLDER = re.compile(
     rf"\{{\{{\s*{SLOT}\s*\}}\}}|\{{\s*{SLOT}\s*\}}|<\s*{SLOT}\s*>|\[\s*{SLOT}\s*\]", re.IGNORECASE
 )
 CONTROL_TOKEN = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>")
 RIVALS = (
-    "ChatGPT", "OpenAI", "GPT-4", "Claude", "Anthropic", "Gemini", "Bard", "Google", "Qwen", "Alibaba", "DeepSeek",
-    "Llama", "Mistral", "SmolLM", "Hugging Face", "InternLM", "Kimi", "通义", "千问", "阿里", "文心", "百度", "豆包",
-    "智谱", "书生", "深度求索", "月之暗面",
+    "ChatGPT", "OpenAI", "GPT-4", "Claude", "Anthropic", "Gemini", "Bard", "Google", "Qwen", "Alibaba",
+    "DeepSeek", "Llama", "Mistral", "SmolLM", "Hugging Face", "InternLM", "Kimi", "通义", "千问", "阿里",
+    "文心", "百度", "豆包", "智谱", "书生", "深度求索", "月之暗面",
 )  # fmt: skip
 DENIAL = re.compile(
     r"\b(?:not|no|never|neither|nor|isn't|wasn't|than|unlike)\b|n't\b|不|没|非", re.IGNORECASE
@@ -57,8 +60,8 @@ def lint(
 ) -> list[Finding]:
     """All findings, by row.
 
-    identity: whom the data teaches, for the rules on names. probes: held-out probe rows. encode: a row's tokens,
-    usually `encode_conversation` with its other arguments bound, for the rules on length and labels.
+    identity: whom the data teaches, for the rules on names. probes: held-out probe rows. encode: a row's
+    tokens, usually `encode_conversation` with its other arguments bound, for the rules on length and labels.
     control_tokens: those of the tokenizer.
     """
     findings: list[Finding] = []
@@ -109,7 +112,7 @@ def _is_identity(conversation: Conversation) -> bool:
 
 
 def _lint_names(row: int, conversation: Conversation, identity: Identity | None) -> list[Finding]:
-    """An answer that names another assistant and not its own; it is an error where the data says who it is."""
+    """An answer that names another assistant and not its own; an error in rows that teach who it is."""
     if identity is None:
         return []
     own = [
@@ -203,7 +206,7 @@ def _probes_in_training(
         ]
         if found := next((asked[question] for question in questions if question in asked), None):
             severity = "error" if _is_identity(conversation) else "warning"
-            text = f"The row asks {found[:80]!r}, which is a held-out probe; take it out of the rows or the probes."
+            text = f"The row asks {found[:80]!r}, a held-out probe; take it out of the rows or the probes."
             findings.append(Finding(row, severity, "probe_in_training", text))
     return findings
 
@@ -220,7 +223,9 @@ def _lint_tokens(conversations: Sequence[Conversation], encode: Encode) -> list[
         if example.num_trained_tokens == 0:
             untrained.append(row)
         elif example.truncated:
-            text = f"The row is longer than max_length; only its first {len(example.input_ids)} tokens are trained."
+            text = (
+                f"The row is too long; only its first {len(example.input_ids)} tokens are used (max_length)."
+            )
             findings.append(Finding(row, "warning", "truncated", text))
     severity = "error" if len(untrained) + refused == len(conversations) else "warning"
     text = "No token of this row is trained; it is left out."

@@ -1,4 +1,4 @@
-"""The order in which rows of several sources are trained: fixed shares everywhere, reproducible, resumable."""
+"""The order in which rows of several sources are trained: fixed shares, reproducible, resumable."""
 
 import math
 import random
@@ -28,9 +28,9 @@ def plan_epoch(
 ) -> list[tuple[str, int]]:
     """The (source, row index from 0) of one epoch, in order.
 
-    A source that is smaller than its share repeats in whole passes, each in a new order, so no row comes twice
-    more often than another. Sources alternate evenly: every stretch of the epoch has the shares within a row or
-    so per source. Raises DataError for an empty source or a share that is not above 0.
+    A source that is smaller than its share repeats in whole passes, each in a new order, so its rows come
+    equally often, give or take one. Sources alternate evenly: every stretch of the epoch has the shares
+    within a row or two per source. Raises DataError for an empty source or a share that is not above 0.
     """
     exact = _normalised(sizes, shares)
     counts = _counts(exact, epoch_length(sizes, shares))
@@ -42,7 +42,7 @@ def plan_epoch(
 def iterate(
     sizes: Mapping[str, int], shares: Mapping[str, float], seed: int, start: int = 0
 ) -> Iterator[tuple[str, int]]:
-    """Yield epoch after epoch without end, from position `start` on: how a resumed run goes on where it was."""
+    """Yield epoch after epoch without end, from position `start` on: where a resumed run goes on."""
     first, skipped = divmod(start, epoch_length(sizes, shares))
     for epoch in count(first):
         yield from islice(plan_epoch(sizes, shares, seed, epoch), skipped if epoch == first else 0, None)
@@ -56,7 +56,7 @@ def rows_for(
 
 
 def _normalised(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, Fraction]:
-    """Shares that sum to exactly 1, by name in alphabetical order, so that the order in a config changes nothing."""
+    """Shares that sum to exactly 1, in alphabetical order: the order in a config changes nothing."""
     if not sizes or set(sizes) != set(shares):
         raise DataError(
             f"The sources are {sorted(sizes)}, the shares {sorted(shares)}.", "Name the same sources."
@@ -72,7 +72,7 @@ def _normalised(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[s
 
 
 def _counts(exact: Mapping[str, Fraction], length: int) -> dict[str, int]:
-    """Whole rows per source that sum to `length`: what is left after rounding down goes to the largest remainders."""
+    """Whole rows per source that sum to `length`; the largest remainders are rounded up."""
     counts = {name: math.floor(share * length) for name, share in exact.items()}
     by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name] * length, name))
     for name in by_remainder[: length - sum(counts.values())]:

@@ -1,4 +1,4 @@
-"""Decides which examples share a sequence and which sequences share a micro-batch. Pure arithmetic on lengths."""
+"""Decides which examples share a sequence and which sequences share a micro-batch. Arithmetic on lengths."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ MicroBatch = list[list[int]]
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What packing saves. Padding is counted in tokens: `without` one example per sequence, `with` the plan."""
+    """What packing saves. Padding in tokens: `without` one example per sequence, `with` the plan."""
 
     num_examples: int
     num_sequences: int
@@ -29,9 +29,10 @@ class PackingReport:
 
 
 def plan_sequences(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: indices of `lengths` in sequences of at most `capacity` tokens, each index once, none split.
+    """Best-fit decreasing: indices of `lengths` in sequences of at most `capacity` tokens.
 
-    The same lengths give the same plan. Raises ValueError for a length below 1 or above the capacity.
+    Each index comes once, none is split. The same lengths give the same plan. Raises ValueError for a
+    length below 1 or above the capacity.
     """
     wrong = [
         f"item {index} has {length}" for index, length in enumerate(lengths) if not 1 <= length <= capacity
@@ -55,9 +56,9 @@ def plan_sequences(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def plan_step(lengths: Sequence[int], pack: str, max_length: int, micro_batch_size: int) -> list[MicroBatch]:
     """The micro-batches of one optimizer step: lists of sequences, which are lists of indices into `lengths`.
 
-    pack "none": one example per sequence; "sequence": best fit into sequences of `max_length` tokens. Sequences
-    of like length share a micro-batch, `micro_batch_size` at most, so little is padded. Raises ValueError for a
-    length above `max_length`, DataError for an unknown `pack`.
+    pack "none": one example per sequence; "sequence": best fit into sequences of `max_length` tokens.
+    Sequences of like length share a micro-batch, `micro_batch_size` at most, so little is padded. Raises
+    ValueError for a length above `max_length`, DataError for an unknown `pack`.
     """
     if pack not in PACKS:
         raise DataError(f"pack is {pack!r}.", f"Allowed: {', '.join(PACKS)}.")

@@ -1,4 +1,4 @@
-"""Reads JSON and JSONL files row by row. Whatever a file holds, the only error is DataError with its place."""
+"""Reads JSON and JSONL files by rows. Whatever a file holds, the only error is DataError."""
 
 import json
 import math

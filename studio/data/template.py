@@ -33,7 +33,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of the rendered text. `literal`: a control token that a message wrote, encoded as plain text."""
+    """A piece of the rendered text. `literal`: a control token from a message, encoded as plain text."""
 
     text: str
     trained: bool
@@ -138,7 +138,7 @@ class ChatTemplate:
         pieces = re.split(f"{CONTENT_START}(.*?){CONTENT_END}", whole, flags=re.DOTALL)
         if "".join(pieces) != text or len(pieces) != 2 * len(missing) + 1:
             raise DataError(
-                f"The chat template rewrites message {missing[0] + 1}, so its part cannot be told from the rest.",
+                f"The chat template rewrites message {missing[0] + 1}, so its part cannot be found.",
                 'Use loss_on "all", or a template whose text for a turn does not depend on later turns.',
             )
         ends = {

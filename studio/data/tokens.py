@@ -19,7 +19,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation. labels[i] is input_ids[i] where trained, else IGNORE_INDEX; not shifted."""
+    """Token ids of one conversation. labels[i] is input_ids[i] where trained, else IGNORE_INDEX."""
 
     input_ids: list[int]
     labels: list[int]
