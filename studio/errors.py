@@ -1,16 +1,16 @@
 """Every error a person may see. A message says what is wrong, the value, and what is allowed; the hint says what to do.
 
-    StudioError
-      + ConfigError        one or more settings of a config are wrong
-      + DataError          a dataset, row, template or tokenizer cannot be used
-      + ProjectError       a workspace is missing, or a path leaves it
-      + StoreError         the project's database cannot be opened
-      + ModelError         a base model is missing or incomplete
-      + CheckpointError    a checkpoint is damaged or does not fit
-        - UnsafeFileError  a file would run code when opened
-      + JobError           a job cannot be started, stopped or found
-      + DiskFullError      not enough space, before or while writing
-      + ServerError        the model server does not answer
+StudioError
+  + ConfigError        one or more settings of a config are wrong
+  + DataError          a dataset, row, template or tokenizer cannot be used
+  + ProjectError       a workspace is missing, or a path leaves it
+  + StoreError         the project's database cannot be opened
+  + ModelError         a base model is missing or incomplete
+  + CheckpointError    a checkpoint is damaged or does not fit
+    - UnsafeFileError  a file would run code when opened
+  + JobError           a job cannot be started, stopped or found
+  + DiskFullError      not enough space, before or while writing
+  + ServerError        the model server does not answer
 """
 
 from dataclasses import dataclass

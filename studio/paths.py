@@ -161,11 +161,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
     text = str(error)
     if "No space left" in text or "os error 28" in text or "os error 27" in text:
         return True
-    return (
-        "inline_container" in text
-        and "unexpected pos" in text
-        and shutil.disk_usage(folder).free < 64 * 2**20
-    )
+    return "inline_container" in text and "unexpected pos" in text and shutil.disk_usage(folder).free < 64 * 2**20
 
 
 def remove(path: Path) -> None:

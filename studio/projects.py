@@ -103,9 +103,7 @@ def delete_project(slug: str) -> None:
 
 def _clean_name(name: str) -> str:
     # Zs is kept: spaces are fine; control, format and surrogate characters can hide what a name is.
-    text = "".join(
-        c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) not in ("Cc", "Cs", "Co")
-    )
+    text = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) not in ("Cc", "Cs", "Co"))
     text = " ".join(text.split())[:MAX_NAME_LENGTH]
     if not text:
         raise ProjectError("A project needs a name.", "Type at least one visible character.")

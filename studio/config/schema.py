@@ -43,12 +43,8 @@ class ModelSection(Section):
 class LoraSection(Section):
     """Shape of the adapter, for lora and qlora."""
 
-    rank: int = Field(
-        16, ge=1, le=1024, description="Width of the adapter: more learns more and weighs more."
-    )
-    alpha: int = Field(
-        32, ge=1, le=4096, description="Strength of the adapter; the update is scaled by alpha / rank."
-    )
+    rank: int = Field(16, ge=1, le=1024, description="Width of the adapter: more learns more and weighs more.")
+    alpha: int = Field(32, ge=1, le=4096, description="Strength of the adapter; the update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of adapter inputs dropped while training.")
     target_modules: str = Field(
         "all-linear",
@@ -66,9 +62,7 @@ class DataSection(Section):
         min_length=1,
         description="Datasets of the project and the share of training rows that each gives.",
     )
-    max_length: int = Field(
-        512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut."
-    )
+    max_length: int = Field(512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut.")
     pack: Literal["none", "sequence"] = Field(
         "sequence",
         description="sequence: several examples fill one line of a batch without seeing each other; same gradient, less padding.",
@@ -89,13 +83,9 @@ class TrainSection(Section):
     num_steps: int | None = Field(
         None, ge=1, le=10_000_000, description="Optimizer steps; leave empty to count in epochs."
     )
-    num_epochs: float | None = Field(
-        3.0, gt=0, le=1000, description="Passes over the data; used when steps are empty."
-    )
+    num_epochs: float | None = Field(3.0, gt=0, le=1000, description="Passes over the data; used when steps are empty.")
     micro_batch_size: int = Field(8, ge=1, le=4096, description="Examples per forward pass on a device.")
-    gradient_accumulation_steps: int = Field(
-        2, ge=1, le=4096, description="Forward passes per optimizer step."
-    )
+    gradient_accumulation_steps: int = Field(2, ge=1, le=4096, description="Forward passes per optimizer step.")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="Shape of the learning rate after warm-up."
@@ -109,12 +99,8 @@ class TrainSection(Section):
     weight_decay: float = Field(
         0.0, ge=0, le=1, description="Pull of weights towards zero.", json_schema_extra=ADVANCED
     )
-    beta1: float = Field(
-        0.9, ge=0, lt=1, description="AdamW: memory of the gradient.", json_schema_extra=ADVANCED
-    )
-    beta2: float = Field(
-        0.99, ge=0, lt=1, description="AdamW: memory of its square.", json_schema_extra=ADVANCED
-    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: memory of the gradient.", json_schema_extra=ADVANCED)
+    beta2: float = Field(0.99, ge=0, lt=1, description="AdamW: memory of its square.", json_schema_extra=ADVANCED)
     max_grad_norm: float = Field(
         1.0,
         ge=0,
@@ -124,17 +110,13 @@ class TrainSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, slower."
     )
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="Every random choice of the run comes from this number."
-    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Every random choice of the run comes from this number.")
 
 
 class RecordSection(Section):
     """What is kept of a run while it goes on."""
 
-    save_every_steps: int = Field(
-        0, ge=0, description="Checkpoint interval in steps; 0 saves at the end only."
-    )
+    save_every_steps: int = Field(0, ge=0, description="Checkpoint interval in steps; 0 saves at the end only.")
     keep_last: int = Field(2, ge=1, le=1000, description="Newest checkpoints that are kept.")
     evaluate_every_steps: int = Field(10, ge=0, description="Interval for valid/loss in steps; 0 never.")
     sample_every_steps: int = Field(
@@ -183,9 +165,7 @@ class RunConfig(Section):
 def parse_config(values: Any, source: str = "config") -> RunConfig:
     """A RunConfig from plain values. Raises ConfigError with every problem: path, value, and what is allowed."""
     if not isinstance(values, dict):
-        raise ConfigError(
-            [Problem("(top)", f"expected settings by name, got {type(values).__name__}")], source
-        )
+        raise ConfigError([Problem("(top)", f"expected settings by name, got {type(values).__name__}")], source)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -84,17 +84,13 @@ def _yaml() -> YAML:
 
 def _read(text: str, source: str) -> Any:
     if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(
-            [Problem("(file)", f"is {len(text)} characters long", f"<= {MAX_YAML_BYTES}")], source
-        )
+        raise ConfigError([Problem("(file)", f"is {len(text)} characters long", f"<= {MAX_YAML_BYTES}")], source)
     if "&" in text and "*" in text and text.count("*") > 50:
         raise ConfigError([Problem("(file)", "repeats too many aliases")], source)
     try:
         return _yaml().load(text)
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            [Problem("(file)", f"is not YAML: {' '.join(str(error).split())[:300]}")], source
-        ) from None
+        raise ConfigError([Problem("(file)", f"is not YAML: {' '.join(str(error).split())[:300]}")], source) from None
 
 
 def _plain(node: Any) -> Any:

@@ -82,9 +82,7 @@ class JobContext:
         if self._older_job_waits():
             return False
         try:
-            self._device_lock.acquire(
-                timeout=0
-            )  # released by the system when this process ends, however it ends
+            self._device_lock.acquire(timeout=0)  # released by the system when this process ends, however it ends
             return True
         except TimeoutError:
             return False
@@ -192,9 +190,7 @@ def explain(error: BaseException, folder: Path) -> str:
     if isinstance(error, StudioError):
         return str(error)
     if is_disk_full(error, folder):
-        return str(
-            DiskFullError("The disk is full.", "Free some space and start again; what was saved is unharmed.")
-        )
+        return str(DiskFullError("The disk is full.", "Free some space and start again; what was saved is unharmed."))
     name = type(error).__name__
     if isinstance(error, MemoryError) or "OutOfMemory" in name or "can't allocate memory" in str(error):
         return (

@@ -69,6 +69,4 @@ def put_output(db: Database, output: Output) -> Output:
 
 def outputs(db: Database, kind: str = "") -> list[Output]:
     """Outputs of a kind (all by default), newest first."""
-    return select(
-        db, Output, "select * from outputs where ? = '' or kind = ? order by created_at desc", [kind, kind]
-    )
+    return select(db, Output, "select * from outputs where ? = '' or kind = ? order by created_at desc", [kind, kind])

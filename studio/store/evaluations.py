@@ -55,9 +55,7 @@ def listed(db: Database) -> list[Evaluation]:
 def get(db: Database, evaluation_id: str) -> Evaluation:
     found = select(db, Evaluation, "select * from evaluations where id = ?", [evaluation_id])
     if not found:
-        raise StudioError(
-            f"There is no evaluation {evaluation_id!r}.", "The Compare page lists what there is."
-        )
+        raise StudioError(f"There is no evaluation {evaluation_id!r}.", "The Compare page lists what there is.")
     return found[0]
 
 

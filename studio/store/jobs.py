@@ -63,9 +63,7 @@ def get(db: Database, job_id: str) -> Job:
     """Raises JobError when there is none of that id."""
     found = select(db, Job, "select * from jobs where id = ?", [job_id])
     if not found:
-        raise JobError(
-            f"There is no job {job_id!r} in this project.", "`retune runs list` shows what there is."
-        )
+        raise JobError(f"There is no job {job_id!r} in this project.", "`retune runs list` shows what there is.")
     return found[0]
 
 

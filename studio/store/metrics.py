@@ -40,8 +40,7 @@ def series(db: Database, run_id: str, name: str, after_step: int = -1) -> list[P
 
 def names(db: Database, run_id: str) -> list[str]:
     return [
-        row["name"]
-        for row in db.query("select distinct name from metrics where run_id = ? order by name", [run_id])
+        row["name"] for row in db.query("select distinct name from metrics where run_id = ? order by name", [run_id])
     ]
 
 

@@ -39,9 +39,7 @@ def to_row(record: Any) -> dict[str, Any]:
 def from_row(cls: type[Record], row: dict[str, Any]) -> Record:
     """The dataclass of a row; columns the class does not know are left out."""
     plain = {
-        key.removesuffix(JSON_SUFFIX): json.loads(value)
-        if key.endswith(JSON_SUFFIX) and value is not None
-        else value
+        key.removesuffix(JSON_SUFFIX): json.loads(value) if key.endswith(JSON_SUFFIX) and value is not None else value
         for key, value in row.items()
     }
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
