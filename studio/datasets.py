@@ -1,0 +1,241 @@
+"""The datasets of a project: built, imported, distilled, edited; what is on disk and what is registered agree."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from studio import jobs
+from studio.data import identity as identities
+from studio.data.formats import Conversation, import_rows, read_conversations, write_conversations
+from studio.data.identity import Identity
+from studio.data.lint import Finding, lint
+from studio.data.template import ChatTemplate
+from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation, fingerprint
+from studio.errors import DataError
+from studio.models import require
+from studio.paths import atomic_path, atomic_write_text, remove, slugify
+from studio.projects import Project
+from studio.store import datasets as store
+from studio.store import open_db
+from studio.store.datasets import Dataset
+from studio.store.jobs import Job
+
+DEFAULT_IDENTITY_ROWS = 240
+DEFAULT_TUTORIAL_REPEATS = 500
+DEFAULT_MAX_NEW_TOKENS = 64
+MAX_UPLOAD_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One token of a row: its text, its id, and whether the loss counts it."""
+
+    text: str
+    id: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class RowLife:
+    """What becomes of one row: conversation, rendered text, tokens. `row` counts from 1."""
+
+    row: int
+    conversation: Conversation
+    text: str
+    tokens: list[TokenView]
+    truncated: bool
+
+    @property
+    def num_trained_tokens(self) -> int:
+        return sum(token.trained for token in self.tokens)
+
+
+def build_identity(
+    project: Project, identity: Identity, num_rows: int = DEFAULT_IDENTITY_ROWS, seed: int = 0, name: str = "identity"
+) -> Dataset:
+    """Write and register self-cognition rows and their held-out probes."""
+    built = identities.build(identity, num_rows, seed)
+    write_probes(project, name, built.probes)
+    origin = {"identity": asdict(identity), "seed": seed}
+    return save(project, name, built.rows, kind="identity", origin=origin, num_probes=len(built.probes))
+
+
+def build_tutorial(
+    project: Project, identity: Identity, num_repeats: int = DEFAULT_TUTORIAL_REPEATS, name: str = "tutorial"
+) -> Dataset:
+    """The tutorials' data: one or two rows, repeated. The probes are the same as the identity builder's."""
+    probes = identities.held_out_probes(identity)
+    write_probes(project, name, probes)
+    rows = identities.tutorial(identity, num_repeats)
+    return save(project, name, rows, kind="tutorial", origin={"identity": asdict(identity)}, num_probes=len(probes))
+
+
+def start_distill(
+    project: Project,
+    languages: Sequence[str] = ("en",),
+    name: str = "general",
+    limit: int = 0,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    base: str = "",
+) -> Job:
+    """Let the base model answer the general prompts itself, in a job; `limit` 0 takes all prompts."""
+    base = base or project.base
+    require(base)
+    args = {
+        "base": base, "dataset": checked_name(name), "languages": list(languages), "limit": limit,
+        "max_new_tokens": max_new_tokens,
+    }  # fmt: skip
+    return jobs.start(project.folder, "distill", args, title=f"distill {name}")
+
+
+def import_file(
+    project: Project, path: Path, name: str = "", format: str | None = None, keep_good: bool = False
+) -> Dataset:
+    """Copy a JSON or JSONL file into the project and register its conversations.
+
+    Raises DataError that lists the bad rows; with `keep_good` these are left out instead.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file {str(path)!r}.", "Give the path of a .json or .jsonl file.")
+    conversations = import_rows(path, format).conversations if keep_good else read_conversations(path, format)
+    if not conversations:
+        raise DataError(f"{path.name} holds no usable row.", "See the problems listed, or choose another format.")
+    name = name or slugify(path.stem)
+    with atomic_path(project.path("data", "source", slugify(path.stem) + path.suffix.lower())) as copy:
+        shutil.copyfile(path, copy)
+    return save(project, name, conversations, kind="import", origin={"file": path.name, "format": format or "auto"})
+
+
+def save(
+    project: Project,
+    name: str,
+    conversations: Sequence[Conversation],
+    kind: str = "",
+    origin: dict[str, Any] | None = None,
+    num_probes: int = 0,
+) -> Dataset:
+    """Write rows as data/NAME.jsonl and register them; without `kind`, as an edit of the dataset that is there."""
+    path = data_path(project, name)
+    with open_db(project.folder) as db:
+        before = None if kind else store.get(db, name)
+        write_conversations(path, conversations)
+        dataset = Dataset(
+            name=name,
+            kind=kind or before.kind,
+            path=project.relative(path),
+            fingerprint=fingerprint(conversations),
+            num_rows=len(conversations),
+            num_probes=num_probes or (before.num_probes if before else 0),
+            origin=origin or (before.origin | {"edited": True} if before else {}),
+        )
+        return store.put(db, dataset)
+
+
+def listed(project: Project) -> list[Dataset]:
+    with open_db(project.folder) as db:
+        return store.listed(db)
+
+
+def get(project: Project, name: str) -> Dataset:
+    """Raises DataError, naming the datasets there are."""
+    with open_db(project.folder) as db:
+        return store.get(db, name)
+
+
+def load(project: Project, name: str) -> list[Conversation]:
+    """All rows of a registered dataset."""
+    return read_conversations(project.path(get(project, name).path), "messages")
+
+
+def load_probes(project: Project, name: str) -> list[dict[str, Any]]:
+    """The held-out probes of a dataset; empty when it has none."""
+    path = probes_path(project, name)
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def write_probes(project: Project, name: str, probes: Sequence[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(probe, ensure_ascii=False) + "\n" for probe in probes)
+    atomic_write_text(probes_path(project, name), lines)
+
+
+def delete(project: Project, name: str) -> None:
+    """Forget a dataset and delete its files; the uploaded source stays."""
+    dataset = get(project, name)
+    with open_db(project.folder) as db:
+        store.remove(db, name)
+    remove(project.path(dataset.path))
+    remove(probes_path(project, name))
+
+
+def checked_name(name: str) -> str:
+    """A dataset's name as it was given. Raises DataError when it is not one that files and configs can bear."""
+    if not name or slugify(name).replace("-", "_") != name.replace("-", "_"):
+        raise DataError(
+            f"{name!r} cannot name a dataset.",
+            f"Use lower-case letters, digits, - and _; for example {slugify(name or 'data')!r}.",
+        )
+    return name
+
+
+def data_path(project: Project, name: str) -> Path:
+    return project.path("data", f"{checked_name(name)}.jsonl")
+
+
+def probes_path(project: Project, name: str) -> Path:
+    return project.path("data", f"{checked_name(name)}.probes.jsonl")
+
+
+def inspect_row(
+    project: Project, name: str, row: int, base: str = "", max_length: int = 512, loss_on: str = "assistant"
+) -> RowLife:
+    """The life of row `row` (from 1) under a base model's template and tokenizer, by the trainer's own functions."""
+    conversations = load(project, name)
+    if not 1 <= row <= len(conversations):
+        raise DataError(f"Dataset {name!r} has no row {row}.", f"Its rows are 1 to {len(conversations)}.")
+    return row_life(conversations[row - 1], row, require(base or project.base), max_length, loss_on)
+
+
+def row_life(
+    conversation: Conversation, row: int, model_folder: Path, max_length: int = 512, loss_on: str = "assistant"
+) -> RowLife:
+    """As `inspect_row`, for a conversation at hand."""
+    template, tokenizer = ChatTemplate.load(model_folder), TextTokenizer.load(model_folder)
+    example = encode_conversation(conversation, template, tokenizer, max_length, loss_on)
+    pieces = zip(tokenizer.pieces(example.input_ids), example.input_ids, example.labels, strict=True)
+    tokens = [TokenView(text, id, label != IGNORE_INDEX) for text, id, label in pieces]
+    return RowLife(row, conversation, template.render(conversation.messages), tokens, example.truncated)
+
+
+def lint_dataset(project: Project, name: str, base: str = "", max_length: int = 512) -> list[Finding]:
+    """What is wrong with a dataset, by row. With a base model at hand its tokens are looked at too."""
+    dataset = get(project, name)
+    identity = dataset.origin.get("identity")
+    encode, control_tokens = _encoder(base, max_length)
+    return lint(
+        load(project, name),
+        identity=Identity(**_tuples(identity)) if identity else None,
+        probes=load_probes(project, name),
+        encode=encode,
+        control_tokens=control_tokens,
+    )
+
+
+def _encoder(base: str, max_length: int) -> tuple[Any, tuple[str, ...]]:
+    if not base:
+        return None, ()
+    folder = require(base)
+    template, tokenizer = ChatTemplate.load(folder), TextTokenizer.load(folder)
+
+    def encode(conversation: Conversation) -> Example:
+        return encode_conversation(conversation, template, tokenizer, max_length)
+
+    return encode, tokenizer.control_tokens
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,208 @@
+"""What a person does with configs, runs and checkpoints; pages and command line call these, jobs do the work."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from studio import datasets, jobs
+from studio.chat_client import Connection
+from studio.config.schema import RunConfig
+from studio.config.yaml import load_config, save_config
+from studio.errors import ConfigError, JobError, Problem
+from studio.models import require
+from studio.paths import remove, slugify
+from studio.projects import Project
+from studio.store import checkpoints as store_checkpoints
+from studio.store import jobs as store_jobs
+from studio.store import open_db
+from studio.store import runs as store
+from studio.store.jobs import Job
+from studio.store.runs import Run
+
+CONFIG_FILE = "config.yaml"
+LOG_FILE = "run.log"
+
+
+def list_configs(project: Project) -> list[str]:
+    """Names of the project's configs."""
+    return sorted(path.stem for path in project.path("configs").glob("*.yaml"))
+
+
+def config_path(project: Project, name: str) -> Path:
+    return project.path("configs", f"{name}.yaml")
+
+
+def problems_before_start(project: Project, config: RunConfig) -> list[Problem]:
+    """What would make a run of this config fail at once; empty when it can start."""
+    problems = []
+    there = {dataset.name for dataset in datasets.listed(project)}
+    for name in config.data.sources:
+        if name not in there:
+            allowed = ", ".join(sorted(there)) or "none yet: build one on the Data page"
+            problems.append(Problem("data.sources", f"there is no dataset {name!r} in this project", allowed))
+    return problems
+
+
+def start_run(project: Project, config: RunConfig) -> tuple[Run, Job]:
+    """Freeze a config with a new run and start its job. Raises ConfigError or ModelError before anything is made."""
+    require(config.model.base)
+    if problems := problems_before_start(project, config):
+        raise ConfigError(problems, config.name)
+    with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
+        run_id = store.next_id(db, config.name)
+        run_dir = project.path("runs", run_id)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(run_dir / CONFIG_FILE, config)
+        store.add(db, Run(id=run_id, name=config.name, base=config.model.base, method=config.method))
+    return get_run(project, run_id), _start_training(project, run_id, resume="")
+
+
+def resume_run(project: Project, run_id: str, checkpoint: str = "auto") -> Job:
+    """Go on with a run from its newest sound checkpoint, or from one that is named. Raises JobError while it runs."""
+    run = get_run(project, run_id)
+    if run.state in store_jobs.LIVE_STATES:
+        raise JobError(f"Run {run_id} is {run.state}.", "Stop it first, or let it finish.")
+    return _start_training(project, run_id, resume=checkpoint)
+
+
+def _start_training(project: Project, run_id: str, resume: str) -> Job:
+    config_file = project.relative(run_folder(project, run_id) / CONFIG_FILE)
+    job = jobs.start(
+        project.folder,
+        "train",
+        {"config": config_file, "resume": resume},
+        title=f"train {run_id}",
+        run_id=run_id,
+        log_path=run_folder(project, run_id) / LOG_FILE,
+    )
+    with open_db(project.folder) as db:
+        store.update(db, run_id, job_id=job.id)
+    return job
+
+
+def get_run(project: Project, run_id: str) -> Run:
+    """The run as it is now. Raises JobError, naming the runs there are."""
+    jobs.refresh(project.folder)
+    with open_db(project.folder) as db:
+        return store.get(db, run_id)
+
+
+def list_runs(project: Project) -> list[Run]:
+    """Runs of a project, newest first, those whose process is gone marked lost."""
+    jobs.refresh(project.folder)
+    with open_db(project.folder) as db:
+        return store.listed(db)
+
+
+def run_folder(project: Project, run_id: str) -> Path:
+    return project.path("runs", run_id)
+
+
+def run_config(project: Project, run_id: str) -> RunConfig:
+    """The config that was frozen with a run."""
+    return load_config(run_folder(project, run_id) / CONFIG_FILE)
+
+
+def delete_checkpoint(project: Project, run_id: str, step: int) -> None:
+    """Delete one checkpoint and its manifest; what was converted from it stays."""
+    with open_db(project.folder) as db:
+        checkpoint = store_checkpoints.get(db, run_id, step)
+        store_checkpoints.remove(db, run_id, step)
+    path = project.path(checkpoint.path)
+    remove(path)
+    remove(path.with_suffix(".manifest.json"))
+
+
+def hf_folder(project: Project, run_id: str, step: int) -> Path:
+    """Where the Hugging Face form of a checkpoint lies or will lie."""
+    return project.path("hf", f"{run_id}-step_{step}")
+
+
+def is_converted(project: Project, run_id: str, step: int) -> bool:
+    return (hf_folder(project, run_id, step) / "retune_weights.json").is_file()
+
+
+def start_convert(project: Project, run_id: str, step: int, fp32: bool = False, max_shard_size: str = "2GB") -> Job:
+    """`.pth` to a Hugging Face folder, in a job."""
+    args = {"run_id": run_id, "step": step, "fp32": fp32, "max_shard_size": max_shard_size}
+    return jobs.start(
+        project.folder, "convert", args, title=f"convert {run_id} step {step}", run_id=run_id, needs_device=False
+    )
+
+
+def start_merge(project: Project, run_id: str, step: int, name: str = "", max_shard_size: str = "2GB") -> Job:
+    """Fold a converted adapter into its base and check that the result answers the same, in a job."""
+    name = name or f"{run_id}-step_{step}"
+    if slugify(name).replace("-", "_") != name.replace("-", "_"):
+        raise JobError(f"{name!r} cannot name a folder.", f"For example {slugify(name)!r}.")
+    args = {
+        "base": get_run(project, run_id).base,
+        "adapter": str(hf_folder(project, run_id, step)),
+        "out": str(project.path("merged", name)),
+        "max_shard_size": max_shard_size,
+        "device": "auto",
+        "run_id": run_id,
+        "step": step,
+    }
+    return jobs.start(project.folder, "merge", args, title=f"merge {run_id} step {step}", run_id=run_id)
+
+
+def probe_sets(project: Project) -> list[str]:
+    """Datasets with held-out probes: general ones, and the newest of those that teach an identity."""
+    there = [dataset for dataset in datasets.listed(project) if dataset.num_probes]
+    teaching = [dataset.name for dataset in there if dataset.kind in ("identity", "tutorial")]
+    return teaching[-1:] + [dataset.name for dataset in there if dataset.kind == "general"]
+
+
+def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0) -> Job:
+    """Score a converted checkpoint beside its base on the held-out probes, in a job; `limit` 0 asks all of them."""
+    probes = probe_sets(project)
+    if not probes:
+        raise JobError("This project has no held-out probes.", "Build an identity or general dataset on the Data page.")
+    subject = {
+        "label": f"{run_id} step {step}",
+        "path": str(hf_folder(project, run_id, step)),
+        "run_id": run_id,
+        "step": step,
+    }
+    args: dict[str, Any] = {
+        "base": get_run(project, run_id).base,
+        "subjects": [subject],
+        "probes": probes,
+        "limit": limit,
+    }
+    return jobs.start(project.folder, "evaluate", args, title=f"evaluate {run_id} step {step}", run_id=run_id)
+
+
+def start_server(
+    project: Project, base: str, adapters: list[dict[str, str]], port: int = 0, idle_seconds: int = 1800
+) -> Job:
+    """Start a model server with one base and adapters ({"name", "path"}) on it."""
+    require(base)
+    args = {"base": base, "adapters": adapters, "port": port, "idle_seconds": idle_seconds}
+    return jobs.start(project.folder, "serve", args, title=f"serve {base}", needs_device=False)
+
+
+def server_connection(project: Project, job: Job) -> Connection | None:
+    """Where a model server answers; None while it is still loading."""
+    path = project.path("jobs", job.id, "connection.json")
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Connection(values["url"], values["token"])
+
+
+def wait(project_folder: Path, job: Job, timeout_seconds: float = 3600) -> Job:
+    """Block until a job has ended and return it. Raises JobError with its cause when it failed or was lost."""
+    deadline = time.monotonic() + timeout_seconds
+    for current in jobs.watch(project_folder, job.id):
+        if not current.live:
+            if current.state in ("failed", "lost"):
+                raise JobError(f"{current.title} {current.state}: {current.cause}", f"Log: {current.log_path}")
+            return current
+        if time.monotonic() > deadline:
+            raise JobError(f"{current.title} did not end in {timeout_seconds:.0f} s.", f"Log: {current.log_path}")
+    raise JobError(f"{job.title} cannot be watched.")
