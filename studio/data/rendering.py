@@ -120,6 +120,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def serve() -> None:
     """Answer until the input ends. SIGPROF's default action ends this process, inside C code too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; this process ends with its input
     if sys.platform == "linux":  # elsewhere the kernel does not enforce RLIMIT_AS
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     for line in sys.stdin:
