@@ -31,7 +31,6 @@ _UNSPACED = (
 _LETTER = rf"[^\W_{_UNSPACED}]"
 
 
-
 @dataclass(frozen=True)
 class Identity:
     """Who the assistant is. Values are stripped; DataError when one cannot be used."""
