@@ -52,7 +52,7 @@ class InstalledModel:
 
 
 def resolve(base: str) -> BaseModel:
-    """Say what a `model.base` string means and where its files lie or would lie. Raises ModelError when it means nothing."""
+    """What a `model.base` string means and where its files lie or would lie. Raises ModelError when it means nothing."""
     text = base.strip() if isinstance(base, str) else ""
     if text == STARTER:
         return _fetched("starter", STARTER, models_root() / STARTER)
@@ -67,7 +67,7 @@ def resolve(base: str) -> BaseModel:
 
 
 def require(base: str) -> Path:
-    """The folder of a base model that is ready to load. Raises ModelError that says what is missing and how to get it."""
+    """The folder of a base model that is ready to load. Raises ModelError: what is missing, and how to get it."""
     model = resolve(base)
     if model.present:
         return model.folder
@@ -139,6 +139,11 @@ def verify(folder: Path) -> list[str]:
     if manifest is None:
         raise ModelError(f"{str(folder)!r} has no {MANIFEST_NAME}, so there is nothing to compare it with.", ALLOWED)
     return [name for name, entry in manifest["files"].items() if not _same_file(folder / name, entry)]
+
+
+def sha256_mismatches(folder: Path, expected: dict[str, str]) -> list[str]:
+    """The names whose file has not the sha256 that was expected."""
+    return [name for name, sha256 in expected.items() if sha256_of(folder / name) != sha256]
 
 
 def model_fingerprint(folder: Path) -> str:

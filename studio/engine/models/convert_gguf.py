@@ -1,5 +1,6 @@
 """Turns a SmolLM2 GGUF file into a Hugging Face folder: dense bfloat16 weights, tokenizer, chat template."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +34,17 @@ def save_weights(gguf: Path, folder: Path) -> None:
     model = model.to(torch.bfloat16)
     model.config.rms_norm_eps = 1e-5  # GGUF stores it as float32: 9.999999747378752e-06
     model.config.pad_token_id = 0
-    model.config._name_or_path = ""
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(folder)
+    _tidy_config(folder / "config.json")
+
+
+def _tidy_config(path: Path) -> None:
+    """Drop the GGUF's own name, and state rope_theta where tools older than transformers 5 look for it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_model_name_or_path", None)
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    atomic_write_json(path, config)
 
 
 def save_tokenizer(gguf: Path, folder: Path) -> None:

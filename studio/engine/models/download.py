@@ -1,4 +1,4 @@
-"""One file over HTTP that survives a kill: written to a `.part`, resumed with Range, accepted only with the right hash."""
+"""One file over HTTP that survives a kill: a `.part` resumed with Range, accepted only with the right hash."""
 
 import os
 import ssl
@@ -35,7 +35,7 @@ def without_secrets(url: str) -> str:
 def download(
     client: httpx.Client, url: str, part: Path, size_bytes: int, sha256: str, progress: Progress, what: str
 ) -> None:
-    """Bring `part` to `size_bytes` bytes with the given hash. A broken transfer goes on where it stopped, also next time.
+    """Bring `part` to `size_bytes` bytes with the given hash; a broken transfer goes on where it stopped.
 
     Raises ModelError when the server keeps failing or the content is not what was expected (then `part` is deleted).
     """
