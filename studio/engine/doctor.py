@@ -1,0 +1,81 @@
+"""`python -m studio.engine.doctor`: what the training libraries can do on this machine, as one JSON object."""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from typing import Any
+
+import torch
+
+
+def report() -> dict[str, Any]:
+    """Device, number formats, and for each optional library what it can do here or why it cannot."""
+    return {
+        "device": _device(),
+        "bitsandbytes": _try(_bitsandbytes),
+        "deepspeed": _try(_deepspeed),
+        "flash_attn": _try(_flash_attn),
+    }
+
+
+def _device() -> dict[str, Any]:
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "kind": "cuda",
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "bfloat16": torch.cuda.is_bf16_supported(),
+        }
+    flags = torch.backends.cpu.get_cpu_capability()
+    return {"kind": "cpu", "name": flags, "cores": os.cpu_count(), "bfloat16": "avx512_bf16" in _cpu_flags()}
+
+
+def _cpu_flags() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line for line in file if line.startswith("flags")), "")
+    return ""
+
+
+def _try(check: Any) -> dict[str, Any]:
+    try:
+        return {"works": True, "says": check()}
+    except Exception as error:  # a broken optional library must be reported, whatever it raises
+        return {"works": False, "says": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+
+
+def _bitsandbytes() -> str:
+    """Quantise a small matrix to NF4 and back: what QLoRA rests on."""
+    from bitsandbytes import functional
+
+    weights = torch.randn(64, 64, device="cuda" if torch.cuda.is_available() else "cpu")
+    packed, state = functional.quantize_4bit(weights, quant_type="nf4")
+    error = (functional.dequantize_4bit(packed, state) - weights).abs().mean().item()
+    if not error < 0.2:
+        raise RuntimeError(f"NF4 round trip is off by {error:.2f}")
+    optimizers = "8-bit optimizers" if torch.cuda.is_available() else "no 8-bit optimizers on a CPU"
+    return f"QLoRA (NF4) works; {optimizers}"
+
+
+def _deepspeed() -> str:
+    _must_be_installed("deepspeed", "pip install --no-build-isolation deepspeed")
+    return f"version {importlib.import_module('deepspeed').__version__}"
+
+
+def _flash_attn() -> str:
+    if not torch.cuda.is_available():
+        raise RuntimeError("needs a CUDA GPU; PyTorch's own attention (SDPA) is used")
+    _must_be_installed("flash_attn", "pip install --no-build-isolation flash-attn")
+    return f"version {importlib.import_module('flash_attn').__version__}"
+
+
+def _must_be_installed(name: str, how: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise RuntimeError(f"not installed; {how}")
+
+
+if __name__ == "__main__":
+    json.dump(report(), sys.stdout)
