@@ -1,0 +1,211 @@
+"""Batched decoding with a KV cache: base and adapters in one batch, each row with its own sampling and noise.
+
+A row's noise depends on its seed alone, so its text does not depend on its neighbours (up to rounding of the
+batched arithmetic). Training goes on afterwards as if nothing had happened: see `quiet`.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one row is decoded; temperature 0 takes the most likely token."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Decoding:
+    """A batch that is being decoded. Each `step` gives every row that still runs one more token.
+
+    `prompts` are token ids, at least one a row; `adapter_names` names the adapter of each row, BASE_ADAPTER for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        *,
+        eos_ids: Sequence[int],
+        pad_id: int,
+        adapter_names: Sequence[str] | None = None,
+    ) -> None:
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.ended_by_eos = [False] * len(prompts)
+        self._model = model
+        self._samplings = samplings
+        self._eos_ids = frozenset(eos_ids)
+        self._adapter_names = adapter_names
+        self._rows = list(range(len(prompts)))  # rows of the caller that are in the batch now
+        self._ended: set[int] = {row for row, sampling in enumerate(samplings) if sampling.max_new_tokens < 1}
+        self._noise = {row: random.Random(s.seed) for row, s in enumerate(samplings) if s.temperature > 0}
+        self._cache = DynamicCache()
+        self._input, self._mask = _left_padded(prompts, pad_id, next(model.parameters()).device)
+
+    @property
+    def running(self) -> list[int]:
+        """Rows that are not finished."""
+        return [row for row in self._rows if row not in self._ended]
+
+    def end(self, row: int) -> None:
+        """Stop a row; what it has stays in `answers`."""
+        self._ended.add(row)
+
+    def step(self) -> list[int | None]:
+        """The newest token of each row, None for finished ones; an end-of-text token ends its row and is not kept."""
+        newest: list[int | None] = [None] * len(self.answers)
+        self._drop_ended()
+        if not self._rows:
+            return newest
+        tokens = self._choose(self._forward())
+        for row, token in zip(self._rows, tokens.tolist(), strict=True):
+            newest[row] = self._keep(row, token)
+        self._input = tokens.unsqueeze(1)
+        return newest
+
+    def _keep(self, row: int, token: int) -> int | None:
+        if token in self._eos_ids:
+            self.ended_by_eos[row] = True
+            self._ended.add(row)
+            return None
+        self.answers[row].append(token)
+        if len(self.answers[row]) >= self._samplings[row].max_new_tokens:
+            self._ended.add(row)
+        return token
+
+    def _drop_ended(self) -> None:
+        kept = [index for index, row in enumerate(self._rows) if row not in self._ended]
+        if len(kept) == len(self._rows):
+            return
+        self._rows = [self._rows[index] for index in kept]
+        if not kept:
+            self._cache = DynamicCache()  # frees the memory of a batch that is over
+            return
+        index = torch.tensor(kept, device=self._mask.device)
+        self._input, self._mask = self._input[index], self._mask[index]
+        if self._cache.get_seq_length():
+            self._cache.batch_select_indices(index)
+
+    def _forward(self) -> Tensor:
+        """Logits of the next token, (rows, vocabulary), float32."""
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -self._input.shape[1] :]
+        names = [self._adapter_names[row] for row in self._rows] if self._adapter_names is not None else None
+        with torch.no_grad(), quiet(self._model), _adapters(self._model, names):
+            output = _core(self._model)(
+                input_ids=self._input,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
+        return output.logits[:, -1].float()
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        tokens = logits.argmax(dim=-1)
+        sampled = [index for index, row in enumerate(self._rows) if row in self._noise]
+        if sampled:
+            rows = [self._rows[index] for index in sampled]
+            noise = logits.new_tensor([self._noise[row].random() for row in rows])
+            tokens[sampled] = _sample(logits[sampled], [self._samplings[row] for row in rows], noise)
+        return tokens
+
+
+def generate(
+    model: nn.Module,
+    prompts: list[list[int]],
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    adapter_names: list[str] | None = None,
+    on_tokens: Callable[[list[int | None]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt; the answers are token ids without the end-of-text token.
+
+    `on_tokens` gets the newest token of each row, None for finished ones. `should_stop` ends all rows where they are.
+    """
+    samplings = [
+        Sampling(max_new_tokens, temperature, top_p, random.Random(f"{seed}/{row}").getrandbits(63))
+        for row in range(len(prompts))
+    ]
+    decoding = Decoding(model, prompts, samplings, eos_ids=eos_ids, pad_id=pad_id, adapter_names=adapter_names)
+    while decoding.running and not (should_stop and should_stop()):
+        newest = decoding.step()
+        if on_tokens:
+            on_tokens(newest)
+    return decoding.answers
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of a block; afterwards every module is in the mode that it was in.
+
+    bitsandbytes' 4-bit layers keep training mode: on a CPU they would repack their weights for inference, and no
+    gradient would flow through them ever after. They have no dropout, so nothing else depends on their mode.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module, _ in modes:
+        if any(kind.__name__ == "Linear4bit" for kind in type(module).__mro__):
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _core(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper (adapter layers included), or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _adapters(model: nn.Module, names: list[str] | None) -> AbstractContextManager[Any]:
+    """Send each row of the batch through its adapter."""
+    if names is None or not hasattr(model, "peft_config"):
+        return nullcontext()
+    return model.base_model._enable_peft_forward_hooks(adapter_names=names)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (rows, longest prompt)."""
+    if any(not prompt for prompt in prompts):
+        raise ValueError("every prompt needs at least one token")
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _sample(logits: Tensor, samplings: list[Sampling], noise: Tensor) -> Tensor:
+    """One token a row from the most likely tokens that together have the probability `top_p`.
+
+    `noise` in [0, 1) picks the place in the cumulated probability: equal distributions and noise, equal token.
+    """
+    temperature = logits.new_tensor([sampling.temperature for sampling in samplings]).unsqueeze(1)
+    top_p = logits.new_tensor([sampling.top_p for sampling in samplings]).unsqueeze(1)
+    probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    kept = torch.where(before < top_p, probabilities, 0.0).cumsum(dim=-1)
+    target = noise.unsqueeze(1) * kept[:, -1:]
+    place = torch.searchsorted(kept, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return order.gather(1, place).squeeze(1)
