@@ -1,0 +1,70 @@
+"""Which device computes, in which number format, with how many threads, and from which seed."""
+
+import os
+import random
+
+import numpy
+import psutil
+import torch
+
+from studio.errors import ConfigError, Problem
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The first GPU when there is one, else the CPU. Raises ConfigError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError([Problem("device", f"is no device: {name!r}", "auto, cpu, cuda, cuda:0")]) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        here = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
+        raise ConfigError([Problem("device", f"{name!r} is not there; torch sees {here}", "auto, cpu")])
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a config's name; auto is bfloat16 where the device computes it natively, else float32.
+
+    Raises ConfigError for float16 on a CPU, where its arithmetic is emulated.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise ConfigError([Problem("model.dtype", "float16 needs a GPU", "auto, float32, bfloat16")])
+    if name not in DTYPES:
+        raise ConfigError([Problem("model.dtype", f"got {name!r}", f"auto, {', '.join(DTYPES)}")])
+    return DTYPES[name]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """CUDA from compute capability 8.0; a CPU with AVX512-BF16 or AMX. Elsewhere it is emulated, many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def set_threads() -> int:
+    """Let torch use the cores that this process may use, unless OMP_NUM_THREADS says otherwise; returns the number."""
+    if not os.environ.get("OMP_NUM_THREADS"):
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(allowed, psutil.cpu_count(logical=False) or allowed)))
+    return torch.get_num_threads()
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def memory_metric(device: torch.device) -> dict[str, float]:
+    """What this process holds now, in bytes, under the name of its metric."""
+    if device.type == "cuda":
+        return {"system/gpu_memory_bytes": float(torch.cuda.max_memory_allocated(device))}
+    return {"system/memory_bytes": float(psutil.Process().memory_info().rss)}

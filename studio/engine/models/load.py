@@ -1,0 +1,165 @@
+"""A base model from its folder: weights in the wanted number format, tokenizer, chat template, end-of-text ids."""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+# Everything is read from the folder. Set before transformers is imported; bitsandbytes asks the hub for kernels too.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig  # noqa: E402
+from transformers import logging as transformers_logging  # noqa: E402
+
+from studio.data.template import ChatTemplate  # noqa: E402
+from studio.data.tokens import TextTokenizer  # noqa: E402
+from studio.errors import DataError, ModelError  # noqa: E402
+from studio.models import missing_parts  # noqa: E402
+
+PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+
+
+@dataclass
+class LoadedModel:
+    """A base model with all that is needed to talk to it; `dtype` is the one it computes in."""
+
+    model: nn.Module
+    tokenizer: TextTokenizer
+    template: ChatTemplate
+    eos_ids: list[int]
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill rows with; what stands there is masked, so any id will do."""
+        configured = getattr(self.model.config, "pad_token_id", None)
+        return configured if isinstance(configured, int) and configured >= 0 else self.eos_ids[0]
+
+
+def load_base(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str = "auto",
+    quantize: bool = False,
+    device: torch.device,
+) -> LoadedModel:
+    """Load a causal language model from a local folder; `quantize` keeps its linear layers in 4 bits (NF4).
+
+    No code of the folder runs. Raises ModelError or DataError with what is wrong and what to do.
+    """
+    folder = Path(folder)
+    if missing := missing_parts(folder):
+        raise ModelError(
+            f"The folder {str(folder)!r} is not a complete model: {', '.join(missing)}.",
+            "Give a folder in Hugging Face format, or fetch the model again.",
+        )
+    tokenizer, template = TextTokenizer.load(folder), ChatTemplate.load(folder)
+    model = _load_weights(folder, dtype, pick_attention(attention, device), quantize, device)
+    _require_fitting_vocabulary(model, tokenizer, folder)
+    return LoadedModel(model, tokenizer, template, _eos_ids(folder, tokenizer, template), folder, device, dtype)
+
+
+def pick_attention(name: str, device: torch.device) -> str:
+    """The attention kernel of a config's name. Raises ModelError for flash_attention_2 where it cannot run."""
+    if name == "auto":
+        return "sdpa"
+    if name == "flash_attention_2" and (device.type != "cuda" or find_spec("flash_attn") is None):
+        raise ModelError(
+            f"flash_attention_2 cannot run on {device.type} here.",
+            "Set model.attention to auto, or install flash-attn on a machine with an NVIDIA GPU.",
+        )
+    return name
+
+
+def _load_weights(folder: Path, dtype: torch.dtype, attention: str, quantize: bool, device: torch.device) -> nn.Module:
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{str(folder)!r} holds an adapter beside a model.", "Move adapter_config.json out, or merge the two first."
+        )
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": any(folder.glob("*.safetensors")),
+    }
+    if quantize:
+        arguments |= {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+        return model if quantize else model.to(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a foreign folder makes transformers raise, the person needs its cause
+        raise _model_error(folder, error) from error
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _model_error(folder: Path, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:400]
+    if "trust_remote_code" in reason:
+        return ModelError(
+            f"The model {folder.name!r} needs Python code of its own, which is not run.",
+            "Choose a model whose architecture transformers has built in.",
+        )
+    return ModelError(
+        f"The model in {str(folder)!r} cannot be loaded: {type(error).__name__}: {reason}",
+        "Check that the files are complete (fetch it again) and that transformers knows this architecture.",
+    )
+
+
+def _require_fitting_vocabulary(model: nn.Module, tokenizer: TextTokenizer, folder: Path) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"The tokenizer of {folder.name!r} has {tokenizer.vocab_size} ids, its embedding {rows} rows.",
+            "Tokenizer and weights do not belong together; fetch the model again.",
+        )
+
+
+def _eos_ids(folder: Path, tokenizer: TextTokenizer, template: ChatTemplate) -> list[int]:
+    """Ids that end an answer: those that the model names, and the one that the template ends a turn with."""
+    found = _generation_eos(folder)
+    named = tokenizer.token_id(template.special_tokens.get("eos_token", ""))
+    found += [named] if named is not None else []
+    found += _end_of_turn(tokenizer, template)
+    if not found:
+        raise ModelError(
+            f"The model {folder.name!r} names no end-of-text token.", "Add eos_token_id to its generation_config.json."
+        )
+    return list(dict.fromkeys(found))
+
+
+def _generation_eos(folder: Path) -> list[int]:
+    if not (folder / "generation_config.json").is_file():
+        return []
+    try:
+        eos = GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"generation_config.json of {folder.name!r} cannot be read: {error}.") from error
+    return [eos] if isinstance(eos, int) else list(eos or [])
+
+
+def _end_of_turn(tokenizer: TextTokenizer, template: ChatTemplate) -> list[int]:
+    """The control token after an answer, when the template writes one."""
+    try:
+        trained = [segment for segment in template.segments(PROBE) if segment.trained]
+    except DataError:  # a template that wants other turns than these; the ids that the model names remain
+        return []
+    last = tokenizer.encode(trained[-1].text)[-1:] if trained else []
+    return [token for token in last if tokenizer.decode([token]) in tokenizer.control_tokens]
