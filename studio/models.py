@@ -52,7 +52,7 @@ class InstalledModel:
 
 
 def resolve(base: str) -> BaseModel:
-    """What a `model.base` string means and where its files lie or would lie. Raises ModelError when it means nothing."""
+    """What a `model.base` string means, and where its files lie or would lie. Raises ModelError otherwise."""
     text = base.strip() if isinstance(base, str) else ""
     if text == STARTER:
         return _fetched("starter", STARTER, models_root() / STARTER)

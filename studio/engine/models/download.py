@@ -51,9 +51,7 @@ def download(
     _accept(part, size_bytes, sha256, url)
 
 
-def _transfer(
-    client: httpx.Client, url: str, part: Path, size_bytes: int, progress: Progress, what: str
-) -> None:
+def _transfer(client: httpx.Client, url: str, part: Path, size_bytes: int, progress: Progress, what: str) -> None:
     done = _size(part)
     if done >= size_bytes:
         progress(size_bytes, size_bytes, what)

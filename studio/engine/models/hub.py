@@ -37,9 +37,7 @@ def download_huggingface(model_id: str, folder: Path, progress: Progress) -> str
         files = choose_files(model_id, listed)
 
         def get(file: RemoteFile, report: Callable[[int], None]) -> None:
-            hf_hub_download(
-                model_id, file.name, revision=info.sha, local_dir=folder, tqdm_class=_reporting_bar(report)
-            )
+            hf_hub_download(model_id, file.name, revision=info.sha, local_dir=folder, tqdm_class=_reporting_bar(report))
 
         _get_all(model_id, files, folder, get, progress)
     remove(folder / ".cache")
@@ -62,9 +60,7 @@ def download_modelscope(model_id: str, folder: Path, progress: Progress) -> str:
 
         def get(file: RemoteFile, report: Callable[[int], None]) -> None:
             callbacks = [_reporting_callback(report)]
-            snapshot_download(
-                model_id, local_dir=str(folder), allow_patterns=[file.name], progress_callbacks=callbacks
-            )
+            snapshot_download(model_id, local_dir=str(folder), allow_patterns=[file.name], progress_callbacks=callbacks)
 
         _get_all(model_id, files, folder, get, progress)
     return f"modelscope:{model_id}"

