@@ -1,0 +1,5 @@
+"""Data: build, distil, upload, browse."""
+
+from studio.ui.frame import frame
+
+project = frame("Data", ":material/dataset:")

@@ -1,0 +1,5 @@
+"""Config: everything one run needs."""
+
+from studio.ui.frame import frame
+
+project = frame("Config", ":material/tune:")
