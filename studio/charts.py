@@ -1,0 +1,247 @@
+"""Rows in, plotly Figure out. Colours stay apart for colour-blind eyes, and every line and bar bears its own name.
+
+Words come in translated. Backgrounds are transparent: the page gives light or dark.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from studio.store.metrics import Point
+
+# Okabe and Ito's hues, shifted until each is 3:1 against white and against the dark background alike.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#2E86C8", "#D9660A", "#12906A", "#B5659A", "#7F8792"
+MAX_POINTS = 2000
+CHART_HEIGHT = 300
+BAR_STEP, GROUP_STEP = 0.85, 2.9
+GRID = "rgba(127,135,146,0.22)"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series. `faint` lines are the background of another; `markers` show where sparse points were measured."""
+
+    name: str
+    points: Sequence[Point]
+    color: str = BLUE
+    faint: bool = False
+    markers: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """A measured share in 0..1 with its interval, base beside tuned; `counts` such as "3 / 40" go on the bars."""
+
+    label: str
+    base: float
+    base_interval: tuple[float, float]
+    tuned: float
+    tuned_interval: tuple[float, float]
+    base_counts: str = ""
+    tuned_counts: str = ""
+
+
+def loss_chart(
+    train: Sequence[Point],
+    valid: Sequence[Point],
+    *,
+    train_label: str,
+    valid_label: str,
+    step_label: str,
+    loss_label: str,
+    smoothing: float = 0.0,
+    log: bool = False,
+) -> go.Figure:
+    """Training and validation loss over steps. `smoothing` in 0..1 draws an average over the faint raw line."""
+    lines = [Line(train_label, train)]
+    if smoothing > 0:
+        lines = [Line("", train, faint=True), Line(train_label, smooth(train, smoothing))]
+    if any(point.value is not None for point in valid):
+        lines.append(Line(valid_label, valid, ORANGE, markers=True))
+    return line_chart(lines, step_label, loss_label, log=log)
+
+
+def line_chart(
+    lines: Sequence[Line], x_title: str, y_title: str, *, log: bool = False, height: int = CHART_HEIGHT
+) -> go.Figure:
+    """Lines over steps, from the first step to the last; NULL values are gaps. Names stand at the lines' ends."""
+    figure = go.Figure()
+    for line in lines:
+        figure.add_trace(_trace(line))
+    named = [line for line in lines if line.name]
+    if len(named) > 1:
+        _name_ends(figure, named, log)
+    figure.update_layout(**_layout(height), hovermode="x unified", uirevision="keep")
+    figure.update_xaxes(title=x_title, gridcolor=GRID, rangemode="tozero")
+    figure.update_yaxes(title=y_title, gridcolor=GRID, type="log" if log else "linear", zeroline=False)
+    return figure
+
+
+def small_chart(
+    points: Sequence[Point], x_title: str, y_title: str, color: str = BLUE, number_format: str = ""
+) -> go.Figure:
+    """One quantity over steps, small, to stand beside others; its name is the axis title."""
+    figure = line_chart([Line("", points, color)], x_title, y_title, height=190)
+    if number_format:
+        figure.update_yaxes(tickformat=number_format)
+    return figure
+
+
+def share_chart(shares: Sequence[Share], *, base_label: str, tuned_label: str, axis_label: str) -> go.Figure:
+    """Shares as horizontal bars with interval whiskers, tuned under base, in the order given from the top."""
+    figure = go.Figure()
+    for name, color, side, offset in ((base_label, GREY, "base", 0.0), (tuned_label, BLUE, "tuned", BAR_STEP)):
+        figure.add_trace(_share_bars(shares, name, color, side, offset))
+        figure.add_trace(_share_texts(shares, side, offset))
+    for number, share in enumerate(shares):
+        figure.add_annotation(
+            x=0, y=number * GROUP_STEP - 0.85, text=share.label, showarrow=False, xanchor="left", font={"size": 14}
+        )
+    rows = [number * GROUP_STEP + offset for number in range(len(shares)) for offset in (0.0, BAR_STEP)]
+    names = [base_label, tuned_label] * len(shares)
+    figure.update_layout(**_layout(70 + 112 * len(shares)), showlegend=False)
+    figure.update_xaxes(
+        title=axis_label, range=[0, 1.22], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", gridcolor=GRID
+    )
+    figure.update_yaxes(
+        range=[rows[-1] + 0.7 if rows else 1, -1.3], tickvals=rows, ticktext=names, showgrid=False, zeroline=False
+    )
+    figure.update_layout(xaxis_fixedrange=True, yaxis_fixedrange=True)
+    return figure
+
+
+def smooth(points: Sequence[Point], weight: float) -> list[Point]:
+    """Exponential average with the start's bias removed; a gap stays a gap and does not disturb what follows."""
+    average, mass, smoothed = 0.0, 0.0, []
+    for point in points:
+        if point.value is None:
+            smoothed.append(point)
+            continue
+        average = weight * average + (1 - weight) * point.value
+        mass = weight * mass + (1 - weight)
+        smoothed.append(Point(point.step, average / mass, point.at))
+    return smoothed
+
+
+def thin_out(points: Sequence[Point], max_points: int = MAX_POINTS) -> list[Point]:
+    """At most `max_points` points over the whole range: of each stretch the lowest, the highest, and a gap if any."""
+    if len(points) <= max_points:
+        return list(points)
+    first, *inner, last = points
+    num_stretches = max(1, (max_points - 2) // 3)
+    kept = [first]
+    for number in range(num_stretches):
+        start, end = (len(inner) * n // num_stretches for n in (number, number + 1))
+        kept += _extremes(inner[start:end])
+    return [*kept, last]
+
+
+def _extremes(stretch: Sequence[Point]) -> list[Point]:
+    measured = [point for point in stretch if point.value is not None]
+    kept = {point.step: point for point in stretch if point.value is None and len(measured) < len(stretch)}
+    kept = dict(list(kept.items())[:1])
+    if measured:
+        for point in (min(measured, key=_value), max(measured, key=_value)):
+            kept[point.step] = point
+    return [kept[step] for step in sorted(kept)]
+
+
+def _value(point: Point) -> float:
+    return point.value if point.value is not None else float("nan")
+
+
+def _trace(line: Line) -> go.Scatter:
+    points = thin_out(line.points)
+    return go.Scatter(
+        x=[point.step for point in points],
+        y=[point.value for point in points],
+        name=line.name,
+        mode="lines+markers" if line.markers or len(points) == 1 else "lines",
+        line={"color": line.color, "width": 1 if line.faint else 2},
+        opacity=0.35 if line.faint else 1.0,
+        marker={"size": 6},
+        connectgaps=line.markers,
+        hoverinfo="skip" if line.faint else None,
+        hovertemplate=None if line.faint else "%{y:.4g}",
+        showlegend=False,
+    )
+
+
+def _name_ends(figure: go.Figure, lines: Sequence[Line], log: bool) -> None:
+    """Write each line's name beside its last point, moved apart when two lines end close together."""
+    ends = [(line, last) for line in lines if (last := _last_measured(line.points))]
+    ends.sort(key=lambda pair: _value(pair[1]))
+    values = [value for line in lines for point in line.points if (value := point.value) is not None]
+    spread = (max(values) - min(values)) if values else 0.0
+    for number, (line, last) in enumerate(ends):
+        close = number > 0 and _value(last) - _value(ends[number - 1][1]) < 0.09 * spread
+        close_above = number + 1 < len(ends) and _value(ends[number + 1][1]) - _value(last) < 0.09 * spread
+        figure.add_annotation(
+            x=last.step,
+            y=_log10(_value(last)) if log else last.value,
+            text=line.name,
+            font={"color": line.color, "size": 13},
+            showarrow=False,
+            xanchor="left",
+            xshift=8,
+            yshift=9 if close else (-9 if close_above else 0),
+        )
+    longest = max((len(line.name) + sum(ord(c) > 0x2E80 for c in line.name) for line in lines), default=0)
+    figure.update_layout(margin_r=24 + 8 * longest)
+
+
+def _last_measured(points: Sequence[Point]) -> Point | None:
+    return next((point for point in reversed(points) if point.value is not None), None)
+
+
+def _log10(value: float) -> float:
+    """Annotations on a log axis want the exponent."""
+    return math.log10(value) if value > 0 else 0.0
+
+
+def _share_bars(shares: Sequence[Share], name: str, color: str, side: str, offset: float) -> go.Bar:
+    values = [getattr(share, side) for share in shares]
+    intervals = [getattr(share, f"{side}_interval") for share in shares]
+    return go.Bar(
+        orientation="h",
+        y=[number * GROUP_STEP + offset for number in range(len(shares))],
+        x=values,
+        width=0.62,
+        name=name,
+        marker={"color": color, "cornerradius": 3},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, high - value) for value, (_, high) in zip(values, intervals, strict=True)],
+            "arrayminus": [max(0.0, value - low) for value, (low, _) in zip(values, intervals, strict=True)],
+            "thickness": 1.6,
+            "width": 6,
+            "color": ORANGE,
+        },
+        hovertemplate=f"{name}: %{{x:.1%}}<extra></extra>",
+    )
+
+
+def _share_texts(shares: Sequence[Share], side: str, offset: float) -> go.Scatter:
+    """The share in figures, to the right of its whisker."""
+    return go.Scatter(
+        x=[getattr(share, f"{side}_interval")[1] for share in shares],
+        y=[number * GROUP_STEP + offset for number in range(len(shares))],
+        text=[f"  {getattr(share, side):.0%}  {getattr(share, f'{side}_counts')}" for share in shares],
+        mode="text",
+        textposition="middle right",
+        hoverinfo="skip",
+        cliponaxis=False,
+    )
+
+
+def _layout(height: int) -> dict:
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": 13},
+    }
