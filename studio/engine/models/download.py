@@ -15,7 +15,8 @@ Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in total, and what is being done; may raise to stop the work."""
 
 NUM_ATTEMPTS = 5
-PIECE_BYTES = 256 * 1024
+"""Failures in a row, none of which brought a single byte, before the download gives up."""
+FIRST_WAIT_SECONDS = 0.5
 
 
 def http_client() -> httpx.Client:
@@ -40,14 +41,16 @@ def download(
     Raises ModelError when the server keeps failing or the content is not what was expected (then `part` is deleted).
     """
     part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(NUM_ATTEMPTS):
-        require_free_space(part.parent, size_bytes - _size(part), what)
+    require_free_space(part.parent, size_bytes - _size(part), what)
+    num_failures = 0
+    while True:
+        before = _size(part)
         try:
             _transfer(client, url, part, size_bytes, progress, what)
-        except httpx.TransportError as error:
-            _give_up_or_wait(error, attempt, url)
-        if _size(part) >= size_bytes:
             break
+        except httpx.TransportError as error:
+            num_failures = num_failures + 1 if _size(part) <= before else 1
+            _give_up_or_wait(error, num_failures, url)
     _accept(part, size_bytes, sha256, url)
 
 
@@ -63,7 +66,7 @@ def _transfer(client: httpx.Client, url: str, part: Path, size_bytes: int, progr
             done = 0
         with open(part, "r+b" if done else "wb") as file:
             file.seek(done)
-            for piece in response.iter_raw(PIECE_BYTES):
+            for piece in response.iter_raw():
                 done += len(piece)
                 if done > size_bytes:
                     part.unlink()
@@ -84,13 +87,13 @@ def _continues(response: httpx.Response, start: int) -> bool:
     return response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 
-def _give_up_or_wait(error: httpx.TransportError, attempt: int, url: str) -> None:
-    if attempt + 1 == NUM_ATTEMPTS:
+def _give_up_or_wait(error: httpx.TransportError, num_failures: int, url: str) -> None:
+    if num_failures == NUM_ATTEMPTS:
         raise ModelError(
             f"The download of {without_secrets(url)} failed {NUM_ATTEMPTS} times, last with: {error}.",
             "Check the network and try again; what has arrived is kept.",
         ) from error
-    time.sleep(min(0.5 * 2**attempt, 8.0))
+    time.sleep(FIRST_WAIT_SECONDS * 2 ** (num_failures - 1))
 
 
 def _accept(part: Path, size_bytes: int, sha256: str, url: str) -> None:
