@@ -27,7 +27,7 @@ def project() -> Project:
 
 @pytest.fixture
 def open_page() -> OpenPage:
-    """open_page("pages/1_Data.py", lang="zh") runs Home, then the page, and returns it; any exception fails the test."""
+    """open_page("pages/1_Data.py", lang="zh") runs Home, then the page; an exception on the way fails the test."""
 
     def open(path: str = "app.py", lang: str = "", **query: str) -> AppTest:
         at = AppTest.from_file(str(REPOSITORY / "app.py"), default_timeout=60)
