@@ -1,0 +1,51 @@
+"""The runs of a project, states as words; the chosen one stays chosen, in the session and in the address."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from studio.store.jobs import LIVE_STATES
+from studio.store.runs import Run
+from studio.ui import state
+from studio.ui.i18n import _
+from studio.ui.widgets import ago, plain, state_word
+
+NEW_RUN = ""
+KEPT = "train.run"
+LIST_HEIGHT = 620
+
+
+def choose_run(found: Sequence[Run]) -> str:
+    """Draw the list; the id of the chosen run, or NEW_RUN."""
+    by_id = {run.id: run for run in found}
+    chosen = _chosen(found)
+    st.session_state["train.choice"] = chosen
+    if chosen:
+        st.query_params["run"] = chosen
+    else:
+        st.query_params.pop("run", None)
+    with st.container(height=LIST_HEIGHT if len(found) > 8 else "content", border=False):
+        st.radio(
+            _("Runs"),
+            [NEW_RUN, *by_id],
+            key="train.choice",
+            format_func=lambda run_id: plain(run_id) if run_id else f":material/add: {_('New run')}",
+            captions=["", *(_caption(run) for run in found)],
+            on_change=lambda: state.keep(KEPT, st.session_state["train.choice"]),
+        )
+    return chosen
+
+
+def _chosen(found: Sequence[Run]) -> str:
+    """What was chosen in this session or is named in the address, else the run that is live, else the newest."""
+    known = {run.id for run in found} | {NEW_RUN}
+    for wish in (state.kept(KEPT), st.query_params.get("run") or None):
+        if wish is not None and wish in known:
+            return wish
+    live = [run.id for run in found if run.state in LIVE_STATES]
+    return (live or [run.id for run in found] or [NEW_RUN])[0]
+
+
+def _caption(run: Run) -> str:
+    parts = [state_word(run.state) or _("not started"), f"{run.step} / {run.num_steps or '?'}", ago(run.created_at)]
+    return plain(" · ".join(parts))

@@ -1,0 +1,242 @@
+"""The panel that starts a run: what the config will do, what stands in the way, and a start that happens once."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import streamlit as st
+from filelock import FileLock
+
+from studio import datasets, jobs, models, runs
+from studio.config.catalog import preset, preset_names
+from studio.config.schema import RunConfig
+from studio.config.yaml import load_config
+from studio.data.lint import Finding
+from studio.errors import StudioError
+from studio.paths import human_bytes, system_folder
+from studio.projects import Project
+from studio.store import open_db
+from studio.store import runs as store_runs
+from studio.store.jobs import Job
+from studio.store.runs import Run
+from studio.ui.frame import CONFIG, DATA, link
+from studio.ui.i18n import _, ngettext
+from studio.ui.widgets import guarded, plain, show_progress
+
+SAME_START_SECONDS = 15
+SHOWN_FINDINGS = 8
+# Optimizer state of AdamW is two float32 numbers for each trained weight beside the weight itself (two bytes or four).
+BYTES_SAVED_PER_WEIGHT_BYTE = 6
+ADAPTER_SHARE_OF_BASE_AT_RANK_16 = 0.22
+ICONS = {"ok": ":material/check:", "warning": ":material/warning:", "error": ":material/block:"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at before the start. `state` is ok, warning or error; `overridable` errors may be overruled."""
+
+    state: str
+    text: str
+    findings: tuple[Finding, ...] = ()
+    overridable: bool = False
+
+
+def start_panel(project: Project) -> Run | None:
+    """Draw the panel; the run when one was started now."""
+    with guarded():
+        config = _choose_config(project)
+        _summary(project, config)
+        found = checks(project, config)
+        _show_checks(found)
+        _offer_model(config.model.base)
+        return _start_button(project, config, found)
+    return None
+
+
+def _choose_config(project: Project) -> RunConfig:
+    saved = runs.list_configs(project)
+    left, right = st.columns([2, 3], vertical_alignment="bottom")
+    label = _("Config") if saved else _("Built-in config")
+    name = left.selectbox(label, saved or preset_names(), key="train.config")
+    with right:
+        link(CONFIG, _("Edit it on the Config page") if saved else _("Make your own on the Config page"))
+    return load_config(runs.config_path(project, name)) if saved else preset(name)
+
+
+def _summary(project: Project, config: RunConfig) -> None:
+    steps = planned_steps(project, config)
+    facts = [
+        (_("Method"), config.method),
+        (_("Base model"), config.model.base),
+        (_("Steps"), str(steps) if steps else "–"),
+        (_("Rows a step"), str(config.examples_per_step)),
+        (_("Learning rate"), f"{config.train.learning_rate:g}"),
+    ]
+    for column, (label, value) in zip(st.columns(len(facts)), facts, strict=True):
+        column.caption(label)
+        column.markdown(f"**{plain(value)}**")
+    total = sum(config.data.sources.values())
+    mix = ", ".join(f"{name} {share / total:.0%}" for name, share in config.data.sources.items())
+    st.caption(_("Learns from: {mix}").format(mix=plain(mix)))
+
+
+def planned_steps(project: Project, config: RunConfig) -> int:
+    """Optimizer steps of a config; 0 while a dataset that it counts in epochs is not there."""
+    if config.train.num_steps is not None:
+        return config.train.num_steps
+    sizes = {dataset.name: dataset.num_rows for dataset in datasets.listed(project)}
+    if any(name not in sizes for name in config.data.sources):
+        return 0
+    num_rows = sum(sizes[name] for name in config.data.sources) * (1 - config.data.valid_share)
+    return math.ceil(num_rows * (config.train.num_epochs or 0) / config.examples_per_step)
+
+
+def checks(project: Project, config: RunConfig) -> list[Check]:
+    """What is looked at before a run starts, in the order it would fail."""
+    problems = runs.problems_before_start(project, config)
+    found = [_check_model(config.model.base)]
+    found += [Check("error", f"{problem.message} ({_('there are')}: {problem.allowed})") for problem in problems]
+    if not problems:
+        found.append(_check_rows(project, config))
+        found.append(_check_lint(project, config))
+    found.append(_check_disk(project, config))
+    return found
+
+
+def _check_model(base: str) -> Check:
+    try:
+        models.require(base)
+    except StudioError as error:
+        return Check("error", str(error))
+    return Check("ok", _("The base model {base} is on this machine.").format(base=base))
+
+
+def _check_rows(project: Project, config: RunConfig) -> Check:
+    sizes = {dataset.name: dataset.num_rows for dataset in datasets.listed(project)}
+    num_rows = sum(sizes[name] for name in config.data.sources)
+    steps = planned_steps(project, config)
+    seen = steps * config.examples_per_step
+    text = _("{rows} rows in {count} datasets; {steps} steps see {seen} rows: each about {times} times.").format(
+        rows=num_rows, count=len(config.data.sources), steps=steps, seen=seen, times=f"{seen / max(1, num_rows):.1f}"
+    )
+    return Check("ok" if num_rows else "error", text)
+
+
+def _check_lint(project: Project, config: RunConfig) -> Check:
+    findings = [finding for name in config.data.sources for finding in _findings(project, name, config)]
+    errors = tuple(finding for finding in findings if finding.severity == "error")
+    warnings = tuple(finding for finding in findings if finding.severity != "error")
+    if errors:
+        text = ngettext("{n} row would be learned wrongly.", "{n} rows would be learned wrongly.", len(errors))
+        return Check("error", text.format(n=len(errors)), errors + warnings, overridable=True)
+    if warnings:
+        text = ngettext("{n} remark on the data.", "{n} remarks on the data.", len(warnings))
+        return Check("warning", text.format(n=len(warnings)), warnings)
+    return Check("ok", _("The data has no faults that can be found by rule."))
+
+
+def _findings(project: Project, name: str, config: RunConfig) -> list[Finding]:
+    dataset = datasets.get(project, name)
+    base = config.model.base if models.resolve(config.model.base).present else ""
+    return _cached_lint(project, name, dataset.fingerprint, base, config.data.max_length)
+
+
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs={Project: lambda project: project.slug})
+def _cached_lint(project: Project, name: str, fingerprint: str, base: str, max_length: int) -> list[Finding]:
+    """`fingerprint` is there for the cache: a dataset that changed is looked at again."""
+    return datasets.lint_dataset(project, name, base, max_length)
+
+
+def _check_disk(project: Project, config: RunConfig) -> Check:
+    free = shutil.disk_usage(project.folder).free
+    needed = checkpoint_bytes(config) * (config.record.keep_last + 1)
+    text = _("Checkpoints take up to about {needed}; {free} are free.").format(
+        needed=human_bytes(needed), free=human_bytes(free)
+    )
+    return Check("ok" if needed < free else "error", text)
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """An upper estimate of one checkpoint's size, from the base model's files; 0 when the base is not there."""
+    base = models.resolve(config.model.base)
+    if not base.present:
+        return 0
+    weights = sum(file.stat().st_size for file in models.model_files(base.folder) if file.suffix != ".json")
+    if config.method == "full":
+        return weights * BYTES_SAVED_PER_WEIGHT_BYTE
+    return int(weights * ADAPTER_SHARE_OF_BASE_AT_RANK_16 * config.lora.rank / 16)
+
+
+def _show_checks(found: Sequence[Check]) -> None:
+    with st.container(border=True, gap="xsmall"):
+        for check in found:
+            st.markdown(f"{ICONS[check.state]} {plain(check.text)}")
+            if check.findings:
+                _show_findings(check.findings)
+        if any("dataset" in check.text for check in found if check.state == "error"):
+            link(DATA, _("Build or import it on the Data page"))
+
+
+def _show_findings(findings: Sequence[Finding]) -> None:
+    with st.expander(_("Show them")):
+        for finding in findings[:SHOWN_FINDINGS]:
+            st.text(_("Row {row}: {message}").format(row=finding.row, message=finding.message))
+        if len(findings) > SHOWN_FINDINGS:
+            st.caption(_("and {number} more").format(number=len(findings) - SHOWN_FINDINGS))
+            link(DATA, _("See all on the Data page"))
+
+
+def _offer_model(base: str) -> None:
+    """Get a base model that is not there, in a job; or its progress."""
+    model = models.resolve(base)
+    if model.present or model.kind == "folder":
+        return
+    live = fetching(base)
+    if live:
+        show_progress(live)
+    elif st.button(_("Get the model"), icon=":material/download:", key="train.fetch"):
+        jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
+        st.rerun()
+
+
+def fetching(base: str) -> Job | None:
+    """The live job that gets this base model."""
+    found = [job for job in jobs.refresh(system_folder()) if job.live and job.kind == "fetch"]
+    return next((job for job in found if job.args.get("base") == base), None)
+
+
+def _start_button(project: Project, config: RunConfig, found: Sequence[Check]) -> Run | None:
+    stands_in_way = [check for check in found if check.state == "error"]
+    despite: list[str] = []
+    if stands_in_way and all(check.overridable for check in stands_in_way):
+        label = _("Start all the same. What was found is recorded with the run.")
+        if st.checkbox(label, key="train.override"):
+            despite = [f"{finding.rule}: {finding.message}" for check in stands_in_way for finding in check.findings]
+    disabled = bool(stands_in_way) and not despite
+    if st.button(_("Start"), type="primary", icon=":material/play_arrow:", disabled=disabled, key="train.start"):
+        return start_once(project, config, despite)
+    return None
+
+
+def start_once(project: Project, config: RunConfig, despite: Sequence[str] = ()) -> Run:
+    """Start a run; a second press within a few seconds, here or in another window, returns the same one."""
+    with FileLock(project.path(".start.lock"), timeout=30):
+        if same := _just_started(project, config):
+            return same
+        run, _job = runs.start_run(project, config)
+    if despite:
+        with open_db(project.folder) as db:
+            detail = json.dumps({"started_despite": list(despite)}, ensure_ascii=False)
+            store_runs.update(db, run.id, detail_json=detail)
+    return run
+
+
+def _just_started(project: Project, config: RunConfig) -> Run | None:
+    for run in runs.list_runs(project):
+        age = (datetime.now(UTC) - datetime.fromisoformat(run.created_at)).total_seconds()
+        if age < SAME_START_SECONDS and run.name == config.name and runs.run_config(project, run.id) == config:
+            return run
+    return None

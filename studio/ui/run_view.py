@@ -1,0 +1,295 @@
+"""One run as the person watches it: state, progress, curves, samples, log, and what may be asked of it."""
+
+import html
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import streamlit as st
+
+from studio import charts, jobs, runs
+from studio.projects import Project
+from studio.store import checkpoints, metrics, open_db, samples
+from studio.store.jobs import LIVE_STATES, Job
+from studio.store.metrics import Point
+from studio.store.runs import Run
+from studio.store.samples import Sample
+from studio.ui import state
+from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
+from studio.ui.i18n import _
+from studio.ui.widgets import duration, guarded, plain, progress_text, state_label
+
+LIVE_SECONDS = 1.5
+SILENT_SECONDS = 20
+NUM_STEPS_FOR_SPEED = 20
+LATEST_SAMPLE_COLUMNS = 3
+LOG_HEIGHT = 280
+SERIES = ("train/loss", "valid/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")
+
+
+def run_view(project: Project, run_id: str) -> None:
+    """Draw a run. While it is live its moving parts are looked at again every second or two."""
+    run, job = runs.get_run(project, run_id), run_job(project, run_id)
+    live = job is not None and job.live
+    _head(run)
+    if live and job:
+        _live_controls(project, job)
+    else:
+        _ended(project, run, job)
+    st.fragment(_moving_parts, run_every=LIVE_SECONDS if live else None)(project, run_id, run.state)
+    _frozen_config(project, run)
+
+
+def run_job(project: Project, run_id: str) -> Job | None:
+    """The newest job of a run; None for a run that was recorded without one."""
+    with open_db(project.folder) as db:
+        run = runs.store.get(db, run_id)
+    return jobs.get(project.folder, run.job_id) if run.job_id else None
+
+
+def _head(run: Run) -> None:
+    st.subheader(plain(run.id), anchor=False)
+    facts = [state_label(run.state), plain(run.method), plain(run.base), plain(run.created_at[:16].replace("T", " "))]
+    st.markdown(" · ".join(fact for fact in facts if fact))
+    if despite := run.detail.get("started_despite"):
+        st.warning(_("Started although the data had faults:") + "  \n" + "  \n".join(map(plain, despite[:5])))
+
+
+def _live_controls(project: Project, job: Job) -> None:
+    with st.container(horizontal=True):
+        if job.state == "stopping":
+            _button(_("Kill"), "kill", ":material/dangerous:", lambda: jobs.kill(project.folder, job.id))
+            st.caption(_("It stops at the next step. Kill ends it now; what was saved before stays."))
+            return
+        _stop_popover(project, job)
+        _button(_("Save now"), "save", ":material/save:", lambda: _ask(project, job, "save"))
+        _button(_("Sample now"), "sample", ":material/chat:", lambda: _ask(project, job, "sample"))
+
+
+def _stop_popover(project: Project, job: Job) -> None:
+    presses = st.session_state.get("train.stop_presses", 0)
+    with st.popover(_("Stop"), icon=":material/stop:", key=f"train.stop.{presses}"):
+        _button(_("Save and stop"), "stop_save", ":material/save:", lambda: _stop(project, job, save=True), wide=True)
+        _button(
+            _("Stop without saving"),
+            "stop_now",
+            ":material/delete:",
+            lambda: _stop(project, job, save=False),
+            wide=True,
+        )
+        _button(_("Keep going"), "keep_going", ":material/play_arrow:", _close_popover, wide=True)
+
+
+def _button(label: str, key: str, icon: str, action: Callable[[], None], wide: bool = False) -> None:
+    width = "stretch" if wide else "content"
+    st.button(label, key=f"train.{key}", icon=icon, on_click=_guarded_call, args=(action,), width=width)
+
+
+def _guarded_call(action: Callable[[], None]) -> None:
+    with guarded():
+        action()
+
+
+def _ask(project: Project, job: Job, what: str) -> None:
+    jobs.request(project.folder, job.id, what)
+    state.flash(_("Asked for; it is done at the next step."))
+
+
+def _stop(project: Project, job: Job, save: bool) -> None:
+    jobs.stop(project.folder, job.id, save)
+    _close_popover()
+
+
+def _close_popover() -> None:
+    """A popover cannot be told to close; one with a new key begins closed."""
+    st.session_state["train.stop_presses"] = st.session_state.get("train.stop_presses", 0) + 1
+
+
+def _ended(project: Project, run: Run, job: Job | None) -> None:
+    with open_db(project.folder) as db:
+        steps = [checkpoint.step for checkpoint in checkpoints.listed(db, run.id)]
+    if run.state == "finished":
+        with st.container(border=True, horizontal=True, vertical_alignment="center"):
+            st.markdown(f":material/check_circle: **{_('Finished.')}** " + _("See what it became:"), width="content")
+            link(CHECKPOINTS, _("Convert its checkpoint"))
+            link(COMPARE, _("Compare it with its base"))
+        return
+    if run.cause:
+        show = st.error if run.state in ("failed", "lost") else st.info
+        show(plain(run.cause), icon=":material/error:" if run.state in ("failed", "lost") else ":material/info:")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if steps:
+            label = _("Resume from step {step}").format(step=max(steps))
+            _button(label, "resume", ":material/resume:", lambda: _resume(project, run.id))
+        else:
+            st.caption(_("It saved no checkpoint, so there is nothing to resume from. Start it again."))
+            link(CONFIG)
+
+
+def _resume(project: Project, run_id: str) -> None:
+    if runs.get_run(project, run_id).state not in LIVE_STATES:  # the second of two presses finds it queued
+        runs.resume_run(project, run_id)
+
+
+def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
+    """What changes while a run goes on. Another state than the one drawn above redraws the whole page."""
+    with guarded():
+        run, job = runs.get_run(project, run_id), run_job(project, run_id)
+        if run.state != drawn_state:
+            st.rerun()
+        with open_db(project.folder) as db:
+            series = {name: metrics.series(db, run_id, name) for name in SERIES}
+            said = samples.listed(db, run_id)
+        if job:
+            _progress(run, job, series["train/loss"])
+        _numbers(series)
+        _curves(series)
+        _samples(said)
+        if job:
+            _log(job)
+
+
+def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
+    current, total = (job.current, job.total) if job.total else (run.step, run.num_steps)
+    if not job.live:
+        st.caption(_("Ended after step {step} of {steps}.").format(step=run.step, steps=run.num_steps or "?"))
+        return
+    st.progress(min(1.0, current / total) if total else 0.0, text=_progress_words(run, job, losses))
+    silent = seconds_since(job.heartbeat_at or job.created_at)
+    if silent > SILENT_SECONDS:
+        st.warning(_("No sign of life for {time}.").format(time=duration(silent)), icon=":material/heart_broken:")
+    else:
+        st.caption(_("Last sign of life: {time} ago").format(time=duration(silent)))
+
+
+def _progress_words(run: Run, job: Job, losses: Sequence[Point]) -> str:
+    left = seconds_left(losses, run.num_steps, since=job.started_at)
+    if left is None or job.unit not in ("step", "steps"):
+        return progress_text(job)
+    place = _("step {step} of {steps}").format(step=job.current, steps=job.total)
+    return " · ".join([plain(job.phase or job.state), place, _("{time} left").format(time=duration(left))])
+
+
+def seconds_left(losses: Sequence[Point], num_steps: int, since: str = "") -> float | None:
+    """From the pace of the last steps of this process; None until two of them are known."""
+    recent = [point for point in losses if point.at >= since][-NUM_STEPS_FOR_SPEED:]
+    if len(recent) < 2 or not num_steps:
+        return None
+    first, last = recent[0], recent[-1]
+    elapsed = (datetime.fromisoformat(last.at) - datetime.fromisoformat(first.at)).total_seconds()
+    return elapsed / (last.step - first.step) * max(0, num_steps - last.step)
+
+
+def seconds_since(at: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+
+
+def _numbers(series: dict[str, list[Point]]) -> None:
+    shown = [
+        (_("Training loss"), "train/loss", "{:.3f}"),
+        (_("Validation loss"), "valid/loss", "{:.3f}"),
+        (_("Tokens a second"), "train/tokens_per_second", "{:,.0f}"),
+        (_("Learning rate"), "train/learning_rate", "{:.1e}"),
+        (_("Gradient norm"), "train/grad_norm", "{:.2f}"),
+    ]
+    for column, (label, name, form) in zip(st.columns(len(shown)), shown, strict=True):
+        value = next((point.value for point in reversed(series[name]) if point.value is not None), None)
+        column.metric(label, "–" if value is None else form.format(value))
+
+
+def _curves(series: dict[str, list[Point]]) -> None:
+    if not series["train/loss"]:
+        st.caption(_("Curves appear with the first step."))
+        return
+    title, smoothing, log = st.columns([5, 3, 2], vertical_alignment="bottom")
+    title.markdown(f"**{_('Loss')}**")
+    weight = smoothing.slider(_("Smoothing"), 0.0, 0.95, 0.0, 0.05, key="train.smoothing")
+    use_log = log.toggle(_("Log scale"), key="train.log_scale")
+    figure = charts.loss_chart(
+        series["train/loss"],
+        series["valid/loss"],
+        train_label=_("training"),
+        valid_label=_("validation"),
+        step_label=_("Step"),
+        loss_label=_("Loss (nats a token)"),
+        smoothing=weight,
+        log=use_log,
+    )
+    _plot(figure, "loss", _("Loss over steps"))
+    small = [
+        ("train/learning_rate", _("Learning rate"), charts.PURPLE, ".0e"),
+        ("train/grad_norm", _("Gradient norm"), charts.GREEN, ""),
+        ("train/tokens_per_second", _("Tokens a second"), charts.GREY, ""),
+    ]
+    for column, (name, label, color, form) in zip(st.columns(len(small)), small, strict=True):
+        with column:
+            _plot(charts.small_chart(series[name], _("Step"), label, color, form), name, label)
+
+
+def _plot(figure: object, key: str, alt: str) -> None:
+    st.plotly_chart(
+        figure,
+        key=f"train.chart.{key}",
+        theme="streamlit",
+        config={"displayModeBar": False, "displaylogo": False},
+        alt=alt,
+    )
+
+
+def _samples(said: Sequence[Sample]) -> None:
+    st.markdown(f"**{_('What it says')}**")
+    if not said:
+        st.caption(_("Samples appear before the first step and then every few steps."))
+        return
+    steps = sorted({sample.step for sample in said})
+    if len(steps) > LATEST_SAMPLE_COLUMNS + 1 and not st.toggle(_("All steps"), key="train.all_samples"):
+        steps = [steps[0], *steps[-LATEST_SAMPLE_COLUMNS:]]
+    st.html(samples_table(said, steps))
+
+
+def samples_table(said: Sequence[Sample], steps: Sequence[int]) -> str:
+    """Prompts down, steps across, every text escaped: models may write HTML."""
+    cells = {(sample.prompt, sample.step): sample for sample in said}
+    prompts = list(dict.fromkeys(sample.prompt for sample in said))
+    heads = "".join(f"<th>{html.escape(_step_word(step))}</th>" for step in steps)
+    rows = "".join(
+        f"<tr><th>{html.escape(prompt)}</th>" + "".join(_cell(cells.get((prompt, step))) for step in steps) + "</tr>"
+        for prompt in prompts
+    )
+    return f"{SAMPLES_STYLE}<div class='rt-samples'><table><tr><th></th>{heads}</tr>{rows}</table></div>"
+
+
+def _step_word(step: int) -> str:
+    return _("before training") if step == 0 else _("step {step}").format(step=step)
+
+
+def _cell(sample: Sample | None) -> str:
+    if sample is None:
+        return "<td></td>"
+    if sample.error:
+        return f"<td class='rt-error'>{html.escape(_('failed'))}: {html.escape(sample.error)}</td>"
+    return f"<td>{html.escape(sample.text)}</td>"
+
+
+SAMPLES_STYLE = """<style>
+.rt-samples { overflow-x: auto; }
+.rt-samples table { border-collapse: collapse; width: 100%; font-size: 0.93rem; }
+.rt-samples th, .rt-samples td { text-align: left; vertical-align: top; padding: 0.45rem 0.7rem; min-width: 11rem;
+  border-bottom: 1px solid color-mix(in srgb, currentColor 16%, transparent); white-space: pre-wrap;
+  overflow-wrap: anywhere; unicode-bidi: isolate; }
+.rt-samples th { font-weight: 600; }
+.rt-samples .rt-error { opacity: 0.7; font-style: italic; }
+</style>"""
+
+
+def _log(job: Job) -> None:
+    with st.expander(_("Log"), icon=":material/article:", expanded=job.state in ("failed", "lost")):
+        text = jobs.tail(Path(job.log_path)) if job.log_path else ""
+        st.code(text or _("Nothing was written yet."), language=None, height=LOG_HEIGHT, wrap_lines=True)
+
+
+def _frozen_config(project: Project, run: Run) -> None:
+    path = runs.run_folder(project, run.id) / runs.CONFIG_FILE
+    if path.is_file():
+        with st.expander(_("Config of this run"), icon=":material/tune:"):
+            st.code(path.read_text(encoding="utf-8"), language="yaml", height=LOG_HEIGHT)
