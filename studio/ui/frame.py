@@ -1,6 +1,7 @@
 """What every page shows: its links, the project and language in use, running jobs. `frame()` is a page's first line."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, overload
 
 import streamlit as st
@@ -15,6 +16,8 @@ from studio.ui.widgets import guarded, kind_word, plain, progress_text, stop_but
 
 PRODUCT = "Retune Studio"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# A file of our own: for a named icon the browser would ask a font server on the internet.
+TAB_ICON = Path(__file__).with_name("icon.svg")
 LIVE_SECONDS = 2.0
 IDLE_SECONDS = 10.0
 SHOWN_JOBS = 4
@@ -49,14 +52,14 @@ def frame(title: str, icon: str, needs_project: bool = True) -> Project | None:
     """Draw the frame and return the project in use. Without any project, a page that needs one leads Home and stops."""
     projects = state.projects_of_session()
     project = state.current_project(projects)
-    st.set_page_config(_tab_title(title, project), icon, layout="wide", menu_items={"About": f"{PRODUCT}"})
+    st.set_page_config(_tab_title(title, project), TAB_ICON, layout="wide", menu_items={"About": PRODUCT})
     if project:
         state.choose_project(project.slug)
     with st.sidebar:
         _sidebar(projects, project)
     state.show_flashes()
     _warn_if_open()
-    st.title(_(title), anchor=False)
+    st.title(f"{icon} {_(title)}", anchor=False)
     if project is None and needs_project:
         _lead_home()
     return project
@@ -88,7 +91,7 @@ def _sidebar(projects: list[Project], project: Project | None) -> None:
     st.markdown(f"### :material/graphic_eq: {PRODUCT}")
     if project:
         _project_picker(projects, project)
-    with st.container(gap=None):
+    with st.container(gap="xsmall"):
         for page in PAGES:
             link(page)
     _running_jobs()
