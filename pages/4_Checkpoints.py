@@ -1,0 +1,17 @@
+"""Checkpoints: what runs have saved; convert, merge, verify, delete."""
+
+import streamlit as st
+
+from studio.ui.checkpoint_view import checkpoint_view, choose_row, load_rows
+from studio.ui.frame import TRAIN, frame, link
+from studio.ui.i18n import _
+from studio.ui.widgets import guarded
+
+project = frame("Checkpoints", ":material/inventory_2:")
+with guarded():
+    rows = load_rows(project)
+    if rows:
+        checkpoint_view(project, choose_row(rows))
+    else:
+        st.info(_("No run has saved a checkpoint yet. A run saves one at its end, and whenever you ask it to."))
+        link(TRAIN, _("Train one"))
