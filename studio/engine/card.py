@@ -1,0 +1,68 @@
+"""The model card (README.md) that goes with weights: what they are, what they were made from, how to use them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from studio.models import STARTER, resolve
+
+STARTER_HUB_ID, STARTER_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+
+USE_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)"""
+USE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)"""
+
+
+def model_card(
+    title: str, *, base: str, is_adapter: bool, facts: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> str:
+    """Markdown with a YAML header in the Hub's conventions; facts become a table."""
+    method = str(facts.get("method", ""))
+    header = ModelCardData(
+        base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        license=STARTER_LICENSE if base == STARTER else None,
+        tags=["retune", *([method] if method else [])],
+    )
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items() if value not in ("", None))
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {_cell(title)}",
+        _intro(base, is_adapter),
+        f"| | |\n| --- | --- |\n{rows}",
+        f"## Use\n\n```python\n{USE_ADAPTER if is_adapter else USE_MODEL}\n```",
+    ]
+    if config:
+        parts.append(f"## Config\n\n```json\n{json.dumps(config, ensure_ascii=False, indent=2)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _intro(base: str, is_adapter: bool) -> str:
+    kind = "An adapter for" if is_adapter else "A model fine-tuned from"
+    return f"{kind} `{_cell(shown_base(base))}`, made with Retune Studio."
+
+
+def shown_base(base: str) -> str:
+    """A base as a card names it: of a folder the last part, for where it lies on this machine is nobody's business."""
+    return Path(base).name if resolve(base).kind == "folder" else base
+
+
+def _hub_id(base: str) -> str | None:
+    """Only ids belong in the header: a folder on this machine means nothing elsewhere."""
+    return base if resolve(base).kind == "huggingface" else None
+
+
+def _cell(value: Any) -> str:
+    """A value as text of one line that cannot end its table cell or open HTML."""
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,0 +1,128 @@
+"""Do two forms of one model say the same? Logits and greedy answers of a few probes, in figures."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.engine.generate import generate, quiet
+from studio.engine.models.load import LoadedModel
+from studio.errors import DataError
+
+PROBES = (
+    "Who are you?",
+    "Who made you?",
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "How much is 17 plus 25?",
+    "你是谁？",
+    "Name three colours.",
+    "Translate to French: good morning.",
+)
+ANSWER_TOKENS = 24
+# Root mean square of the logits' difference over that of the logits. A weight rounded to bfloat16 is off by 0.1 %, and
+# over the layers of a deep model that grows about tenfold; a layer that was left out, or scaled twice, is far beyond.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Probes with the greedy answers of one form. `logits[i]`: (answer tokens, vocabulary), float32, on the CPU."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    logits: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far another form is from the reference.
+
+    Of `num_answers` greedy answers `same_answers` are equal token for token; `near_ties` differ only where the
+    reference itself held two tokens for equally likely, within what rounding to this format moves a logit.
+    """
+
+    relative_error: float
+    tolerance: float
+    max_abs_difference: float
+    same_tokens: float
+    same_answers: int
+    near_ties: int
+    num_answers: int
+
+    @property
+    def verified(self) -> bool:
+        return self.relative_error <= self.tolerance and self.same_answers + self.near_ties == self.num_answers
+
+    @property
+    def message(self) -> str:
+        """The verdict in one sentence."""
+        ties = f" and {self.near_ties} differ at a near tie" if self.near_ties else ""
+        answers = f"{self.same_answers} of {self.num_answers} greedy answers are the same{ties}"
+        logits = f"logits differ by {self.relative_error:.2g} (allowed {self.tolerance:.2g})"
+        verdict = "Verified" if self.verified else "Not verified: use base and adapter together instead"
+        return f"{verdict}: {answers}, {logits}, at most {self.max_abs_difference:.3g}."
+
+    def figures(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_reference(loaded: LoadedModel, model: nn.Module) -> Reference:
+    """Ask `model` (`loaded` with or without an adapter on it) the probes, and keep the logits of its answers."""
+    prompts = [_prompt(loaded, text) for text in PROBES]
+    answers = generate(
+        model, prompts, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, max_new_tokens=ANSWER_TOKENS
+    )  # fmt: skip
+    pairs = list(zip(prompts, answers, strict=True))
+    return Reference(prompts, answers, [answer_logits(model, prompt, answer) for prompt, answer in pairs])
+
+
+def compare(loaded: LoadedModel, reference: Reference, stored: torch.dtype) -> Agreement:
+    """Read the reference's answers with another model; `stored` is the format that its weights were rounded to.
+
+    A greedy answer is the same exactly when the most likely token is the same at each of its places.
+    NaN anywhere makes every comparison false, and so nothing verified.
+    """
+    pairs = zip(reference.prompts, reference.answers, strict=True)
+    found = [answer_logits(loaded.model, prompt, answer) for prompt, answer in pairs]
+    both, differences = torch.cat(reference.logits), torch.cat(found) - torch.cat(reference.logits)
+    centred = both - both.mean(dim=-1, keepdim=True)
+    scale = centred.square().mean().sqrt()
+    tolerance = TOLERANCE.get(stored, TOLERANCE[torch.bfloat16])
+    # A logit may move by `tolerance * scale` either way, so a lead of twice that can be lost.
+    losses = [_lost_lead(ours, theirs) for ours, theirs in zip(found, reference.logits, strict=True)]
+    same = sum(bool((loss == 0).all()) for loss in losses)
+    excusable = sum(bool((loss <= 2 * tolerance * scale).all()) for loss in losses)
+    return Agreement(
+        relative_error=float(differences.square().mean().sqrt() / scale),
+        tolerance=tolerance,
+        max_abs_difference=float(differences.abs().max()),
+        same_tokens=float((torch.cat(losses) == 0).float().mean()),
+        same_answers=same,
+        near_ties=excusable - same,
+        num_answers=len(losses),
+    )
+
+
+def _lost_lead(ours: Tensor, theirs: Tensor) -> Tensor:
+    """By how much `theirs` preferred its own choice to ours, for each token; 0 where the choices are one."""
+    return theirs.amax(-1) - theirs.gather(-1, ours.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def answer_logits(model: nn.Module, prompt: list[int], answer: list[int]) -> Tensor:
+    """Logits for each token of the answer and the one after it: (len(answer) + 1, vocabulary), on the CPU."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([prompt + answer], device=device)
+    with torch.no_grad(), quiet(model):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return logits[0, len(prompt) - 1 :].float().cpu()
+
+
+def _prompt(loaded: LoadedModel, text: str) -> list[int]:
+    """The probe as the chat template asks it; as plain text where the template wants something else."""
+    try:
+        rendered = loaded.template.render([{"role": "user", "content": text}], add_generation_prompt=True)
+    except DataError:
+        rendered = text
+    return loaded.tokenizer.encode(rendered)

@@ -1,0 +1,229 @@
+"""`merge`: base + adapter becomes one full model, and is then compared with the pair that it was made from."""
+
+import gc
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from studio.engine.card import model_card, shown_base
+from studio.engine.devices import pick_device, set_threads
+from studio.engine.equality import Agreement, Reference, compare, make_reference
+from studio.engine.job import JobContext
+from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    Base,
+    copy_tokenizer,
+    known_base,
+    output_folder,
+    own_dtype,
+    read_seal,
+    require_replaceable,
+    seal,
+    shard_bytes,
+    weights_hash,
+)
+from studio.errors import CheckpointError, StudioError, UnsafeFileError
+from studio.store import checkpoints as store
+from studio.store import open_db
+
+# Settings of an adapter that name Python modules to import; ours never have them.
+IMPORTING_SETTINGS = ("auto_mapping", "megatron_config", "megatron_core")
+FLOAT32_SHARE = 0.7
+"""Compute in float32 when the weights then take at most this share of the memory that is free."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA folder that was read and checked."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    seal: dict[str, Any]
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Args: base, adapter, out; max_shard_size, device, run_id, step.
+
+    Each layer is folded in float32 and rounded once to the base's own number format. The model is then read back from
+    the disk and held against base + adapter: logits and greedy answers. Where they differ the result and
+    retune_weights.json say `"verified": false`, with the figures.
+    Raises CheckpointError for a damaged adapter or one of another base, before anything is written.
+    """
+    args = job.args
+    out, limit = Path(args["out"]), shard_bytes(args.get("max_shard_size") or "2GB")
+    require_replaceable(out)
+    device = pick_device(args.get("device") or "auto")
+    set_threads()
+    job.phase("reading the adapter")
+    adapter = read_adapter(Path(args["adapter"]))
+    base = known_base(str(args["base"]), str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
+    if out.resolve() in (adapter.folder.resolve(), base.folder.resolve()):
+        raise StudioError(f"{str(out)!r} is what the merge is made from.", "Choose another folder for the result.")
+    record = merge(job, base, adapter, out, device, limit)
+    _register(job, out, record)
+    return {key: record[key] for key in ("sha256", "run_id", "step", "verified", "message", "agreement")} | {
+        "path": str(out)
+    }
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """A LoRA adapter in PEFT's format. Raises CheckpointError, or UnsafeFileError for one that would import code."""
+    config = _read_config(folder)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder.name!r} has no {ADAPTER_WEIGHTS}.", "Give a folder made by convert, or one with safetensors."
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{ADAPTER_WEIGHTS} in {folder.name!r} is damaged: {error}.", "Convert the checkpoint again."
+        ) from error
+    return Adapter(folder, config, tensors, read_seal(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{str(folder)!r} is not an adapter: it has no {ADAPTER_CONFIG}.", "Give a folder that convert made."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{ADAPTER_CONFIG} in {folder.name!r} cannot be read: {error}.") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{folder.name!r} holds a {kind} adapter, which cannot be merged.", "Allowed: LORA.")
+    if asking := [name for name in IMPORTING_SETTINGS[:2] if config.get(name)]:
+        raise UnsafeFileError(
+            f"{ADAPTER_CONFIG} in {folder.name!r} asks to import a module ({asking[0]}); it was not loaded.",
+            f"Remove {asking[0]} if you trust the adapter.",
+        )
+    return config
+
+
+def merge(
+    job: JobContext, base: Base, adapter: Adapter, out: Path, device: torch.device, max_shard_bytes: int
+) -> dict[str, Any]:
+    """Write and verify the merged model; returns what its retune_weights.json says."""
+    job.phase("loading the base model")
+    dtype = _arithmetic(base.folder, device)
+    loaded = load_base(base.folder, dtype=dtype, device=device)
+    stored = own_dtype(base.folder)
+    with output_folder(out, loaded.model.num_parameters() * stored.itemsize + 2**24) as folder:
+        pair = attach(loaded, adapter)
+        job.check_stop()
+        job.phase("answering with base + adapter")
+        reference = make_reference(loaded, pair)
+        job.check_stop()
+        merged = fold(job, pair, stored)
+        job.phase("writing the model")
+        merged.save_pretrained(folder, max_shard_size=max_shard_bytes)
+        copy_tokenizer(base.folder, folder)
+        del loaded.model, pair, merged
+        gc.collect()
+        job.phase("comparing what was written with base + adapter")
+        agreement = verify(folder, reference, stored, dtype, device)
+        return _seal(folder, base, adapter, agreement)
+
+
+def attach(loaded: LoadedModel, adapter: Adapter) -> nn.Module:
+    """The base with the adapter on it. Raises CheckpointError when not every tensor finds its place."""
+    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
+    known = {key: value for key, value in adapter.config.items() if key not in IMPORTING_SETTINGS}
+    try:
+        config = LoraConfig.from_peft_type(**known)
+        model = PeftModel(loaded.model, config)
+        result = set_peft_model_state_dict(model, adapter.tensors)
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise _does_not_fit(adapter, " ".join(str(error).split())[:300]) from error
+    lacking = [name for name in result.missing_keys if "lora_" in name]
+    if lacking or result.unexpected_keys:
+        raise _does_not_fit(
+            adapter, f"{lacking[0]} is missing" if lacking else f"{result.unexpected_keys[0]} has no place there"
+        )
+    return model.eval()
+
+
+def _does_not_fit(adapter: Adapter, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"The adapter {adapter.folder.name!r} does not fit this base model: {reason}.",
+        "Give the base that it was trained on.",
+    )
+
+
+def fold(job: JobContext, pair: nn.Module, stored: torch.dtype) -> nn.Module:
+    """Add each layer's update to its weight, in float32, and return the plain model in `stored` format."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, module) for name, module in pair.named_modules() if isinstance(module, BaseTunerLayer)]
+    job.phase("folding the adapter into the base", total=len(layers), unit="layers")
+    for number, (name, layer) in enumerate(layers, 1):
+        weight = layer.get_base_layer().weight
+        weight.data = weight.data.float()
+        layer.float()
+        layer.merge()
+        if not torch.isfinite(weight.data).all():
+            raise CheckpointError(f"Folding makes {name} infinite or NaN.", "Use an earlier checkpoint.")
+        weight.data = weight.data.to(stored)
+        job.progress(number)
+    return pair.unload().to(stored)
+
+
+def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
+    """float32, so that only the rounding of the weights remains to be seen; the model's own where memory is short."""
+    own = own_dtype(folder)
+    needed = sum(path.stat().st_size for path in folder.glob("*.safetensors")) * 4 / own.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.float32 if needed < free * FLOAT32_SHARE else own
+
+
+def verify(
+    folder: Path, reference: Reference, stored: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> Agreement:
+    """Load the written model as anybody would, and compare it with the reference."""
+    return compare(load_base(folder, dtype=dtype, device=device), reference, stored)
+
+
+def _seal(folder: Path, base: Base, adapter: Adapter, agreement: Agreement) -> dict[str, Any]:
+    made_from = adapter.seal
+    values = {
+        "kind": "merged",
+        "run_id": made_from.get("run_id", ""),
+        "step": made_from.get("step", 0),
+        "method": made_from.get("method", "lora"),
+        "base": base.name,
+        "base_fingerprint": base.fingerprint,
+        "adapter_sha256": weights_hash(adapter.folder),
+        "verified": agreement.verified,
+        "message": agreement.message,
+        "agreement": agreement.figures(),
+    }
+    facts = {key.replace("_", " "): value for key, value in values.items() if key != "kind"}
+    facts["base"] = shown_base(base.name)
+    title = f"{values['run_id'] or adapter.folder.name}, merged"
+    return seal(folder, model_card(title, base=base.name, is_adapter=False, facts=facts), values)
+
+
+def _register(job: JobContext, out: Path, record: dict[str, Any]) -> None:
+    root, place = job.folder.resolve(), out.resolve()
+    if root not in place.parents or not (job.folder / "project.json").is_file():
+        return
+    run_id = str(job.args.get("run_id") or record["run_id"])
+    step = int(job.args.get("step") or record["step"])
+    detail = {key: record[key] for key in ("sha256", "verified", "message", "agreement")}
+    with open_db(job.folder) as db:
+        store.put_output(db, store.Output("merged", str(place.relative_to(root)), run_id, step, detail))

@@ -1,0 +1,178 @@
+"""Folders of weights that leave the studio: what goes into them, how they are written and recognised."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.errors import CheckpointError, StudioError
+from studio.models import BaseModel, model_fingerprint, require, resolve
+from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
+
+WEIGHTS_FILE = "retune_weights.json"
+CARD_FILE = "README.md"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What a tokenizer consists of, in any family; weights and code are not among them.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+GENERATION_CONFIG = "generation_config.json"
+SPARE_BYTES = 16 * 2**20
+SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+PACKAGES = ("retune", "torch", "transformers", "peft", "safetensors")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model that weights belong to. `reference` is what other tools find it by: a hub id or a folder."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    reference: str
+
+
+def known_base(name: str, expected_fingerprint: str = "", what: str = "These weights") -> Base:
+    """The base model of that name. Raises ModelError when it is not here, CheckpointError when it is another one."""
+    folder = require(name)
+    fingerprint = model_fingerprint(folder)
+    if expected_fingerprint and fingerprint != expected_fingerprint:
+        raise CheckpointError(
+            f"{what} belong to another base model than {name!r}: they were trained on one with fingerprint "
+            f"{expected_fingerprint[:12]}, and {name!r} has {fingerprint[:12]}.",
+            "Give the base that they were trained on; its files must not have changed since.",
+        )
+    return Base(name, folder, fingerprint, _reference(resolve(name)))
+
+
+def _reference(model: BaseModel) -> str:
+    # The starter's weights are not byte for byte those of the hub, so its folder is the only true reference.
+    return model.id if model.kind in ("huggingface", "modelscope") else str(model.folder)
+
+
+def shard_bytes(size: str) -> int:
+    """Bytes of a size such as 2GB or 500MB. Raises StudioError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", str(size), re.IGNORECASE)
+    num_bytes = int(float(found[1]) * SIZE_UNITS[found[2].upper()]) if found else 0
+    if num_bytes < 1000:
+        raise StudioError(f"{size!r} is no size for a weights file.", "Write a number and a unit: 500MB, 2GB.")
+    return num_bytes
+
+
+@contextmanager
+def output_folder(out: Path, num_bytes: int) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `out` at the end; a failure leaves what was there.
+
+    Raises StudioError when `out` holds something that we did not make, DiskFullError when there is no room.
+    """
+    require_replaceable(out)
+    require_free_space(out, num_bytes + SPARE_BYTES, f"the model {out.name}")
+    with atomic_path(out) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def require_replaceable(out: Path) -> None:
+    """Raise StudioError when `out` holds something that did not come from convert or merge."""
+    if not out.exists():
+        return
+    hint = "Choose a folder that does not exist yet."
+    if not out.is_dir():
+        raise StudioError(f"{str(out)!r} is a file, not a folder.", hint)
+    there = {path.name for path in out.iterdir()}
+    ours = {WEIGHTS_FILE, *_json_of(out / WEIGHTS_FILE).get("files", [])}
+    if strange := sorted(there - ours):
+        raise StudioError(
+            f"{str(out)!r} holds {strange[0]!r}, which this command did not make; it was not touched.", hint
+        )
+
+
+def copy_tokenizer(base: Path, out: Path) -> None:
+    """Tokenizer files, chat template and generation config of the base, byte for byte."""
+    for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+
+
+def tokenizer_bytes(base: Path) -> int:
+    return sum((base / name).stat().st_size for name in TOKENIZER_FILES if (base / name).is_file())
+
+
+def own_dtype(folder: Path) -> torch.dtype:
+    """The number format that a model's config names; float32 when it names none."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
+    return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float32
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """One safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata | {"format": "pt"})
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 of the weights in a folder: of the file when there is one, else over the names and hashes of all."""
+    hashes = [(path.name, sha256_of(path)) for path in sorted(folder.glob("*.safetensors"))]
+    if not hashes:
+        raise CheckpointError(f"{str(folder)!r} holds no safetensors weights.", "Convert the checkpoint first.")
+    if len(hashes) == 1:
+        return hashes[0][1]
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in hashes).encode()).hexdigest()
+
+
+def seal(out: Path, card: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Write the model card and, last, retune_weights.json: whose weights these are, their hash, the files we made."""
+    atomic_write_text(out / CARD_FILE, card)
+    files = sorted(path.name for path in out.iterdir())
+    record = {"sha256": weights_hash(out), **values, "versions": versions(), "files": files}
+    atomic_write_json(out / WEIGHTS_FILE, record)
+    return record
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What retune_weights.json says, {} when there is none. Raises CheckpointError when the weights changed since."""
+    record = _json_of(folder / WEIGHTS_FILE)
+    if record and record.get("sha256") != weights_hash(folder):
+        raise CheckpointError(
+            f"The weights in {str(folder)!r} are damaged: they do not have the hash in {WEIGHTS_FILE}.",
+            "Convert the checkpoint again.",
+        )
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of what wrote the files."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """A JSON object, {} when the file is missing or is something else: then we did not write it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,174 @@
+"""`merge`: the merged model says what base and adapter say together, or the result says that it does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from studio.engine import convert, merge
+from studio.engine.equality import TOLERANCE, compare, make_reference
+from studio.engine.models.load import load_base
+from studio.errors import CheckpointError, ModelError, StudioError, UnsafeFileError
+from studio.store import checkpoints as store
+from studio.store import open_db
+from tests.engine.folders import lora_checkpoint, lora_model, make_base, tensors_of
+from tests.engine.test_convert import IDS, Job, plain_tools
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def base(tmp_path: Path, dtype: torch.dtype) -> Path:
+    return make_base(tmp_path / "base", dtype)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    pth = lora_checkpoint(base, tmp_path / "runs" / "tiny-1" / "step_8.pth")
+    convert.run(Job(tmp_path, pth=str(pth), out=str(tmp_path / "adapter")))
+    return tmp_path / "adapter"
+
+
+def merge_it(tmp_path: Path, base: Path, adapter: Path, **args: Any) -> dict[str, Any]:
+    args = {"base": str(base), "adapter": str(adapter), "out": str(tmp_path / "merged"), "device": "cpu"} | args
+    return merge.run(Job(tmp_path, **args))
+
+
+def test_merged_equals_base_and_adapter_in_plain_transformers(
+    tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype
+) -> None:
+    result = merge_it(tmp_path, base, adapter)
+    with torch.no_grad():
+        expected = lora_model(base)(torch.tensor(IDS)).logits
+    found = torch.tensor(plain_tools(tmp_path / "merged")["logits"])
+    error = ((found - expected).square().mean() / expected.square().mean()).sqrt()
+    assert error < TOLERANCE[dtype]
+    assert result["verified"] and result["agreement"]["relative_error"] < TOLERANCE[dtype]
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {dtype}
+
+
+def test_the_sum_is_rounded_once(tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype) -> None:
+    merge_it(tmp_path, base, adapter)
+    merged, before, update = tensors_of(tmp_path / "merged"), tensors_of(base), tensors_of(adapter)
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (update[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    exact = before[f"{name}.weight"].float() + 16 / 4 * (b @ a)
+    unit = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[dtype]
+    assert ((merged[f"{name}.weight"].float() - exact).abs() <= unit * exact.abs() + 1e-6).all()
+    assert not torch.equal(merged[f"{name}.weight"], before[f"{name}.weight"])
+
+
+def test_files_figures_and_record(tmp_path: Path, base: Path, adapter: Path) -> None:
+    (tmp_path / "project.json").write_text("{}")
+    result = merge_it(tmp_path, base, adapter, max_shard_size="30KB", run_id="tiny-1", step=8)
+    out = tmp_path / "merged"
+    assert len(list(out.glob("model-*-of-*.safetensors"))) >= 2
+    names = {"tokenizer.json", "chat_template.jinja", "generation_config.json", "README.md", "config.json"}
+    assert names <= {path.name for path in out.iterdir()}
+    assert (out / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
+    record = json.loads((out / "retune_weights.json").read_text())
+    assert record["verified"] is True and record["agreement"] == result["agreement"]
+    assert "Verified" in (out / "README.md").read_text()
+    with open_db(tmp_path) as db:
+        (output,) = store.outputs(db, "merged")
+    assert (output.path, output.run_id, output.step, output.detail["verified"]) == ("merged", "tiny-1", 8, True)
+
+
+def test_a_difference_is_noticed(tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype) -> None:
+    """A model that lost one layer's update, or is the plain base, must not pass as the merged one."""
+    loaded = load_base(base, dtype=torch.float32, device=CPU)
+    reference = make_reference(loaded, merge.attach(loaded, merge.read_adapter(adapter)))
+    assert not compare(load_base(base, dtype=torch.float32, device=CPU), reference, dtype).verified
+    merge_it(tmp_path, base, adapter)
+    good = load_base(tmp_path / "merged", dtype=torch.float32, device=CPU)
+    assert compare(good, reference, dtype).verified
+    name = "model.layers.0.mlp.down_proj.weight"
+    good.model.load_state_dict({name: tensors_of(base)[name].float()}, strict=False)
+    agreement = compare(good, reference, dtype)
+    assert not agreement.verified and agreement.message.startswith("Not verified")
+    good.model.lm_head.weight.data[:] = float("nan")
+    assert not compare(good, reference, dtype).verified
+
+
+def test_another_base_is_refused(tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype) -> None:
+    other = make_base(tmp_path / "other", dtype, seed=5)
+    with pytest.raises(CheckpointError, match="belong to another base model"):
+        merge_it(tmp_path, other, adapter)
+    with pytest.raises(ModelError):
+        merge_it(tmp_path, tmp_path / "nowhere", adapter)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_foreign_adapter_of_another_shape_is_refused(tmp_path: Path, base: Path, adapter: Path) -> None:
+    (adapter / "retune_weights.json").unlink()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(iter(tensors))
+    save_file({k: v for k, v in tensors.items() if k != name}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="is missing"):
+        merge_it(tmp_path, base, adapter)
+    save_file(tensors | {name: torch.zeros(4, 999)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        merge_it(tmp_path, base, adapter)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
+def test_a_damaged_adapter_is_refused(tmp_path: Path, base: Path, adapter: Path, damage: str) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 1
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    with pytest.raises(CheckpointError) as caught:
+        merge_it(tmp_path, base, adapter)
+    assert caught.value.hint and not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auto_mapping": {"base_model_class": "Popen", "parent_library": "subprocess"}},
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+        {"peft_type": "IA3"},
+    ],
+)
+def test_an_adapter_config_that_imports_or_is_no_lora(
+    tmp_path: Path, base: Path, adapter: Path, change: dict[str, Any]
+) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UnsafeFileError if "peft_type" not in change else CheckpointError):
+        merge_it(tmp_path, base, adapter)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_an_adapter_config_that_is_no_json(tmp_path: Path, base: Path, adapter: Path, text: str) -> None:
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        merge_it(tmp_path, base, adapter)
+
+
+def test_neither_the_adapter_nor_the_base_is_overwritten(tmp_path: Path, base: Path, adapter: Path) -> None:
+    for place in (base, adapter):
+        before = {path.name: path.read_bytes() for path in place.iterdir()}
+        with pytest.raises(StudioError):
+            merge_it(tmp_path, base, adapter, out=str(place))
+        assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_an_update_that_overflows_is_refused(tmp_path: Path, base: Path, adapter: Path) -> None:
+    (adapter / "retune_weights.json").unlink()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor * 1e30 for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="infinite or NaN"):
+        merge_it(tmp_path, base, adapter)
+    assert not (tmp_path / "merged").exists()
