@@ -95,11 +95,11 @@ class JobContext:
                 return True
         return False
 
-    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
-        """Begin a phase: what is being done now, in words, and how much of it there is."""
+    def phase(self, phase: str, total: int = 0, unit: str = "", current: int = 0) -> None:
+        """Begin a phase: what is being done now, in words, how much of it there is and how much is done already."""
         if self._progress.get("phase") != phase:
             print(f"[{time.strftime('%H:%M:%S')}] {phase}", flush=True)
-        self._progress = {"phase": phase, "current": 0, "total": total, "unit": unit}
+        self._progress = {"phase": phase, "current": current, "total": total, "unit": unit}
         self._write_progress()
 
     def progress(self, current: int, total: int | None = None, unit: str | None = None) -> None:

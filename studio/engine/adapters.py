@@ -1,0 +1,124 @@
+"""What of a model learns: every weight, or a LoRA adapter on a frozen (perhaps 4-bit) base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from studio.config.schema import LoraSection, RunConfig
+from studio.engine.models.load import LoadedModel
+from studio.errors import CheckpointError, ConfigError, ModelError, Problem
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def attach(loaded: LoadedModel, config: RunConfig) -> nn.Module:
+    """Make `loaded.model` trainable as the config's method says and return the module to train.
+
+    Trainable weights are float32 whatever the base's dtype. Raises ConfigError for target modules that are not there.
+    """
+    if config.method == "full":
+        return loaded.model.requires_grad_(True).float()
+    loaded.model.requires_grad_(False)
+    try:
+        return get_peft_model(loaded.model, _lora_config(config.lora))
+    except ValueError as error:
+        names = ", ".join(_linear_names(loaded.model))
+        raise ConfigError(
+            [Problem("lora.target_modules", f"{' '.join(str(error).split())[:200]}", f"all-linear, or {names}")],
+            config.name,
+        ) from error
+
+
+def is_adapter(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel)
+
+
+def core_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper, adapter layers included; or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes, under the names that PEFT (adapters) or transformers (full) saves."""
+    if isinstance(model, PeftModel):
+        return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+    return dict(model.state_dict())
+
+
+def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put saved weights into a model of the same shape. Raises CheckpointError when any is missing or does not fit."""
+    expected = {name: tensor.shape for name, tensor in trainable_state(model).items()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise CheckpointError(
+            f"The checkpoint's weights do not fit this model (first difference: {odd}).",
+            "Resume with the config and the base model that it was trained with.",
+        )
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, state)
+    else:
+        model.load_state_dict(state)
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any] | None:
+    """PEFT's LoraConfig as plain JSON values; None for full training."""
+    if not isinstance(model, PeftModel):
+        return None
+    values = model.peft_config["default"].to_dict()
+    return json.loads(json.dumps(values, default=_plain))
+
+
+def load_adapter(model: nn.Module, folder: Path, name: str) -> PeftModel:
+    """Put a LoRA adapter of a folder beside those that `model` has, under `name`. Raises ModelError.
+
+    Only safetensors are read. Returns the PEFT model: `model` itself when it was one already.
+    """
+    folder = Path(folder)
+    if missing := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
+        raise ModelError(
+            f"The folder {str(folder)!r} is not an adapter: {', '.join(missing)} missing.",
+            "Convert the checkpoint first; that makes such a folder.",
+        )
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+            return model
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        raise ModelError(
+            f"The adapter in {str(folder)!r} does not fit this base: {' '.join(str(error).split())[:300]}",
+            "Use it with the base model that it was trained on.",
+        ) from error
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """In a fixed order; weights that are tied come once."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _lora_config(lora: LoraSection) -> LoraConfig:
+    names = lora.target_modules
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=names if names == "all-linear" else names.split(","),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Last parts of the names of linear layers, as `target_modules` takes them."""
+    return sorted({name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, nn.Linear)})
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of what PEFT keeps in a config: sets, enums, dtypes."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else str(value)

@@ -1,0 +1,227 @@
+"""One optimizer step: loss and gradient over all trained tokens of the step, however it is split into micro-batches."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from torch.nn import functional
+
+from studio.config.schema import RunConfig, TrainSection
+from studio.data.tokens import Example
+from studio.engine.adapters import core_of, is_adapter, trainable_parameters
+from studio.engine.batches import Batch, collate, make_batches
+from studio.engine.generate import quiet
+from studio.errors import ConfigError, Problem, StudioError
+
+HEAD_ROWS = 1024  # positions that go through the output head at once; bounds the memory of the logits
+
+
+class NotFiniteError(StudioError):
+    """Loss or gradient became NaN or infinite; the step was not taken."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Numbers of one optimizer step. `num_tokens` counts without padding."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    num_trained_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a model may be computed: head apart from the rest, several examples in one row."""
+
+    splits_head: bool
+    isolates_packed: bool
+
+
+class Trainer:
+    """A model, its optimizer, and the arithmetic of a step, from examples to changed weights."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, dtype: torch.dtype, num_steps: int, pad_id: int) -> None:
+        self.model = model
+        self.num_steps = num_steps
+        self.warmup_steps = warmup_steps(config.train, num_steps)
+        self._config = config
+        self._dtype = dtype
+        self._pad_id = pad_id
+        self._core = core_of(model)
+        self._device = next(model.parameters()).device
+        self._parameters = trainable_parameters(model)
+        self.optimizer = make_optimizer(self._parameters, config.train, self._device)
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=dtype == torch.float16)
+        if config.train.gradient_checkpointing:  # the non-reentrant kind needs no gradient at the inputs
+            self._core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+        self.traits = self._find_traits()
+        self._data = config.data
+        if config.data.pack != "none" and not self.traits.isolates_packed:
+            print("This model lets packed examples see each other, so they are padded instead (pack: none).")
+            self._data = config.data.model_copy(update={"pack": "none"})
+
+    def step(self, examples: Sequence[Example], number: int) -> StepResult:
+        """Take optimizer step `number` (from 1) on these examples. Raises NotFiniteError before the weights change."""
+        started = time.perf_counter()
+        batches = make_batches(examples, self._data, self._config.train.micro_batch_size, self._pad_id)
+        num_trained = sum(batch.num_trained_tokens for batch in batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(batch.to(self._device), num_trained) for batch in batches]
+        self.scaler.unscale_(self.optimizer)
+        loss, grad_norm = float(torch.stack(losses).sum()), self._clip()
+        self._require_finite(loss, grad_norm, number)
+        rate = learning_rate(self._config.train, number, self.num_steps, self.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        return StepResult(loss, grad_norm, rate, num_tokens, num_trained, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example]) -> float:
+        """Mean cross-entropy over all trained tokens of `examples`; nan when there are none."""
+        total, num_trained = 0.0, 0
+        size = self._config.examples_per_step
+        with quiet(self.model), self.precision():
+            for start in range(0, len(examples), size):
+                chosen = examples[start : start + size]
+                for batch in make_batches(chosen, self._data, self._config.train.micro_batch_size, self._pad_id):
+                    hidden, targets = self._hidden(batch.to(self._device)), batch.targets.to(self._device)
+                    for piece, target in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+                        total += float(self._cross_entropy(piece, target))
+                    num_trained += batch.num_trained_tokens
+        return total / num_trained if num_trained else math.nan
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Autocast to the run's dtype; the float32 weights that learn are cast as they are used."""
+        with ExitStack() as stack:
+            if self._dtype != torch.float32:
+                stack.enter_context(torch.autocast(self._device.type, dtype=self._dtype))
+                if is_adapter(self.model):  # PEFT would cast inputs up to the adapter's float32 first
+                    stack.enter_context(disable_input_dtype_casting(self.model))
+            yield
+
+    def _backward(self, batch: Batch, num_trained: int) -> Tensor:
+        """Add this micro-batch's part of the step's gradient and return its part of the loss.
+
+        The head runs in pieces on detached positions, so the logits of one piece are all that is ever kept; the
+        gradient that the pieces leave there then flows through the rest of the model once.
+        """
+        with self.precision():
+            hidden = self._hidden(batch)
+            below = hidden.detach().requires_grad_(hidden.requires_grad)
+            losses = []
+            for piece, target in zip(below.split(HEAD_ROWS), batch.targets.split(HEAD_ROWS), strict=True):
+                loss = self._cross_entropy(piece, target) / num_trained
+                self.scaler.scale(loss).backward()
+                losses.append(loss.detach())
+        if hidden.requires_grad:
+            hidden.backward(below.grad)
+        return torch.stack(losses).sum()
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """What the head is asked about: (trained tokens, hidden size), or their logits where the head is not apart."""
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+        if self.traits.splits_head:
+            states = self._core.get_decoder()(**inputs).last_hidden_state
+        else:
+            states = self._core(**inputs).logits
+        return states.flatten(0, 1)[batch.places]
+
+    def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
+        logits = self._core.get_output_embeddings()(states) if self.traits.splits_head else states
+        return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _clip(self) -> float:
+        limit = self._config.train.max_grad_norm or math.inf
+        return float(nn.utils.clip_grad_norm_(self._parameters, limit))
+
+    def _require_finite(self, loss: float, grad_norm: float, number: int) -> None:
+        overflow = self.scaler.is_enabled() and math.isfinite(loss)  # float16: the scaler skips the step by itself
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or overflow):
+            return
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
+        raise NotFiniteError(
+            f"Training broke down at step {number}: {what}. The step was not taken; earlier checkpoints are unharmed.",
+            f"Try a smaller train.learning_rate (now {self._config.train.learning_rate:g}), more warmup_steps, or "
+            "model.dtype float32, and look at the rows of this step.",
+        )
+
+    @torch.no_grad()
+    def _find_traits(self) -> Traits:
+        """Try on a few tokens what the architecture's code promises nowhere."""
+        first, second = (Example(ids, ids) for ids in ([1, 2, 3, 4, 5], [6, 7, 8]))
+        packed, alone = (collate(rows, 0).to(self._device) for rows in ([[first, second]], [[second]]))
+        with quiet(self.model), self.precision():
+            in_pack, by_itself, whole = (self._logits(batch)[0] for batch in (packed, alone, alone))
+            splits = _has_parts(self._core) and _close(self._split_logits(alone)[0], whole)
+        return Traits(splits, _close(in_pack[-len(second.input_ids) :], by_itself))
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return self._core(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+
+    def _split_logits(self, batch: Batch) -> Tensor:
+        states = self._core.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        return self._core.get_output_embeddings()(states.last_hidden_state)
+
+
+def warmup_steps(train: TrainSection, num_steps: int) -> int:
+    """Warm-up of a run: a tenth of a run that is too short for the configured one."""
+    return train.warmup_steps if train.warmup_steps < num_steps else num_steps // 10
+
+
+def learning_rate(train: TrainSection, step: int, num_steps: int, num_warmup: int) -> float:
+    """Learning rate of a step (from 1): a straight rise to the peak at step `num_warmup`, then the schedule."""
+    if step <= num_warmup:
+        return train.learning_rate * step / num_warmup
+    done = (step - 1 - num_warmup) / max(1, num_steps - num_warmup)  # 0 at the first step after warm-up, below 1
+    if train.schedule == "cosine":
+        return train.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    return train.learning_rate * (1 - done if train.schedule == "linear" else 1)
+
+
+def make_optimizer(parameters: list[nn.Parameter], train: TrainSection, device: torch.device) -> Any:
+    """AdamW, or its 8-bit kin of bitsandbytes. Raises ConfigError where that cannot run."""
+    groups = [
+        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    arguments = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2)}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **arguments)
+    if train.optimizer == "paged_adamw_8bit" and device.type != "cuda":
+        raise _optimizer_error(train.optimizer, "pages between GPU and CPU memory, and there is no GPU here")
+    try:
+        from bitsandbytes import optim  # imported here: it costs seconds, and few runs need it
+
+        kind = optim.AdamW8bit if train.optimizer == "adamw_8bit" else optim.PagedAdamW8bit
+        return kind(groups, **arguments)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise _optimizer_error(train.optimizer, f"cannot run here: {' '.join(str(error).split())[:200]}") from error
+
+
+def _optimizer_error(name: str, reason: str) -> ConfigError:
+    return ConfigError([Problem("train.optimizer", f"{name} {reason}", "adamw")])
+
+
+def _has_parts(core: nn.Module) -> bool:
+    decoder = core.get_decoder() if hasattr(core, "get_decoder") else None
+    return decoder is not None and decoder is not core and core.get_output_embeddings() is not None
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding: a leak or a missing scale differs by far more than a hundredth, also in bfloat16."""
+    return bool((one.float() - other.float()).norm() <= 0.02 * other.float().norm())
