@@ -12,12 +12,12 @@ from studio.config.schema import RunConfig, Section
 from studio.ui.i18n import _
 
 WIDE = ("sources", "sample_prompts", "target_modules")
-ABBREVIATIONS = {"lora": "LoRA", "adamw": "AdamW", "yaml": "YAML"}
+SPELT_OUT = {"lora": "LoRA", "num": "number of", "max": "maximum", "grad": "gradient", "valid": "validation"}
 
 
 def label_of(name: str) -> str:
-    """'learning_rate' -> 'Learning rate'."""
-    words = [ABBREVIATIONS.get(word, word) for word in name.split("_")]
+    """'num_steps' -> 'Number of steps'."""
+    words = [SPELT_OUT.get(word, word) for word in name.split("_")]
     return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
 
@@ -95,7 +95,7 @@ def _number(label: str, kind: type, field: FieldInfo, value: Any, optional: bool
         return st.number_input(
             label, int(low), int(min(high, 2**53 - 1)), value, 1, help=help_text, key=key, placeholder=placeholder
         )
-    shown = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    shown = "" if value is None else repr(value) if isinstance(value, float) else str(value)
     text = st.text_input(label, shown, key=key, help=help_text, placeholder=placeholder).strip()
     if not text and optional:
         return None

@@ -2,10 +2,11 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -81,6 +82,18 @@ def show_problems(problems: list[Problem]) -> None:
 
 def _allowed(problem: Problem) -> str:
     return f" ({_('allowed')}: {plain(problem.allowed)})" if problem.allowed else ""
+
+
+def tab_picker(tabs: Mapping[str, tuple[str, Any]], key: str) -> str:
+    """Tabs of which only the chosen one runs; the choice is in the address and outlives the page."""
+    asked, before = st.query_params.get("tab"), st.session_state.get(f"{key}.last")
+    name = next((each for each in (asked, before) if each in tabs), next(iter(tabs)))
+    st.session_state[key] = st.session_state[f"{key}.last"] = name
+    st.segmented_control(
+        _("Part of the page"), list(tabs), required=True, format_func=lambda each: tabs[each][0], key=key,
+        label_visibility="collapsed", on_change=lambda: st.query_params.update(tab=st.session_state[key]),
+    )  # fmt: skip
+    return name
 
 
 def state_word(state: str) -> str:
