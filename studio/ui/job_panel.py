@@ -34,8 +34,9 @@ def job_panel(folder: Path, job: Job | None, key: str) -> None:
         st.info(words, icon=":material/stop_circle:")
         return
     st.error(words, icon=":material/error:")
-    with st.expander(_("Log")):
-        st.code(jobs.tail(Path(job.log_path), LOG_LINES), language=None, height=220, wrap_lines=True)
+    if job.log_path:
+        with st.expander(_("Log")):
+            st.code(jobs.tail(Path(job.log_path), LOG_LINES), language=None, height=220, wrap_lines=True)
 
 
 def _live_panel(folder: Path, job_id: str, key: str) -> None:

@@ -1,0 +1,133 @@
+"""The Checkpoints page: empty, full, damaged; convert and merge are started, delete asks first."""
+
+import hashlib
+import json
+import shlex
+
+import pytest
+
+from studio import runs
+from studio.store import checkpoints, open_db
+from studio.store import jobs as store_jobs
+from studio.store import runs as store_runs
+
+PAGE = "pages/4_Checkpoints.py"
+
+
+@pytest.fixture
+def checkpoint(project):
+    path = runs.run_folder(project, "lora-1") / "step_20.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"w" * 5000)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".manifest.json").write_text(json.dumps({"size_bytes": 5000, "sha256": sha256}))
+    with open_db(project.folder) as db:
+        store_runs.add(db, store_runs.Run("lora-1", "lora", "starter", "lora", num_steps=20, step=20))
+        checkpoints.put(db, checkpoints.Checkpoint("lora-1", 20, project.relative(path), sha256, 5000))
+    return path
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Jobs that would have been started: kind and args."""
+    calls = []
+
+    def start(folder, kind, args, **more):
+        calls.append((kind, args))
+        job = store_jobs.Job(kind=kind, args=args, run_id=more.get("run_id", ""))
+        with open_db(folder) as db:
+            store_jobs.add(db, job)
+        return job
+
+    monkeypatch.setattr("studio.jobs.start", start)
+    return calls
+
+
+def convert(project):
+    folder = runs.hf_folder(project, "lora-1", 20)
+    folder.mkdir(parents=True)
+    (folder / "retune_weights.json").write_text('{"sha256": "abc"}')
+    return folder
+
+
+def words(at):
+    return "\n".join(str(part.value) for part in [*at.markdown, *at.caption, *at.error, *at.info, *at.success])
+
+
+def test_empty_project_leads_to_train(open_page, project):
+    at = open_page(PAGE)
+    assert "No run has saved a checkpoint yet" in at.info[0].value
+
+
+def test_table_shows_what_is_there(open_page, checkpoint):
+    at = open_page(PAGE)
+    row = at.dataframe[0].value.iloc[0]
+    assert (row["run"], row["step"], row["size"], row["hf"], row["file"]) == ("lora-1", 20, "4.9 KB", "–", "complete")
+
+
+def test_convert_starts_a_job_and_merge_waits_for_it(open_page, project, checkpoint, started):
+    at = open_page(PAGE)
+    assert at.button(key="checkpoints.merge").disabled
+    at.button(key="checkpoints.convert").click().run()
+    assert not at.exception
+    assert [(kind, args["run_id"], args["step"]) for kind, args in started] == [("convert", "lora-1", 20)]
+    assert at.button(key="checkpoints.convert").disabled
+
+
+def test_merge_of_a_converted_one(open_page, project, checkpoint, started):
+    folder = convert(project)
+    at = open_page(PAGE)
+    at.button(key="checkpoints.merge").click().run()
+    assert started[0][0] == "merge" and started[0][1]["adapter"] == str(folder)
+
+
+def test_agreement_of_a_merged_model_is_told(open_page, project, checkpoint):
+    convert(project)
+    detail = {"verified": False, "message": "Not verified: 5 of 8 greedy answers are the same."}
+    with open_db(project.folder) as db:
+        checkpoints.put_output(db, checkpoints.Output("merged", "merged/lora-1", "lora-1", 20, detail))
+    at = open_page(PAGE)
+    assert any("5 of 8" in warning.value for warning in at.warning)
+
+
+def test_verify_finds_a_flipped_bit(open_page, checkpoint):
+    checkpoint.write_bytes(b"w" * 4999 + b"x")
+    at = open_page(PAGE)
+    at.button(key="checkpoints.verify").click().run()
+    assert "sha256" in words(at)
+
+
+def test_a_truncated_file_is_seen_without_asking(open_page, checkpoint):
+    checkpoint.write_bytes(b"w")
+    at = open_page(PAGE)
+    assert "cannot be used" in at.error[0].value
+
+
+def test_delete_takes_file_manifest_and_row(open_page, project, checkpoint):
+    at = open_page(PAGE)
+    at.button(key="checkpoints.delete").click().run()
+    assert not checkpoint.exists() and not checkpoint.with_suffix(".manifest.json").exists()
+    assert "No run has saved" in words(at)
+
+
+def test_failed_job_shows_its_cause(open_page, project, checkpoint):
+    job = store_jobs.Job(
+        kind="convert", state="failed", cause="The disk is full.", args={"run_id": "lora-1", "step": 20}
+    )
+    with open_db(project.folder) as db:
+        store_jobs.add(db, job)
+    assert "disk is full" in words(open_page(PAGE)).lower()
+
+
+def test_shell_lines_are_commands_of_the_product(open_page, checkpoint):
+    at = open_page(PAGE)
+    shown = next(block.value for block in at.code if block.value.startswith("retune"))
+    assert [shlex.split(line)[:3] for line in shown.splitlines()] == [
+        ["retune", "convert", "pth_to_hf"],
+        ["retune", "convert", "merge"],
+        ["retune", "evaluate", "lora-1"],
+    ]
+
+
+def test_chinese(open_page, checkpoint):
+    assert not open_page(PAGE, lang="zh").exception

@@ -1,0 +1,161 @@
+"""The Train page: empty, ready, running, failed, in Chinese; and a start that happens once."""
+
+import psutil
+import pytest
+
+from studio import datasets, runs
+from studio.config.catalog import preset
+from studio.config.yaml import save_config
+from studio.data.identity import Identity
+from studio.store import jobs as store_jobs
+from studio.store import metrics, open_db, samples
+from studio.store import runs as store_runs
+from studio.ui import run_start
+from studio.ui.run_view import samples_table, seconds_left
+
+PAGE = "pages/3_Train.py"
+
+
+def add_run(project, state="finished", run_id="starter_lora-1", cause=""):
+    """A run as the engine would have left it; a live one belongs to this very test process."""
+    me = psutil.Process()
+    live = state in store_jobs.LIVE_STATES
+    job = store_jobs.Job(
+        kind="train", run_id=run_id, state="running", phase="training", current=12, total=60, unit="step",
+        pid=me.pid if live else 0, process_created=me.create_time() if live else 0.0, started_at="2026-01-01",
+    )  # fmt: skip
+    folder = runs.run_folder(project, run_id)
+    folder.mkdir(parents=True)
+    save_config(folder / runs.CONFIG_FILE, preset("starter_lora"))
+    (folder / runs.LOG_FILE).write_text("step 12 **bold** <b>html</b>\n")
+    job.log_path = str(folder / runs.LOG_FILE)
+    with open_db(project.folder) as db:
+        store_jobs.add(db, job)
+        run = store_runs.Run(run_id, "starter_lora", "starter", "lora", job.id, num_steps=60, step=12)
+        store_runs.add(db, run)
+        for step in range(1, 13):
+            metrics.record(db, run_id, step, {"train/loss": 3 / step, "train/tokens_per_second": 300.0})
+        samples.add(db, [samples.Sample(run_id, 0, "Who are you?", "I'm SmolLM. ![x](http://example.com/x.png)")])
+        if not live:
+            store_jobs.move(db, job.id, state, cause)
+    return run
+
+
+def texts(at):
+    parts = [*at.markdown, *at.caption, *at.error, *at.info, *at.warning, *at.subheader]
+    return "\n".join(str(part.value) for part in parts)
+
+
+def test_empty_project_leads_to_config_and_data(open_page, project):
+    at = open_page(PAGE)
+    assert [button.disabled for button in at.button if button.key == "train.start"] == [True]
+    assert "there is no dataset" in texts(at)
+
+
+def test_a_faulty_dataset_blocks_until_overruled(open_page, project, monkeypatch, tmp_path):
+    ready(project, monkeypatch)
+    rows = datasets.load(project, "identity")
+    bad = rows[0].to_row()
+    bad["messages"][-1]["content"] = "I am {{NAME}}."
+    datasets.save(project, "identity", [type(rows[0]).from_row(bad), *rows[1:]])
+    at = open_page(PAGE)
+    assert at.button(key="train.start").disabled
+    at.checkbox(key="train.override").check().run()
+    assert not at.button(key="train.start").disabled
+
+
+def ready(project, monkeypatch):
+    """Both datasets are there, and the base model is said to be."""
+    datasets.build_identity(project, Identity("Luna", "Shane"), 24, 0)
+    general = datasets.load(project, "identity")[:4]
+    datasets.save(project, "general", general, kind="general")
+    config = preset("starter_lora")
+    save_config(runs.config_path(project, "starter_lora"), config)
+    monkeypatch.setattr(run_start, "_check_model", lambda base: run_start.Check("ok", base))
+    monkeypatch.setattr(run_start, "_findings", lambda project, name, config: datasets.lint_dataset(project, name))
+    return config
+
+
+def test_two_presses_start_one_run(project, monkeypatch):
+    config = ready(project, monkeypatch)
+    started = []
+
+    def start(project, config):
+        started.append(config)
+        return add_run(project, "running", f"starter_lora-{len(started)}"), None
+
+    monkeypatch.setattr(runs, "start_run", start)
+    first, second = run_start.start_once(project, config), run_start.start_once(project, config)
+    assert first.id == second.id and len(started) == 1
+
+
+def test_an_override_is_recorded_and_shown(open_page, project, monkeypatch):
+    config = ready(project, monkeypatch)
+    monkeypatch.setattr(runs, "start_run", lambda project, config: (add_run(project, "running"), None))
+    run_start.start_once(project, config, ["placeholder: row 1 holds {{NAME}}"])
+    assert runs.get_run(project, "starter_lora-1").detail["started_despite"] == ["placeholder: row 1 holds {{NAME}}"]
+    assert "placeholder" in texts(open_page(PAGE))
+
+
+def test_running_run_shows_numbers_controls_and_plain_samples(open_page, project):
+    add_run(project, "running")
+    at = open_page(PAGE)
+    assert {"train.save", "train.sample", "train.stop_save", "train.stop_now", "train.keep_going"} <= {
+        button.key for button in at.button
+    }
+    assert at.metric[0].value == "0.250"
+    assert "running" in texts(at)
+
+
+@pytest.mark.parametrize("key, asked", [("train.stop_save", "save"), ("train.stop_now", "discard")])
+def test_stop_asks_the_job_and_then_offers_kill(open_page, project, key, asked):
+    run = add_run(project, "running")
+    at = open_page(PAGE)
+    at.button(key=key).click().run()
+    assert not at.exception
+    with open_db(project.folder) as db:
+        job = store_jobs.get(db, run.job_id)
+    assert (job.state, job.stop_request) == ("stopping", asked)
+    assert any(button.key == "train.kill" for button in at.button)
+
+
+def test_save_and_sample_now_are_asked_for(open_page, project):
+    run = add_run(project, "running")
+    at = open_page(PAGE)
+    at.button(key="train.save").click().run()
+    at.button(key="train.sample").click().run()
+    with open_db(project.folder) as db:
+        job = store_jobs.get(db, run.job_id)
+    assert (job.save_request, job.sample_request) == (1, 1)
+
+
+def test_failed_run_tells_its_cause_and_the_next_move(open_page, project):
+    add_run(project, "failed", cause="Out of memory. Try a smaller train.micro_batch_size.")
+    at = open_page(PAGE)
+    assert "Out of memory" in at.error[0].value
+    assert "nothing to resume from" in texts(at)
+
+
+def test_finished_run_in_chinese(open_page, project):
+    add_run(project, "finished")
+    at = open_page(PAGE, lang="zh")
+    assert not at.exception
+
+
+def test_samples_are_escaped_and_put_side_by_side():
+    said = [
+        samples.Sample("r", 0, "Who?", "<img src=x onerror=alert(1)>"),
+        samples.Sample("r", 20, "Who?", "Luna"),
+        samples.Sample("r", 20, "Capital?", "", error="timed out"),
+    ]
+    table = samples_table(said, [0, 20])
+    assert "<img" not in table and "&lt;img" in table
+    assert table.count("<tr>") == 3
+    assert "timed out" in table
+
+
+def test_time_left_counts_only_this_process_steps():
+    old = [metrics.Point(1, 1.0, "2026-01-01T00:00:00+00:00")]
+    new = [metrics.Point(step, 1.0, f"2026-01-01T01:00:{2 * step:02}+00:00") for step in (2, 3, 4)]
+    assert seconds_left(old + new, 10, since="2026-01-01T01:00:00+00:00") == pytest.approx(12.0)
+    assert seconds_left(old, 10) is None
