@@ -1,6 +1,5 @@
 """`convert`: a `.pth` checkpoint becomes a Hugging Face folder: an adapter in PEFT's format, or a full model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import load_config
 from studio.engine.card import model_card, shown_base
+from studio.engine.checkpoint import FORMAT, manifest_path, verify
 from studio.engine.job import JobContext
 from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
@@ -27,11 +27,10 @@ from studio.engine.weights import (
     tokenizer_bytes,
 )
 from studio.errors import CheckpointError, ConfigError, Problem, StudioError
-from studio.paths import atomic_write_json, inside, sha256_of
+from studio.paths import atomic_write_json, inside
 from studio.store import checkpoints as store
 from studio.store import open_db
 
-FORMAT = "retune/1"
 ADAPTER_METHODS = ("lora", "qlora")
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
 
@@ -45,6 +44,7 @@ class Source:
     config: RunConfig
     meta: dict[str, Any]
     tensors: dict[str, torch.Tensor]
+    data_fingerprints: dict[str, str]
     run_id: str = ""
 
     @property
@@ -74,12 +74,13 @@ def run(job: JobContext) -> dict[str, Any]:
     record = convert(source, base, fp32=bool(job.args.get("fp32")), max_shard_bytes=limit)
     _register(job, source, record)
     kind = "adapter" if source.is_adapter else "model"
-    return {"path": str(out), "kind": kind, "sha256": record["sha256"], "run_id": run_id, "step": source.step}
+    return {"path": str(out), "kind": kind, "sha256": record["sha256"], "run_id": source.run_id, "step": source.step}
 
 
 def read_source(pth: Path, out: Path, config: RunConfig | None = None, run_id: str = "") -> Source:
     """Check and load a checkpoint. Raises CheckpointError, or UnsafeFileError for one that would run code."""
-    _check_manifest(pth)
+    if manifest_path(pth).is_file():
+        verify(pth)
     content = load_pth(pth)
     meta, tensors = content.get("meta"), content.get("state_dict")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
@@ -94,7 +95,9 @@ def read_source(pth: Path, out: Path, config: RunConfig | None = None, run_id: s
         raise ConfigError(
             [Problem("method", f"the config says {config.method}, {pth.name} was trained with {meta['method']}")]
         )
-    return Source(pth, out, config, meta, tensors, run_id)
+    data = content.get("data")
+    fingerprints = data.get("fingerprints") if isinstance(data, dict) else None
+    return Source(pth, out, config, meta, tensors, fingerprints or {}, run_id or str(meta.get("run_id") or ""))
 
 
 def convert(source: Source, base: Base, *, fp32: bool, max_shard_bytes: int) -> dict[str, Any]:
@@ -157,20 +160,6 @@ def _run_of(folder: Path, pth: Path) -> str:
     return parent.name if parent.parent == runs else ""
 
 
-def _check_manifest(pth: Path) -> None:
-    """Compare with the manifest beside the file, when there is one."""
-    manifest = pth.with_suffix(".manifest.json")
-    if not (manifest.is_file() and pth.is_file()):
-        return
-    try:
-        written = json.loads(manifest.read_text(encoding="utf-8"))
-        expected = (written["size_bytes"], written["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest.name} cannot be read: {error!r}.", NEXT_MOVE) from error
-    if pth.stat().st_size != expected[0] or sha256_of(pth) != expected[1]:
-        raise CheckpointError(f"{pth.name} is damaged: it is not the file that its manifest describes.", NEXT_MOVE)
-
-
 def _check_content(pth: Path, meta: dict[str, Any], tensors: Any) -> None:
     if missing := [name for name in ("step", "method", "config") if name not in meta]:
         raise CheckpointError(f"{pth.name} does not say its {missing[0]}.", NEXT_MOVE)
@@ -188,7 +177,7 @@ def _check_content(pth: Path, meta: dict[str, Any], tensors: Any) -> None:
 def _write_adapter(folder: Path, source: Source, base: Base, tensors: dict[str, torch.Tensor]) -> None:
     config = source.meta["adapter_config"] | {"base_model_name_or_path": base.reference, "inference_mode": True}
     atomic_write_json(folder / ADAPTER_CONFIG, config)
-    save_tensors(tensors, folder / ADAPTER_WEIGHTS, {"run_id": source.run_id, "step": str(source.step)})
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS)
 
 
 def _write_model(folder: Path, base: Base, tensors: dict[str, torch.Tensor], max_shard_bytes: int, what: str) -> None:
@@ -224,7 +213,7 @@ def _identity(source: Source, base: Base) -> dict[str, Any]:
         "method": source.meta["method"],
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        "data_fingerprints": source.meta.get("data_fingerprints", {}),
+        "data_fingerprints": source.data_fingerprints,
     }
 
 
@@ -239,7 +228,7 @@ def _facts(source: Source, base: Base, tensors: dict[str, torch.Tensor]) -> dict
         "step": source.step,
         "number format": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
         "data": config.data.sources,
-        "data fingerprint": source.meta.get("data_fingerprints", ""),
+        "data fingerprint": {name: print_[:16] for name, print_ in source.data_fingerprints.items()},
         "learning rate": config.train.learning_rate,
         "examples per step": config.examples_per_step,
         "seed": config.train.seed,

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from studio.engine.checkpoint import versions
 from studio.errors import CheckpointError, StudioError
 from studio.models import BaseModel, model_fingerprint, require, resolve
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
@@ -35,7 +35,6 @@ TOKENIZER_FILES = (
 GENERATION_CONFIG = "generation_config.json"
 SPARE_BYTES = 16 * 2**20
 SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-PACKAGES = ("retune", "torch", "transformers", "peft", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,11 @@ def own_dtype(folder: Path) -> torch.dtype:
     return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float32
 
 
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """One safetensors file."""
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """One safetensors file; equal tensors give equal bytes."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata | {"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
 
 
 def weights_hash(folder: Path) -> str:
@@ -156,17 +155,6 @@ def read_seal(folder: Path) -> dict[str, Any]:
             "Convert the checkpoint again.",
         )
     return record
-
-
-def versions() -> dict[str, str]:
-    """Versions of what wrote the files."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def _json_of(path: Path) -> dict[str, Any]:

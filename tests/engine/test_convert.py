@@ -133,6 +133,7 @@ def test_the_card_and_the_seal_say_what_it_is(tmp_path: Path, base: Path) -> Non
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "peft" and "lora" in card.data.tags
     assert "| step | 8 |" in card.text and str(tmp_path) not in card.text
+    assert "| data fingerprint | identity abababababababab |" in card.text
     record = json.loads((out / "retune_weights.json").read_text())
     assert record["sha256"] == weights_hash(out) == sha256_of(out / "adapter_model.safetensors")
     assert record["step"] == 8 and record["base"] == str(base)
