@@ -11,7 +11,7 @@ from studio.config.schema import RunConfig
 from studio.projects import Project
 from studio.ui import config_draft as drafts
 from studio.ui import state
-from studio.ui.config_draft import Draft
+from studio.ui.config_draft import Derived, Draft
 from studio.ui.forms import config_form
 from studio.ui.frame import TRAIN, go
 from studio.ui.i18n import _
@@ -83,7 +83,8 @@ def summary(project: Project, draft: Draft) -> None:
         return
     if problems := runs.problems_before_start(project, config):
         show_problems(problems)
-    _numbers(project, config)
+    with st.container(gap="xsmall", border=True):
+        _numbers(project, config)
     st.markdown(f"**{_('In a shell')}**")
     st.code(f"retune train {_shown_path(config)} --project {project.slug}", language="shell", wrap_lines=True)
     _difference(config)
@@ -143,22 +144,22 @@ def _save_as(project: Project, draft: Draft) -> None:
 
 def _numbers(project: Project, config: RunConfig) -> None:
     found = drafts.derived(project, config)
-    columns = st.columns(3)
-    columns[0].metric(
-        _("Examples per step"), found.examples_per_step,
-        help=f"{config.train.micro_batch_size} × {config.train.gradient_accumulation_steps}",
-    )  # fmt: skip
-    columns[1].metric(_("Steps"), found.num_steps or "—")
-    columns[2].metric(
-        _("Rows in an epoch"), found.epoch_rows or "—", help=_("With the shares held, valid rows left out.")
-    )
-    if found.epoch_rows:
-        passes = found.num_examples / found.epoch_rows
-        st.caption(
-            _("{examples} examples in all, {passes:.1f} passes over the data.").format(
-                examples=found.num_examples, passes=passes
-            )
-        )
+    train = config.train
+    per_step = f"{train.micro_batch_size} × {train.gradient_accumulation_steps}"
+    rows = [
+        (_("Examples per step"), found.examples_per_step, per_step),
+        (_("Steps"), found.num_steps or "—", _("{number} examples in all").format(number=found.num_examples)),
+        (_("Rows in an epoch"), found.epoch_rows or "—", _passes(found)),
+    ]
+    for label, value, note in rows:
+        st.markdown(f"{label} **{value}** :gray[{note}]")
+
+
+def _passes(found: Derived) -> str:
+    """How often the run goes over the data, in words."""
+    if not found.epoch_rows:
+        return _("once the datasets are there")
+    return _("{passes:.1f} passes over them").format(passes=found.num_examples / found.epoch_rows)
 
 
 def _difference(config: RunConfig) -> None:

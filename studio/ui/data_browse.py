@@ -11,13 +11,14 @@ import streamlit as st
 from studio import datasets, models
 from studio.data.formats import Conversation
 from studio.data.lint import Finding
+from studio.data.tokens import TextTokenizer
 from studio.datasets import Dataset
 from studio.errors import StudioError
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.data_build import dataset_line, intent_word
 from studio.ui.i18n import N_, _, ngettext
-from studio.ui.token_view import token_view
+from studio.ui.token_view import Chip, chips, token_view
 from studio.ui.widgets import ago, guarded, plain, show_error
 
 PAGE_ROWS = 25
@@ -232,13 +233,13 @@ def _role_words() -> dict[str, str]:
 
 def _tokens(project: Project, dataset: Dataset, row: Conversation, number: int) -> None:
     try:
-        life = _row_life(dataset.fingerprint, number, project.base, row)
+        life, shown = _row_life(dataset.fingerprint, number, project.base, row)
     except StudioError as error:
         show_error(error)
         return
     words = _("{all} tokens, {trained} of them trained").format(all=len(life.tokens), trained=life.num_trained_tokens)
     st.markdown(f"**{words}** · :green-badge[{_('trained')}] :gray-badge[{_('not trained')}]")
-    token_view(life.tokens, key=f"data.browse.tokens.{dataset.name}")
+    token_view(shown, key=f"data.browse.tokens.{dataset.name}")
     if life.truncated:
         st.warning(_("This row is longer than the longest sequence and was cut."))
     with st.expander(_("Rendered by the chat template")):
@@ -246,5 +247,7 @@ def _tokens(project: Project, dataset: Dataset, row: Conversation, number: int) 
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _row_life(fingerprint: str, number: int, base: str, _row: Conversation) -> datasets.RowLife:
-    return datasets.row_life(_row, number, models.require(base))
+def _row_life(fingerprint: str, number: int, base: str, _row: Conversation) -> tuple[datasets.RowLife, list[Chip]]:
+    folder = models.require(base)
+    life = datasets.row_life(_row, number, folder)
+    return life, chips(life.tokens, TextTokenizer.load(folder).decode)

@@ -53,13 +53,16 @@ def _section(
 
 
 def _fields(fields: dict[str, FieldInfo], values: dict[str, Any], datasets: list[str], key: str) -> dict[str, Any]:
-    """Narrow fields in rows of three, wide ones below."""
+    """Narrow fields in rows of three, switches in a row below them, wide fields last."""
     result: dict[str, Any] = {}
-    narrow = [name for name in fields if name not in WIDE]
+    switches = [name for name in fields if fields[name].annotation is bool]
+    narrow = [name for name in fields if name not in WIDE and name not in switches]
     for first in range(0, len(narrow), 3):
-        for column, name in zip(st.columns(3), narrow[first : first + 3], strict=False):
+        for column, name in zip(st.columns(3, vertical_alignment="bottom"), narrow[first : first + 3], strict=False):
             with column:
                 result[name] = _widget(name, fields[name], values.get(name), f"{key}.{name}")
+    for name in switches:
+        result[name] = _widget(name, fields[name], values.get(name), f"{key}.{name}")
     for name in fields:
         if name == "sources":
             result[name] = _sources(fields[name], values.get(name) or {}, datasets, f"{key}.{name}")
@@ -76,7 +79,6 @@ def _widget(name: str, field: FieldInfo, value: Any, key: str) -> Any:
         index = options.index(value) if value in options else 0
         return st.selectbox(label, options, index=index, help=help_text, key=key)
     if kind is bool:
-        st.space("small")
         return st.toggle(label, value=bool(value), help=help_text, key=key)
     if kind in (int, float):
         return _number(label, kind, field, value, optional, help_text, key)

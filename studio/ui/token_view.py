@@ -1,6 +1,7 @@
 """Tokens of a row, coloured by whether they are trained. Their texts travel as data and are set as text, not HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 
@@ -52,12 +53,44 @@ export default function ({ data, parentElement }) {
 _component = st.components.v2.component("retune_tokens", css=CSS, js=JS)
 
 
-def token_view(tokens: Sequence[TokenView], key: str) -> None:
-    """Trained tokens stand out by colour and underline, the rest is grey; hovering tells a token's id."""
+BROKEN = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Neighbouring tokens that are shown as one: those that only together make a character."""
+
+    text: str
+    ids: tuple[int, ...]
+    trained: bool
+
+
+def chips(tokens: Sequence[TokenView], decode: Callable[[list[int]], str]) -> list[Chip]:
+    """One chip a token, except where a character is spread over several; `decode` turns ids into text."""
+    result: list[Chip] = []
+    part: list[TokenView] = []
+    for token in tokens:
+        if not part and BROKEN not in token.text:
+            result.append(Chip(token.text, (token.id,), token.trained))
+            continue
+        part.append(token)
+        text = decode([each.id for each in part])
+        if BROKEN not in text or len(part) >= 8:
+            result.append(_chip(text, part))
+            part = []
+    return [*result, _chip(decode([each.id for each in part]), part)] if part else result
+
+
+def _chip(text: str, part: list[TokenView]) -> Chip:
+    return Chip(text, tuple(each.id for each in part), any(each.trained for each in part))
+
+
+def token_view(shown: Sequence[Chip], key: str) -> None:
+    """Trained tokens stand out by colour and underline, the rest is grey; hovering tells the ids."""
     _component(
         key=key,
         data={
-            "tokens": [[token.text, token.id, token.trained] for token in tokens],
+            "tokens": [[chip.text, " ".join(map(str, chip.ids)), chip.trained] for chip in shown],
             "label": _("Tokens of the row"),
             "trained": _("trained"),
             "masked": _("not trained"),

@@ -1,5 +1,6 @@
 """`python -m studio.ui.locales`: collect all words into the catalogues and compile them. `--check` only looks."""
 
+import ast
 import io
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_file
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
@@ -18,7 +18,7 @@ from studio.ui.forms import label_of
 from studio.ui.i18n import DOMAIN, LANGUAGES, LOCALES
 
 SOURCES = ("app.py", "pages", "studio/ui", "studio/cli", "studio/charts.py", "studio/report.py")
-KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2)}
+KEYWORDS = {"_": 1, "N_": 1, "ngettext": 2}  # function: how many of its arguments are words
 FIXED_TIME = datetime(2026, 1, 1, tzinfo=UTC)  # a catalogue changes only when its words do
 TRANSLATED = tuple(code for code in LANGUAGES if code != "en")
 
@@ -28,11 +28,21 @@ def collect() -> Catalog:
     catalog = Catalog(project="Retune Studio", charset="utf-8", creation_date=FIXED_TIME)
     for file in _files():
         place = file.relative_to(REPOSITORY).as_posix()
-        for _line, message, _comments, _context in extract_from_file("python", file, keywords=KEYWORDS):
+        for message in marked_words(file.read_text(encoding="utf-8")):
             catalog.add(message, locations=[(place, None)], flags=_flags(message))
     for message in schema_words(RunConfig):
         catalog.add(message, locations=[("studio/config/schema.py", None)])
     return catalog
+
+
+def marked_words(source: str) -> Iterator[str | tuple[str, ...]]:
+    """Arguments of `_`, `N_` and `ngettext`. Read from the syntax tree: in f-strings too, where babel does not look."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KEYWORDS:
+            words = node.args[: KEYWORDS[node.func.id]]
+            texts = [word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+            if len(texts) == KEYWORDS[node.func.id]:
+                yield texts[0] if len(texts) == 1 else tuple(texts)
 
 
 def schema_words(section: type[Section]) -> Iterator[str]:
