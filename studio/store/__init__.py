@@ -26,8 +26,11 @@ def open_db(folder: Path) -> Iterator[Database]:
     db = _connect(path)
     try:
         yield db
-    except sqlite3.OperationalError as error:
-        raise _translated(error, path) from error
+    except sqlite3.DatabaseError as error:
+        # The file's or the disk's fault; a broken constraint is the caller's and keeps its type.
+        if type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError):
+            raise _translated(error, path) from error
+        raise
     finally:
         db.close()
 
