@@ -7,15 +7,16 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from studio import jobs
 from studio.errors import ProjectError
 from studio.paths import atomic_write_json, fsync, inside, projects_root, remove, slugify
-from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store.records import now
 
 PROJECT_FILE = "project.json"
 FOLDERS = ("data/source", "configs", "runs", "hf", "merged", "exports", "reports", "jobs")
 MAX_NAME_LENGTH = 120
+JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ def archive_project(slug: str, archived: bool = True) -> Project:
 def delete_project(slug: str) -> None:
     """Delete a project and all its files. Raises ProjectError while a job of it is live."""
     project = open_project(slug)
-    with open_db(project.folder) as db:
-        live = store_jobs.listed(db, store_jobs.LIVE_STATES)
+    live = [job for job in jobs.refresh(project.folder) if job.live]
     if live:
         raise ProjectError(f"Project {project.slug!r} has a running job ({live[0].kind}).", "Stop it first.")
     # Renamed first, so that a crash half-way leaves rubbish and not half a project.
@@ -102,10 +102,11 @@ def delete_project(slug: str) -> None:
 
 
 def _clean_name(name: str) -> str:
-    # Zs is kept: spaces are fine; control, format and surrogate characters can hide what a name is.
-    text = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) not in ("Cc", "Cs", "Co"))
+    # Control, format and surrogate characters can hide what a name is; joiners are part of emoji and of some scripts.
+    normal = unicodedata.normalize("NFC", name)
+    text = "".join(c for c in normal if c in JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     text = " ".join(text.split())[:MAX_NAME_LENGTH]
-    if not text:
+    if not text.strip(JOINERS):
         raise ProjectError("A project needs a name.", "Type at least one visible character.")
     return text
 
