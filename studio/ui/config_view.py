@@ -13,7 +13,7 @@ from studio.ui import config_draft as drafts
 from studio.ui import state
 from studio.ui.config_draft import Derived, Draft
 from studio.ui.forms import config_form
-from studio.ui.frame import TRAIN, go
+from studio.ui.frame import DATA, TRAIN, go, link
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain, show_problems
 
@@ -64,7 +64,8 @@ def edit(project: Project, draft: Draft) -> None:
 
 
 def _edit_yaml(draft: Draft) -> None:
-    text = st.text_area(
+    with st.container(key="config_yaml"):
+        text = st.text_area(
         _("YAML"), draft.text, height=620, key=f"config.yaml.{draft.version}.{hash(draft.text)}",
         label_visibility="collapsed",
     )  # fmt: skip
@@ -83,6 +84,7 @@ def summary(project: Project, draft: Draft) -> None:
         return
     if problems := runs.problems_before_start(project, config):
         show_problems(problems)
+        link(DATA)
     with st.container(gap="xsmall", border=True):
         _numbers(project, config)
     st.markdown(f"**{_('In a shell')}**")

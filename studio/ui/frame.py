@@ -18,6 +18,7 @@ PRODUCT = "Retune Studio"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # A file of our own: for a named icon the browser would ask a font server on the internet.
 TAB_ICON = Path(__file__).with_name("icon.svg")
+STYLE = Path(__file__).with_name("style.css")
 LIVE_SECONDS = 2.0
 IDLE_SECONDS = 10.0
 SHOWN_JOBS = 4
@@ -55,6 +56,7 @@ def frame(title: str, icon: str, needs_project: bool = True) -> Project | None:
     st.set_page_config(_tab_title(title, project), TAB_ICON, layout="wide", menu_items={"About": PRODUCT})
     if project:
         state.choose_project(project.slug)
+    st.html(STYLE)
     with st.sidebar:
         _sidebar(projects, project)
     state.show_flashes()

@@ -84,7 +84,7 @@ def _data_step(project: Project) -> Step:
         return Step(DATA, False, _("say who it is"))
     words = ngettext("{number} dataset", "{number} datasets", len(there)).format(number=len(there))
     if not any(dataset.kind == "general" for dataset in there):
-        return Step(DATA, False, words + ", " + _("none that keeps what it knows"))
+        return Step(DATA, False, words + " · " + _("none that keeps what it knows"))
     return Step(DATA, bool(teaching), words)
 
 
@@ -106,7 +106,7 @@ def _checkpoint_step(num_saved: int, num_converted: int) -> Step:
     if not num_saved:
         return Step(CHECKPOINTS, False, _("none yet"))
     words = ngettext("{number} checkpoint", "{number} checkpoints", num_saved).format(number=num_saved)
-    return Step(CHECKPOINTS, num_converted > 0, words if num_converted else words + ", " + _("not converted"))
+    return Step(CHECKPOINTS, num_converted > 0, words if num_converted else words + " · " + _("not converted"))
 
 
 def _compare_step(scored: list[Evaluation]) -> Step:
