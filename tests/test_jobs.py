@@ -1,0 +1,249 @@
+"""Jobs as real processes: their turn in line, how they are stopped, and that every end has a cause.
+
+The work is `fetch` of a model that is there already: it ends at once, or waits for as long as the test holds its lock.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from studio import jobs, processes
+from studio.errors import JobError
+from studio.models import write_manifest
+from studio.paths import REPOSITORY
+from studio.projects import Project, create_project
+from studio.store import jobs as store
+from studio.store import open_db
+from studio.store.jobs import Job
+
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models folder in which `starter` counts as fetched."""
+    root = tmp_path / "models"
+    (root / "starter").mkdir(parents=True)
+    (root / "starter" / "config.json").write_text("{}")
+    write_manifest(root / "starter", "starter", "starter", "a test")
+    monkeypatch.setenv("RETUNE_MODELS", str(root))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(own_home: Path) -> Iterator[None]:
+    yield
+    for folder, job in jobs.live_jobs():
+        jobs.kill(folder, job.id)
+
+
+@contextmanager
+def work_that_takes_long(models: Path) -> Iterator[None]:
+    (models / ".locks").mkdir(exist_ok=True)
+    with FileLock(models / ".locks" / "starter.lock"):
+        yield
+
+
+def fetch(project: Project, base: str = "starter", needs_device: bool = True) -> Job:
+    return jobs.start(project.folder, "fetch", {"base": base}, needs_device=needs_device)
+
+
+def until(project: Project, job: Job, wanted: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        current = jobs.get(project.folder, job.id)
+        if wanted(current):
+            return current
+        time.sleep(0.05)
+    raise AssertionError(f"{current} in {PATIENCE_SECONDS} s; log:\n{jobs.tail(Path(current.log_path))}")
+
+
+def ended(project: Project, job: Job) -> Job:
+    return until(project, job, lambda job: not job.live)
+
+
+def at_work(project: Project, job: Job) -> Job:
+    return until(project, job, lambda job: job.state == "running" and "Waiting" in job.phase)
+
+
+def test_a_job_ends_with_its_result_and_a_log(project: Project, models: Path) -> None:
+    done = ended(project, fetch(project))
+    assert done.state == "finished" and done.cause == ""
+    assert done.result == {"base": "starter", "folder": str(models / "starter")}
+    assert done.created_at <= done.started_at <= done.finished_at
+    assert "finished" in jobs.tail(Path(done.log_path))
+
+
+@pytest.mark.parametrize(
+    ("base", "cause"), [("", "does not name"), ("../x", "goes up"), ("/nowhere", "no such folder")]
+)
+def test_a_job_that_cannot_do_its_work_fails_with_the_next_move(project: Project, base: str, cause: str) -> None:
+    done = ended(project, fetch(project, base))
+    assert done.state == "failed" and cause in done.cause
+    assert "Allowed" in done.cause or "Give a folder" in done.cause
+
+
+def test_a_fault_of_our_own_is_named_and_the_log_has_the_trace(project: Project) -> None:
+    done = ended(project, jobs.start(project.folder, "fetch", {}))
+    assert done.state == "failed" and "KeyError: 'base'" in done.cause and "log" in done.cause
+    assert "Traceback" in jobs.tail(Path(done.log_path))
+
+
+def test_a_process_that_never_became_a_job_is_lost(project: Project) -> None:
+    done = ended(project, jobs.start(project.folder, "no-such-verb", {}))
+    assert done.state == "lost" and "exit code 1" in done.cause
+    assert "usage" in jobs.tail(Path(done.log_path))
+
+
+def test_a_killed_process_is_lost_with_a_cause(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        os.kill(job.pid, signal.SIGKILL)
+        done = ended(project, job)
+    assert done.state == "lost" and "signal 9" in done.cause and "memory" in done.cause
+    with pytest.raises(JobError, match="lost and cannot become"), open_db(project.folder) as db:
+        store.move(db, job.id, "running")
+
+
+def test_the_second_waits_in_line_and_then_runs(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        first = at_work(project, fetch(project))
+        second = fetch(create_project("Other"))
+        other = create_project("Third")
+        third = fetch(other)
+        second_project = next(folder for folder, job in jobs.live_jobs() if job.id == second.id)
+        waiting = until(other, third, lambda job: job.phase == "waiting in line")
+        assert waiting.state == "queued" and jobs.get(second_project, second.id).state == "queued"
+        assert [job.id for _, job in jobs.live_jobs()] == [first.id, second.id, third.id]
+    last = ended(other, third)
+    ends = [jobs.get(project.folder, first.id), jobs.get(second_project, second.id), last]
+    assert [job.state for job in ends] == ["finished"] * 3
+    assert ends[0].finished_at <= ends[1].started_at and ends[1].finished_at <= ends[2].started_at
+
+
+def test_who_needs_no_device_does_not_wait(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        at_work(project, fetch(project))
+        done = ended(project, fetch(project, "/nowhere", needs_device=False))
+    assert done.state == "failed"
+
+
+def test_a_dead_job_in_front_holds_nobody_up(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        first = at_work(project, fetch(project))
+        second = fetch(project)
+        until(project, second, lambda job: job.phase == "waiting in line")
+        os.kill(first.pid, signal.SIGKILL)
+    assert ended(project, second).state == "finished"
+
+
+def test_stopping_one_that_waits_leaves_the_one_at_work(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        first = at_work(project, fetch(project))
+        second = fetch(project)
+        until(project, second, lambda job: job.phase == "waiting in line")
+        jobs.stop(project.folder, second.id)
+        done = ended(project, second)
+        assert (done.state, done.cause) == ("stopped", "Stopped on request.")
+        assert jobs.get(project.folder, first.id).state == "running"
+    assert ended(project, first).state == "finished"
+
+
+def test_one_at_work_stops_when_asked(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        jobs.stop(project.folder, job.id)
+        jobs.stop(project.folder, job.id, save=False)
+        assert jobs.get(project.folder, job.id).state in ("stopping", "stopped")
+        assert ended(project, job).state == "stopped"
+    jobs.stop(project.folder, job.id)  # asking again does no harm
+    jobs.kill(project.folder, job.id)
+    assert jobs.get(project.folder, job.id).state == "stopped"
+
+
+def test_a_polite_signal_is_a_request_to_stop(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        os.kill(job.pid, signal.SIGTERM)
+        assert ended(project, job).state == "stopped"
+
+
+def test_killing_ends_the_process(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        jobs.kill(project.folder, job.id)
+        done = jobs.get(project.folder, job.id)
+    assert done.state == "stopped" and "Killed on request" in done.cause
+    assert not processes.lives(job.pid, job.process_created)
+
+
+def test_a_job_outlives_who_started_it_and_is_found_again(project: Project, models: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from studio import jobs;"
+        "print(jobs.start(Path(sys.argv[1]), 'fetch', {'base': 'starter'}).id)"
+    )
+    with work_that_takes_long(models):
+        started = subprocess.run(
+            [sys.executable, "-c", code, str(project.folder)],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            timeout=60,
+        )
+        job = jobs.get(project.folder, started.stdout.strip())
+        job = at_work(project, job)
+        assert jobs.alive(job) and psutil.Process(job.pid).ppid() != os.getpid()
+        os.kill(job.pid, signal.SIGKILL)
+        done = ended(project, job)
+    assert done.state == "lost" and "is gone" in done.cause
+
+
+def test_the_heartbeat_goes_on_while_the_work_takes_long(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        until(project, job, lambda now: now.heartbeat_at > job.heartbeat_at)
+
+
+def test_a_process_id_given_to_another_is_not_the_job(project: Project) -> None:
+    with open_db(project.folder) as db:
+        job = store.add(db, Job("train", state="running", pid=os.getpid(), process_created=1.0))
+    assert jobs.get(project.folder, job.id).state == "lost"
+
+
+def test_a_row_without_a_process_is_given_time_to_start(project: Project) -> None:
+    long_ago = (datetime.now(UTC) - timedelta(minutes=1)).isoformat(timespec="microseconds")
+    with open_db(project.folder) as db:
+        young = store.add(db, Job("train"))
+        old = store.add(db, Job("train", created_at=long_ago))
+    states = {job.id: job.state for job in jobs.refresh(project.folder)}
+    assert states == {young.id: "queued", old.id: "lost"}
+
+
+def test_watching_ends_with_the_job(project: Project) -> None:
+    seen = list(jobs.watch(project.folder, fetch(project).id, interval_seconds=0.05))
+    assert seen[-1].state == "finished" and all(job.live for job in seen[:-1])
+
+
+def test_a_job_can_be_asked_for_two_things_only(project: Project) -> None:
+    with pytest.raises(JobError, match="save, sample"):
+        jobs.request(project.folder, "x", "coffee")
+    with pytest.raises(JobError, match="no job 'x'"):
+        jobs.get(project.folder, "x")
+
+
+def test_the_end_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert jobs.tail(log) == ""
+    log.write_bytes(b"first\n" + b"x" * 400_000 + b"\n10%\r20%\r30%\nlast \xff\n")
+    assert jobs.tail(log, num_lines=3).splitlines() == ["20%", "30%", "last \ufffd"]
+    assert len(jobs.tail(log)) < 260_000
