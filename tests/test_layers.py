@@ -13,14 +13,13 @@ from studio.paths import REPOSITORY
 # Room -> shelf, counted from the bottom. A room may import rooms of lower shelves, and its neighbours without a cycle.
 SHELVES = [
     {"errors", "paths"},
-    {"config", "store", "data", "models", "processes"},
+    {"config", "store", "data", "models", "processes", "scores"},
     {
         "estimate",
         "jobs",
         "projects",
         "datasets",
         "runs",
-        "scores",
         "chat_client",
         "charts",
         "report",
