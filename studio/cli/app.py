@@ -1,40 +1,70 @@
 """`retune`: everything that the pages can do, for the shell. Errors are sentences; `--json` prints data."""
 
-import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
-from studio.cli import chat, config, data, demo, doctor, models, project, runs, show, train, weights
-from studio.errors import StudioError
+from studio.cli import (
+    chat,
+    checkpoints,
+    config,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    models,
+    project,
+    runs,
+    studio,
+    train,
+    weights,
+)
+from studio.cli.group import HELP_OPTIONS, Edge
 
 app = typer.Typer(
     name="retune",
-    help="Fine-tune a chat model on one machine, and prove what changed.",
+    cls=Edge,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+    context_settings=HELP_OPTIONS,
+    epilog="Each command shows an example: retune train --help",
 )
 app.add_typer(project.app, name="project")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
-app.add_typer(runs.app, name="runs")
-app.add_typer(weights.app, name="convert")
 app.command()(train.train)
-app.command()(weights.evaluate)
+app.add_typer(runs.app, name="runs")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(weights.app, name="convert")
+app.command()(evaluate.evaluate)
 app.command()(chat.chat)
 app.command()(chat.serve)
-app.command()(doctor.doctor)
 app.command()(demo.demo)
+app.command()(studio.studio)
+app.command()(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"retune {metadata.version('retune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def retune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Fine-tune a chat model on one machine, and prove what changed."""
 
 
 def main() -> None:
-    """The command's entry: a StudioError becomes one message and exit code 1."""
-    try:
-        app()
-    except StudioError as error:
-        show.fail(str(error))
-        sys.exit(1)
+    """The command's entry."""
+    app()
 
 
 if __name__ == "__main__":

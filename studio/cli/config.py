@@ -1,28 +1,40 @@
 """`retune config`: presets and the project's own configs."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio import runs
 from studio.cli import show
-from studio.cli.options import ProjectOption, chosen
-from studio.config.catalog import preset_names, preset_text
-from studio.config.schema import RunConfig
-from studio.config.yaml import load_config, load_text, update_text, with_settings
+from studio.cli.group import group
+from studio.cli.lazy import catalog, configs, projects, runs
+from studio.cli.options import JsonOption, ProjectOption, SetOption, base_model, chosen
 from studio.errors import ConfigError, Problem
 from studio.paths import atomic_write_text
-from studio.projects import Project
 
-app = typer.Typer(help="Configs: everything one run needs.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from studio.config.schema import RunConfig
+    from studio.projects import Project
+
+app = group("Configs: everything one run needs.")
+ConfigArgument = Annotated[str, typer.Argument(help="A config of the project, a file, or a preset.")]
 
 
 @app.command("list")
-def list_(project: ProjectOption = "") -> None:
-    """List the presets and the project's configs."""
-    own = runs.list_configs(chosen(project)) if project else []
-    show.table(["config", "where"], [(n, "preset") for n in preset_names()] + [(n, project) for n in own])
+def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
+    """List the presets and the project's configs.
+
+    Example: retune config list --project demo
+    """
+    workspace = _project_if_any(project)
+    rows = [(name, "preset", "") for name in catalog.preset_names()]
+    if workspace:
+        rows += [(n, workspace.slug, str(runs.config_path(workspace, n))) for n in runs.list_configs(workspace)]
+    if json:
+        return show.as_json([{"config": name, "where": where, "file": file} for name, where, file in rows])
+    return show.table(["config", "where", "file"], rows)
 
 
 @app.command()
@@ -31,43 +43,69 @@ def new(
         str, typer.Argument(help="A preset: starter_lora, starter_qlora, starter_full.")
     ] = "starter_lora",
     name: Annotated[str, typer.Option(help="Name of the new config; the preset's when left out.")] = "",
-    set: Annotated[
-        list[str] | None, typer.Option(help="A setting, as train.learning_rate=1e-4; again for more.")
-    ] = None,
+    set: SetOption = None,
     project: ProjectOption = "",
 ) -> None:
-    """Copy a preset into a project, with its comments, to be edited."""
+    """Copy a preset into a project, with its comments, to be edited.
+
+    Example: retune config new starter_lora --name luna --set train.learning_rate=3e-4
+    """
     workspace = chosen(project)
-    config = with_settings(load_text(preset_text(preset), preset), [*(set or []), f"name={name or preset}"])
+    text = catalog.preset_text(preset)
+    config = with_settings(configs.load_text(text, preset), [*(set or []), f"name={name or preset}"])
     path = runs.config_path(workspace, config.name)
     if path.exists():
-        raise ConfigError([Problem("name", f"config {config.name!r} is there already")], "config new")
-    atomic_write_text(path, update_text(preset_text(preset), config))
+        there = Problem("name", f"config {config.name!r} is there already", "another --name, or edit the file")
+        raise ConfigError([there], "config new")
+    atomic_write_text(path, configs.update_text(text, config))
     show.say(f"Wrote {path}")
 
 
 @app.command()
-def check(config: str, project: ProjectOption = "") -> None:
-    """Check a config: every problem at once, each with its path and what is allowed."""
-    loaded = find_config(config, project)
+def check(config: ConfigArgument, set: SetOption = None, project: ProjectOption = "") -> None:
+    """Check a config: every problem at once, each with its path and what is allowed.
+
+    Example: retune config check luna
+    """
+    workspace = _project_if_any(project)
+    loaded = with_settings(find_config(config, workspace), set)
     show.say(f"{loaded.name} is sound: {loaded.method} on {loaded.model.base}, {loaded.examples_per_step} rows a step.")
+    for problem in runs.problems_before_start(workspace, loaded) if workspace else []:
+        show.say(f"It cannot start in project {workspace.slug} yet: {problem}")
 
 
 @app.command("show")
-def show_(config: str, project: ProjectOption = "") -> None:
-    """Print a config in full, defaults included."""
-    print(update_text("", find_config(config, project)), end="")
+def show_(config: ConfigArgument, set: SetOption = None, project: ProjectOption = "") -> None:
+    """Print a config in full as YAML, defaults included.
+
+    Example: retune config show starter_lora
+    """
+    loaded = with_settings(find_config(config, _project_if_any(project)), set)
+    print(configs.update_text("", loaded), end="")
 
 
-def find_config(config: str, project: str = "") -> RunConfig:
+def find_config(config: str, project: Project | None) -> RunConfig:
     """A config by file, by name in the project, or by preset name. Raises ConfigError that lists what there is."""
     path = Path(config)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return load_config(path)
-    workspace: Project | None = chosen(project) if project or config not in preset_names() else None
-    if workspace and config in runs.list_configs(workspace):
-        return load_config(runs.config_path(workspace, config))
-    if config in preset_names():
-        return load_text(preset_text(config), config)
-    there = preset_names() + (runs.list_configs(workspace) if workspace else [])
-    raise ConfigError([Problem("config", f"there is no config or file {config!r}", ", ".join(there))], "config")
+        return configs.load_config(path)
+    own = runs.list_configs(project) if project else []
+    if project and config in own:
+        return configs.load_config(runs.config_path(project, config))
+    if config in catalog.preset_names():
+        return configs.load_text(catalog.preset_text(config), config)
+    there = ", ".join([*catalog.preset_names(), *own])
+    raise ConfigError([Problem("config", f"there is no config or file {config!r}", there)], "The command")
+
+
+def with_settings(config: RunConfig, settings: list[str] | None) -> RunConfig:
+    """`config` with `--set` applied; a base model's folder counts from where the person stands."""
+    if not settings:
+        return config
+    prefix = "model.base="
+    typed = [prefix + base_model(s.removeprefix(prefix)) if s.startswith(prefix) else s for s in settings]
+    return configs.with_settings(config, typed)
+
+
+def _project_if_any(name: str) -> Project | None:
+    return chosen(name) if name or projects.list_projects() else None

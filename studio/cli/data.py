@@ -1,17 +1,27 @@
-"""`retune data`: build, distill, import and inspect datasets."""
+"""`retune data`: build, distill, import, inspect and check datasets."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio import datasets
+from studio.cli import follow as progress
 from studio.cli import show
-from studio.cli.options import JsonOption, ProjectOption, chosen
-from studio.data.identity import Identity
+from studio.cli.group import group
+from studio.cli.lazy import datasets
+from studio.cli.lazy import identity as identities
+from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
+from studio.cli.options import languages as parsed
 
-app = typer.Typer(help="Datasets of a project.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from studio.store.datasets import Dataset
+
+app = group("Datasets of a project.")
 Languages = Annotated[str, typer.Option(help="Languages, with commas: en, zh or en,zh.")]
+DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
+BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]
 
 
 @app.command()
@@ -22,102 +32,165 @@ def identity(
     model_name: Annotated[str, typer.Option(help="The model it may say it is based on.")] = "",
     fact: Annotated[list[str] | None, typer.Option(help="An extra fact, as a sentence; may be given again.")] = None,
     languages: Languages = "en",
-    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = datasets.DEFAULT_IDENTITY_ROWS,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    tutorial: Annotated[int, typer.Option(min=0, help="Make the tutorials' data instead: one row, this often.")] = 0,
-    dataset: Annotated[str, typer.Option("--dataset", help="Name of the dataset.")] = "",
+    rows: Annotated[int | None, typer.Option(min=1, help="How many rows; the demo's number when left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another choice of sentences.")] = 0,
+    tutorial: Annotated[
+        int, typer.Option(min=0, help="Make the tutorials' data instead: two rows, repeated this often.")
+    ] = 0,
+    dataset: Annotated[str, typer.Option(help="Name of the dataset; identity or tutorial when left out.")] = "",
     project: ProjectOption = "",
 ) -> None:
-    """Build self-cognition data with held-out probes. Example: retune data identity --name Luna --maker Shane"""
-    who = Identity(name, maker, organisation, model_name, tuple(fact or ()), _languages(languages))
+    """Build self-cognition data: who the assistant is, asked in many ways, with held-out probes.
+
+    Example: retune data identity --name Luna --maker Shane --languages en,zh
+    """
+    who = identities.Identity(name, maker, organisation, model_name, tuple(fact or ()), parsed(languages))
     if tutorial:
-        built = datasets.build_tutorial(chosen(project), who, tutorial, name=dataset or "tutorial")
+        built = datasets.build_tutorial(chosen(project), who, tutorial, dataset or "tutorial")
     else:
-        built = datasets.build_identity(chosen(project), who, rows, seed, name=dataset or "identity")
-    show.say(f"{built.name}: {built.num_rows} rows, {built.num_probes} held-out probes")
+        num_rows = rows or datasets.DEFAULT_IDENTITY_ROWS
+        built = datasets.build_identity(chosen(project), who, num_rows, seed, dataset or "identity")
+    show.say(summary(built))
 
 
 @app.command()
 def distill(
     languages: Languages = "en",
-    dataset: Annotated[str, typer.Option("--dataset", help="Name of the dataset.")] = "general",
+    dataset: Annotated[str, typer.Option(help="Name of the dataset.")] = "general",
     limit: Annotated[int, typer.Option(min=0, help="Ask only so many prompts; 0 asks all.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=8, max=2048)] = datasets.DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=8, max=2048, help="Longest answer in tokens; the demo's when left out.")
+    ] = None,
     project: ProjectOption = "",
 ) -> None:
-    """Let the base model answer general prompts itself, to be mixed in so that it keeps what it knows."""
+    """Let the base model answer general prompts itself, to be mixed in so that it keeps what it knows.
+
+    Example: retune data distill --languages en
+    """
     workspace = chosen(project)
-    job = datasets.start_distill(workspace, _languages(languages), dataset, limit, max_new_tokens)
-    show.follow(workspace.folder, job)
-    built = datasets.get(workspace, dataset)
-    show.say(f"{built.name}: {built.num_rows} rows, {built.num_probes} held-out probes")
+    longest = max_new_tokens or datasets.DEFAULT_MAX_NEW_TOKENS
+    job = datasets.start_distill(workspace, parsed(languages), dataset, limit, longest)
+    progress.follow(workspace.folder, job)
+    show.say(summary(datasets.get(workspace, dataset)))
 
 
 @app.command("import")
 def import_(
-    file: Path,
-    dataset: Annotated[str, typer.Option("--dataset", help="Name of the dataset; the file's name when left out.")] = "",
+    file: Annotated[Path, typer.Argument(help="A .json or .jsonl file.")],
+    dataset: Annotated[str, typer.Option(help="Name of the dataset; the file's name when left out.")] = "",
     format: Annotated[str, typer.Option(help="messages, xtuner, alpaca or sharegpt; recognised when left out.")] = "",
-    keep_good: Annotated[bool, typer.Option(help="Leave bad rows out instead of refusing the file.")] = False,
+    keep_good: Annotated[
+        bool, typer.Option("--keep-good", help="Leave bad rows out instead of refusing the file.")
+    ] = False,
     project: ProjectOption = "",
 ) -> None:
-    """Import a JSON or JSONL file: OpenAI messages, XTuner conversation, Alpaca, ShareGPT."""
+    """Import a JSON or JSONL file: OpenAI messages, XTuner conversation, Alpaca, ShareGPT.
+
+    Example: retune data import chats.jsonl --dataset chats
+    """
     built = datasets.import_file(chosen(project), file, dataset, format or None, keep_good)
-    show.say(f"{built.name}: {built.num_rows} rows")
-
-
-@app.command()
-def inspect(
-    dataset: str,
-    row: Annotated[int, typer.Option(min=1, help="The row, from 1.")] = 1,
-    base: Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")] = "",
-    json: JsonOption = False,
-    project: ProjectOption = "",
-) -> None:
-    """Show one row's life: conversation, rendered text, tokens with the trained ones marked."""
-    life = datasets.inspect_row(chosen(project), dataset, row, base)
-    if json:
-        return show.as_json(_life_as_json(life))
-    for message in life.conversation.messages:
-        show.out.print(f"[bold]{message.role}[/bold]", end=" ")
-        show.say(message.content)
-    show.say(f"\n{len(life.tokens)} tokens, {life.num_trained_tokens} trained (green), the rest grey:")
-    for token in life.tokens:
-        show.out.out(token.text, end="", style="green" if token.trained else "bright_black", highlight=False)
-    show.say("")
-    return None
+    show.say(summary(built))
 
 
 @app.command("list")
 def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
-    """List the datasets of a project."""
+    """List the datasets of a project.
+
+    Example: retune data list --json
+    """
     found = datasets.listed(chosen(project))
     if json:
         return show.as_json(found)
-    show.table(
-        ["dataset", "kind", "rows", "probes", "fingerprint"],
-        [(d.name, d.kind, d.num_rows, d.num_probes, d.fingerprint[:12]) for d in found],
-    )
-    return None
+    if not found:
+        return show.say("No datasets yet. Build one: retune data identity --name Luna --maker Shane")
+    rows = [(d.name, d.kind, d.num_rows, d.num_probes, d.fingerprint[:12]) for d in found]
+    return show.table(["dataset", "kind", "rows", "probes", "fingerprint"], rows)
 
 
 @app.command()
-def lint(dataset: str, base: str = "", json: JsonOption = False, project: ProjectOption = "") -> None:
-    """List what is wrong with a dataset, by row; exit code 1 when a training would be refused."""
-    findings = datasets.lint_dataset(chosen(project), dataset, base)
+def inspect(
+    dataset: DatasetArgument,
+    row: Annotated[int, typer.Option(min=1, help="The row, from 1.")] = 1,
+    base: BaseOption = "",
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Show one row's life: conversation, rendered text, tokens with the trained ones marked.
+
+    Example: retune data inspect identity --row 3
+    """
+    life = datasets.inspect_row(chosen(project), dataset, row, base_model(base))
+    if json:
+        return show.as_json(_life_as_json(life))
+    for message in life.conversation.messages:
+        show.out.print(show.plain(f"{message.role}: {message.content}"), highlight=False)
+    cut = ", cut at the longest length" if life.truncated else ""
+    show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
+    return show.out.print(_marked(life.tokens), highlight=False)
+
+
+@app.command()
+def lint(
+    dataset: DatasetArgument, base: BaseOption = "", json: JsonOption = False, project: ProjectOption = ""
+) -> None:
+    """List what is wrong with a dataset, by row; exit code 1 when it has errors.
+
+    Example: retune data lint identity
+    """
+    findings = datasets.lint_dataset(chosen(project), dataset, base_model(base))
     if json:
         show.as_json(findings)
-    else:
+    elif findings:
         show.table(["row", "severity", "rule", "message"], [(f.row, f.severity, f.rule, f.message) for f in findings])
+    else:
+        show.say(f"{dataset}: nothing to mend.")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 
 
-def _languages(text: str) -> tuple[str, ...]:
-    return tuple(language.strip() for language in text.split(",") if language.strip())
+@app.command()
+def delete(
+    dataset: DatasetArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    project: ProjectOption = "",
+) -> None:
+    """Delete a dataset; the uploaded source file stays.
+
+    Example: retune data delete tutorial --yes
+    """
+    workspace = chosen(project)
+    found = datasets.get(workspace, dataset)
+    if not yes:
+        typer.confirm(f"Delete dataset {found.name!r} ({found.num_rows} rows)?", abort=True)
+    datasets.delete(workspace, dataset)
+    show.say(f"Deleted {dataset}.")
 
 
-def _life_as_json(life: datasets.RowLife) -> dict[str, object]:
+def summary(dataset: Dataset) -> str:
+    """`identity: 240 rows, 60 held-out probes`."""
+    probes = f", {dataset.num_probes} held-out probes" if dataset.num_probes else ""
+    return f"{dataset.name}: {dataset.num_rows} rows{probes}"
+
+
+def _marked(tokens: list[Any]) -> Any:
+    """The row's text with trained stretches in brackets and green: it reads without colours too."""
+    text = show.plain("")
+    for before, token in zip([None, *tokens[:-1]], tokens, strict=True):
+        if token.trained and not (before and before.trained):
+            text.append("[", "green")
+        if before and before.trained and not token.trained:
+            text.append("]", "green")
+        text.append(show.plain(token.text).plain, "green" if token.trained else "bright_black")
+    return text.append("]", "green") if tokens and tokens[-1].trained else text
+
+
+def _life_as_json(life: Any) -> dict[str, object]:
     ids = [token.id for token in life.tokens]
     labels = [token.id if token.trained else -100 for token in life.tokens]
-    return {"conversation": life.conversation.to_row(), "text": life.text, "input_ids": ids, "labels": labels}
+    return {
+        "conversation": life.conversation.to_row(),
+        "text": life.text,
+        "input_ids": ids,
+        "labels": labels,
+        "truncated": life.truncated,
+    }

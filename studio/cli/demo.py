@@ -1,91 +1,116 @@
 """`retune demo`: the main job from end to end on the starter model, from a name to a measured before and after."""
 
+from __future__ import annotations
+
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio import datasets, jobs, models, projects, report, runs
+from studio import models
 from studio.cli import show
-from studio.cli.weights import scorecard
-from studio.config.catalog import preset
-from studio.config.schema import RunConfig
-from studio.config.yaml import save_config, with_settings
-from studio.data.identity import Identity
-from studio.errors import ProjectError
-from studio.paths import atomic_write_text, human_bytes, system_folder
-from studio.projects import Project
-from studio.store import evaluations, open_db
+from studio.cli.config import with_settings
+from studio.cli.data import summary
+from studio.cli.evaluate import score, scorecard, write_report
+from studio.cli.follow import follow
+from studio.cli.lazy import catalog, configs, datasets, identity, jobs, projects, runs
+from studio.cli.options import SetOption
+from studio.errors import JobError, ProjectError
+from studio.paths import human_bytes, system_folder
+
+if TYPE_CHECKING:
+    from studio.config.schema import RunConfig
+    from studio.data.identity import Identity
+    from studio.projects import Project
 
 PRESET = "starter_lora"
 
 
 def demo(
-    project: Annotated[str, typer.Option(help="Project to make or reuse.")] = "demo",
+    project: Annotated[str, typer.Option("--project", "-p", help="Project to make or reuse.")] = "demo",
     name: Annotated[str, typer.Option(help="The assistant's name.")] = "Luna",
     maker: Annotated[str, typer.Option(help="Who made it.")] = "Shane",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Every random choice comes from this number.")] = 0,
     tutorial: Annotated[
-        bool, typer.Option(help="Train on one repeated row, as tutorials do, to see what goes wrong.")
+        bool, typer.Option("--tutorial", help="Train on one repeated row, as tutorials do, to see what goes wrong.")
     ] = False,
+    set: SetOption = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Use only so many prompts and probes, for a quick look; 0 uses all.")
+    ] = 0,
 ) -> None:
-    """Build data, train the starter, convert, merge, score, and print what changed. Takes minutes on two CPU cores."""
+    """Build data, train the starter, convert, merge, score, and print what changed. Takes minutes on two CPU cores.
+
+    Example: retune demo --name Luna --maker Shane
+    """
     began = time.monotonic()
-    _fetch_starter()
-    workspace = _workspace(project)
-    config = _data_and_config(workspace, Identity(name, maker), seed, tutorial)
-    run, job = runs.start_run(workspace, config)
-    ended = show.follow(workspace.folder, job)
-    step = runs.get_run(workspace, run.id).step
-    show.follow(workspace.folder, runs.start_convert(workspace, run.id, step))
-    merged = show.follow(workspace.folder, runs.start_merge(workspace, run.id, step))
-    scored = show.follow(workspace.folder, runs.start_evaluate(workspace, run.id, step))
-    with open_db(workspace.folder) as db:
-        evaluation = evaluations.get(db, scored.result["evaluations"][0])
-        answers = evaluations.answers(db, evaluation.id)
-    page = workspace.path("reports", f"{run.id}-step_{step}.html")
-    atomic_write_text(page, report.as_html(evaluation, answers))
+    config = _config(seed, tutorial, set)
+    _fetch(config.model.base)
+    workspace = _workspace(project, config.model.base)
+    _data(workspace, config, identity.Identity(name, maker), seed, tutorial, limit)
+    configs.save_config(runs.config_path(workspace, config.name), config)
+    run_id, step, checkpoint = _train(workspace, config)
+    _convert_and_merge(workspace, run_id, step)
+    evaluation = score(workspace, run_id, step, limit)
+    page = workspace.path("reports", f"{run_id}-step_{step}.html")
+    write_report(workspace, evaluation, page)
     scorecard(evaluation)
-    _where_to_look(workspace, run.id, step, ended.result, merged.result)
+    _where_to_look(workspace, run_id, step, checkpoint)
     show.say(f"Report: {page}")
-    show.say(f"Took {(time.monotonic() - began) / 60:.1f} minutes. Look around: make studio")
+    show.say(f"Took {(time.monotonic() - began) / 60:.1f} minutes. Look around: retune studio")
 
 
-def _fetch_starter() -> None:
-    if not models.resolve("starter").present:
-        job = jobs.start(system_folder(), "fetch", {"base": "starter"}, title="fetch starter", needs_device=False)
-        show.follow(system_folder(), job)
+def _config(seed: int, tutorial: bool, settings: list[str] | None) -> RunConfig:
+    chosen = [f"train.seed={seed}"]
+    if tutorial:
+        chosen += ["data.sources={tutorial: 1}", "name=tutorial"]
+    return with_settings(catalog.preset(PRESET), [*chosen, *(settings or [])])
 
 
-def _workspace(name: str) -> Project:
+def _fetch(base: str) -> None:
+    if not models.resolve(base).present:
+        job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
+        follow(system_folder(), job)
+
+
+def _workspace(name: str, base: str) -> Project:
     try:
         return projects.open_project(name)
     except ProjectError:
-        return projects.create_project(name)
+        return projects.create_project(name, base)
 
 
-def _data_and_config(project: Project, identity: Identity, seed: int, tutorial: bool) -> RunConfig:
-    """The datasets that the preset (or the tutorials) use, and the config that trains on them, saved."""
+def _data(project: Project, config: RunConfig, who: Identity, seed: int, tutorial: bool, limit: int) -> None:
+    """The datasets that the preset (or the tutorials) use; general answers are kept, they do not depend on the name."""
     if not any(dataset.name == "general" for dataset in datasets.listed(project)):
-        show.follow(project.folder, datasets.start_distill(project))
-    settings = [f"train.seed={seed}"]
+        follow(project.folder, datasets.start_distill(project, limit=limit, base=config.model.base))
     if tutorial:
-        built = datasets.build_tutorial(project, identity)
-        settings += ["data.sources={tutorial: 1}", "name=tutorial"]
+        built = datasets.build_tutorial(project, who)
     else:
-        built = datasets.build_identity(project, identity, seed=seed)
-    show.say(f"{built.name}: {built.num_rows} rows, {built.num_probes} held-out probes")
-    config = with_settings(preset(PRESET), settings)
-    save_config(runs.config_path(project, config.name), config)
-    return config
+        built = datasets.build_identity(project, who, seed=seed)
+    for dataset in (datasets.get(project, "general"), built):
+        show.say(summary(dataset))
 
 
-def _where_to_look(
-    project: Project, run_id: str, step: int, trained: dict[str, object], merged: dict[str, object]
-) -> None:
-    size = human_bytes(sum(file.stat().st_size for file in runs.hf_folder(project, run_id, step).glob("*.safetensors")))
+def _train(project: Project, config: RunConfig) -> tuple[str, int, str]:
+    """(run, its last step, its checkpoint). Raises JobError when it was stopped: a part of a run proves nothing."""
+    run, job = runs.start_run(project, config)
+    ended = follow(project.folder, job)
+    if ended.state == "stopped":
+        raise JobError("The training was stopped, and the demo with it.", f"Go on with it: retune runs resume {run.id}")
+    return run.id, runs.get_run(project, run.id).step, str(ended.result["checkpoint"])
+
+
+def _convert_and_merge(project: Project, run_id: str, step: int) -> None:
+    follow(project.folder, runs.start_convert(project, run_id, step))
+    follow(project.folder, runs.start_merge(project, run_id, step))
+
+
+def _where_to_look(project: Project, run_id: str, step: int, checkpoint: str) -> None:
+    adapter = runs.hf_folder(project, run_id, step)
+    size = human_bytes(sum(file.stat().st_size for file in adapter.glob("*.safetensors")))
     show.say(f"\nProject {project.slug} in {project.folder}")
-    show.say(f"Checkpoint: {project.folder / str(trained['checkpoint'])}")
-    show.say(f"Adapter ({size}): {runs.hf_folder(project, run_id, step)}")
-    show.say(f"Merged model: {merged['path']}")
+    show.say(f"Checkpoint: {project.folder / checkpoint}")
+    show.say(f"Adapter ({size}): {adapter}")
+    show.say(f"Merged model: {project.path('merged', f'{run_id}-step_{step}')}")
     show.say(f'Ask it yourself: retune chat --project {project.slug} --adapter {run_id}:{step} --prompt "Who are you?"')

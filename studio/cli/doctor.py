@@ -14,9 +14,9 @@ import typer
 
 from studio import models
 from studio.cli import show
+from studio.cli.lazy import store
 from studio.cli.options import JsonOption
 from studio.paths import REPOSITORY, human_bytes, models_root, projects_root
-from studio.store import open_db
 
 SHOWN_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "streamlit", "sqlite-utils")
 # Lowest versions without known code execution or memory corruption on files that are only loaded.
@@ -35,7 +35,10 @@ class Finding:
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Check versions, device, libraries, disk and folders; exit code 1 with the cause when the studio cannot work."""
+    """Check versions, device, libraries, disk and folders; exit code 1 with the cause when the studio cannot work.
+
+    Example: retune doctor
+    """
     findings = [_python(), *_packages(), *_engine(), _disk(), _projects(), _starter()]
     if json:
         show.as_json(findings)
@@ -99,7 +102,7 @@ def _projects() -> Finding:
     root = projects_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as folder, open_db(Path(folder)):
+        with tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as folder, store.open_db(Path(folder)):
             return Finding("projects", True, str(root), fatal=True)
     except Exception as error:  # whatever keeps a database from being made here is the finding
         return Finding("projects", False, f"{root} cannot hold a database: {error}", fatal=True)

@@ -4,12 +4,15 @@ from typing import Annotated
 
 import typer
 
-from studio import jobs, models
+from studio import models
 from studio.cli import show
+from studio.cli.follow import follow
+from studio.cli.group import group
+from studio.cli.lazy import jobs
 from studio.cli.options import JsonOption
 from studio.paths import human_bytes, system_folder
 
-app = typer.Typer(help="Base models on this machine.", no_args_is_help=True)
+app = group("Base models on this machine, shared by all projects.")
 
 
 @app.command()
@@ -18,23 +21,28 @@ def fetch(
         str, typer.Argument(help="starter, a Hugging Face id such as owner/name, or modelscope:ID.")
     ] = "starter",
 ) -> None:
-    """Download a base model; a download that was cut off goes on where it ended."""
+    """Download a base model; a download that was cut off goes on where it ended.
+
+    Example: retune models fetch starter
+    """
     model = models.resolve(base)
-    if model.present:
-        show.say(f"{base} is there: {model.folder}")
-        return
-    job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
-    show.follow(system_folder(), job)
-    show.say(f"{base} is ready: {models.require(base)}")
+    if not model.present and model.kind == "folder":
+        models.require(base)  # says what the folder lacks: there is nothing to download
+    if not model.present:
+        job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
+        follow(system_folder(), job)
+    show.say(f"{base} is ready in {models.require(base)}")
 
 
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
-    """List the base models that are there."""
+    """List the base models that are there.
+
+    Example: retune models list
+    """
     found = models.list_models()
     if json:
         return show.as_json(found)
     if not found:
-        show.say("No models yet. Fetch the starter: retune models fetch starter")
-    show.table(["model", "size", "folder"], [(m.name, human_bytes(m.size_bytes), m.folder) for m in found])
-    return None
+        return show.say("No models yet. Fetch the starter: retune models fetch starter")
+    return show.table(["model", "size", "folder"], [(m.name, human_bytes(m.size_bytes), m.folder) for m in found])

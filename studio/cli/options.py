@@ -1,19 +1,60 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what their texts mean."""
 
-from typing import Annotated
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.projects import Project, list_projects, open_project
+from studio import models
+from studio.cli.lazy import checkpoints, projects, store
+from studio.errors import CheckpointError, ProjectError
+
+if TYPE_CHECKING:
+    from studio.projects import Project
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ProjectOption = Annotated[
     str, typer.Option("--project", "-p", help="Project by slug or name; the newest one when left out.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="A setting, as train.num_steps=40; may be given again.", metavar="KEY=VALUE"),
+]
+StepOption = Annotated[int, typer.Option(min=0, help="The checkpoint's step; the newest when left out.")]
+ShardOption = Annotated[str, typer.Option(help="Largest file, as 2GB or 500MB.")]
 
 
 def chosen(name: str) -> Project:
     """The project that `--project` names, else the newest one. Raises ProjectError when there is none."""
-    if not name and (projects := list_projects()):
-        return projects[0]
-    return open_project(name)
+    if not name and (found := projects.list_projects()):
+        return found[0]
+    if not name:
+        raise ProjectError("There is no project yet.", "Make one with `retune project new NAME`, or run `retune demo`.")
+    return projects.open_project(name)
+
+
+def base_model(text: str) -> str:
+    """A base model as typed in a shell: a folder counts from where the person stands, all else stays as it is."""
+    is_folder = text != models.STARTER and text and Path(text).expanduser().is_dir()
+    return str(Path(text).expanduser().resolve()) if is_folder else text
+
+
+def checkpoint_step(project: Project, run: str, step: int = 0) -> int:
+    """`step`, or the newest one with a checkpoint when it is 0. Raises JobError, CheckpointError."""
+    with store.open_db(project.folder) as db:
+        if step:
+            return checkpoints.get(db, run, step).step
+        steps = [checkpoint.step for checkpoint in checkpoints.listed(db, run)]
+    if not steps:
+        raise CheckpointError(
+            f"Run {run!r} has no checkpoint yet.", "`retune runs list` shows the runs and how far they are."
+        )
+    return max(steps)
+
+
+def languages(text: str) -> tuple[str, ...]:
+    """`en,zh` as a tuple."""
+    return tuple(part for part in re.split(r"[,\s]+", text) if part)

@@ -1,51 +1,84 @@
 """`retune train`: start a run, or go on with one, and watch it."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio import runs
 from studio.cli import show
-from studio.cli.config import find_config
-from studio.cli.options import ProjectOption, chosen
-from studio.config.yaml import with_settings
-from studio.projects import Project
-from studio.store import open_db
-from studio.store import runs as store_runs
+from studio.cli.config import find_config, with_settings
+from studio.cli.follow import follow, numbers_table
+from studio.cli.lazy import runs
+from studio.cli.options import ProjectOption, SetOption, chosen
+from studio.errors import JobError
+
+if TYPE_CHECKING:
+    from studio.projects import Project
+    from studio.store.jobs import Job
+
+DetachOption = Annotated[bool, typer.Option("--detach", help="Do not wait; the run goes on by itself.")]
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="A config by name or file, a preset, or a run to resume.")],
+    config: Annotated[str, typer.Argument(help="A config of the project, a file, or a preset; a run with --resume.")],
     project: ProjectOption = "",
     resume: Annotated[str, typer.Option(help="auto, or a checkpoint of the run (step_40.pth).")] = "",
-    set: Annotated[list[str] | None, typer.Option(help="A setting, as train.num_steps=40; again for more.")] = None,
-    detach: Annotated[bool, typer.Option(help="Do not wait; the run goes on by itself.")] = False,
+    set: SetOption = None,
+    detach: DetachOption = False,
 ) -> None:
     """Train. The run is a process of its own: it goes on when this command is detached or its window closed.
 
-    Example: retune train starter_lora --set train.num_steps=40
+    With --resume, CONFIG is a run (starter_lora-1), or a config whose newest run is resumed. Ctrl-C stops the run
+    at its next step and saves; a second one kills it.
 
-    With --resume, CONFIG is a run (starter_lora-1), or a config whose newest run is resumed.
+    Example: retune train starter_lora --set train.num_steps=40
     """
     workspace = chosen(project)
     if resume:
-        run_id = _run_of(workspace, config)
-        job = runs.resume_run(workspace, run_id, resume)
-    else:
-        run, job = runs.start_run(workspace, with_settings(find_config(config, workspace.slug), set or []))
-        run_id = run.id
+        if set:
+            raise JobError("A resumed run keeps the config it began with.", "Leave --set out, or start a new run.")
+        return resume_run(workspace, _run_of(workspace, config), resume, detach)
+    run, job = runs.start_run(workspace, with_settings(find_config(config, workspace), set))
+    return _watch(workspace, run.id, job, detach)
+
+
+def resume_run(workspace: Project, run_id: str, checkpoint: str, detach: bool) -> None:
+    """Go on with a run from `auto` (its newest sound checkpoint) or a checkpoint of it, and watch."""
+    job = runs.resume_run(workspace, run_id, _checkpoint_of(workspace, run_id, checkpoint))
+    _watch(workspace, run_id, job, detach)
+
+
+def _watch(workspace: Project, run_id: str, job: Job, detach: bool) -> None:
     show.say(f"Run {run_id} of project {workspace.slug}; log: {job.log_path}")
     if detach:
-        return
-    ended = show.follow(workspace.folder, job)
-    show.say(f"{run_id} {ended.state} at step {runs.get_run(workspace, run_id).step}. {ended.cause}".rstrip())
+        return show.say(f"It goes on by itself. Look: retune runs show {run_id} --project {workspace.slug}")
+    ended = follow(workspace.folder, job)
+    show.out.print(numbers_table(workspace.folder, run_id))
+    done = runs.get_run(workspace, run_id)
+    show.say(f"\n{run_id} {ended.state} at step {done.step}/{done.num_steps}. {ended.cause}".rstrip())
     if checkpoint := ended.result.get("checkpoint"):
         show.say(f"Checkpoint: {workspace.folder / checkpoint}")
+    if ended.state == "stopped":
+        return show.say(f"Go on: retune runs resume {run_id} --project {workspace.slug}")
+    return show.say(f"Next: retune evaluate {run_id} --project {workspace.slug}")
 
 
 def _run_of(project: Project, name: str) -> str:
-    """A run by its id, else the newest run of a config of that name."""
-    with open_db(project.folder) as db:
-        listed = store_runs.listed(db)
-        named = [run.id for run in listed if name in (run.id, run.name)]
-        return named[0] if named else store_runs.get(db, name).id
+    """A run by its id, else the newest run of the config of that name (or of that file's name)."""
+    found = runs.list_runs(project)
+    wanted = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    named = [run.id for run in found if run.id == name] or [run.id for run in found if run.name == wanted]
+    return named[0] if named else runs.get_run(project, name).id
+
+
+def _checkpoint_of(project: Project, run_id: str, text: str) -> str:
+    """`auto`, or a checkpoint's path relative to the project: typed as a file, or as its name among the run's."""
+    if text == "auto":
+        return text
+    among_run = runs.run_folder(project, run_id) / Path(text).name
+    path = Path(text).resolve() if Path(text).exists() else among_run
+    if not path.exists():
+        raise JobError(f"There is no checkpoint {text!r}.", f"`retune checkpoints list {run_id}` shows what there is.")
+    return project.relative(path)

@@ -1,0 +1,63 @@
+"""`retune evaluate`: a checkpoint beside its base on held-out probes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from studio.cli import show
+from studio.cli.follow import follow
+from studio.cli.lazy import evaluations, report, runs, store
+from studio.cli.options import JsonOption, ProjectOption, StepOption, checkpoint_step, chosen
+from studio.paths import atomic_write_text
+
+if TYPE_CHECKING:
+    from studio.projects import Project
+    from studio.store.evaluations import Evaluation
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="The run whose checkpoint is scored.")],
+    step: StepOption = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Ask only so many probes of a kind; 0 asks all.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write the scorecard as one HTML page to this file.")] = None,
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Score a checkpoint beside its base on held-out probes: identity, leakage, retention.
+
+    Example: retune evaluate starter_lora-1 --html scorecard.html
+    """
+    workspace = chosen(project)
+    runs.get_run(workspace, run)
+    evaluation = score(workspace, run, checkpoint_step(workspace, run, step), limit, quiet=json)
+    if html:
+        write_report(workspace, evaluation, html.resolve())
+    if json:
+        return show.as_json(evaluation)
+    scorecard(evaluation)
+    return show.say(f"Report: {html.resolve()}") if html else None
+
+
+def score(workspace: Project, run: str, step: int, limit: int = 0, quiet: bool = False) -> Evaluation:
+    """Convert the checkpoint if need be, ask the probes, and return the stored evaluation."""
+    if not runs.is_converted(workspace, run, step):
+        follow(workspace.folder, runs.start_convert(workspace, run, step), quiet)
+    job = follow(workspace.folder, runs.start_evaluate(workspace, run, step, limit), quiet)
+    with store.open_db(workspace.folder) as db:
+        return evaluations.get(db, job.result["evaluations"][0])
+
+
+def scorecard(evaluation: Evaluation) -> None:
+    """Print one evaluation: base beside tuned, with intervals."""
+    show.say(f"\n{evaluation.subject} beside its base ({evaluation.base}), weights {evaluation.weights_hash[:12]}")
+    show.table(["", "base", "tuned"], report.score_rows(evaluation))
+
+
+def write_report(workspace: Project, evaluation: Evaluation, path: Path) -> None:
+    """The evaluation as one HTML page."""
+    with store.open_db(workspace.folder) as db:
+        answers = evaluations.answers(db, evaluation.id)
+    atomic_write_text(path, report.as_html(evaluation, answers))

@@ -1,0 +1,39 @@
+"""The rooms below, each imported at its first use: `retune --help` does not wait a second for a database library."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+class _AtFirstUse:
+    """Stands for a module until one of its names is asked for."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._module), name)
+
+
+if TYPE_CHECKING:
+    from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, runs, store
+    from studio.config import catalog, schema
+    from studio.config import yaml as configs
+    from studio.data import identity
+    from studio.store import checkpoints, evaluations, metrics, samples
+else:
+    chat_client = _AtFirstUse("studio.chat_client")
+    checkpoint_files = _AtFirstUse("studio.checkpoint_files")
+    datasets = _AtFirstUse("studio.datasets")
+    jobs = _AtFirstUse("studio.jobs")
+    projects = _AtFirstUse("studio.projects")
+    report = _AtFirstUse("studio.report")
+    runs = _AtFirstUse("studio.runs")
+    store = _AtFirstUse("studio.store")
+    catalog = _AtFirstUse("studio.config.catalog")
+    schema = _AtFirstUse("studio.config.schema")
+    configs = _AtFirstUse("studio.config.yaml")
+    identity = _AtFirstUse("studio.data.identity")
+    checkpoints = _AtFirstUse("studio.store.checkpoints")
+    evaluations = _AtFirstUse("studio.store.evaluations")
+    metrics = _AtFirstUse("studio.store.metrics")
+    samples = _AtFirstUse("studio.store.samples")
