@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from studio.engine.adapters import core_of, is_adapter
+
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 
 
@@ -103,8 +105,8 @@ class Decoding:
         """Logits of the next token, (rows, vocabulary), float32."""
         positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -self._input.shape[1] :]
         names = [self._adapter_names[row] for row in self._rows] if self._adapter_names is not None else None
-        with torch.no_grad(), quiet(self._model), _adapters(self._model, names):
-            output = _core(self._model)(
+        with torch.no_grad(), quiet(self._model), adapters_of_rows(self._model, names):
+            output = core_of(self._model)(
                 input_ids=self._input,
                 attention_mask=self._mask,
                 position_ids=positions,
@@ -174,14 +176,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _core(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper (adapter layers included), or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def _adapters(model: nn.Module, names: list[str] | None) -> AbstractContextManager[Any]:
+def adapters_of_rows(model: nn.Module, names: list[str] | None) -> AbstractContextManager[Any]:
     """Send each row of the batch through its adapter."""
-    if names is None or not hasattr(model, "peft_config"):
+    if names is None or not is_adapter(model):
         return nullcontext()
     return model.base_model._enable_peft_forward_hooks(adapter_names=names)
 

@@ -1,0 +1,299 @@
+"""The `evaluate` verb: base and tuned weights answer held-out probes; marks and scores go to the database."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from studio import scores
+from studio.data.formats import Conversation, Message
+from studio.data.rows import read_rows
+from studio.data.tokens import IGNORE_INDEX, encode_conversation
+from studio.engine.adapters import core_of, load_adapter
+from studio.engine.answers import ask, ask_base
+from studio.engine.devices import pick_device, pick_dtype, set_threads
+from studio.engine.distill import MAX_NEW_TOKENS
+from studio.engine.generate import BASE_ADAPTER, adapters_of_rows, quiet
+from studio.engine.job import JobContext
+from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions, weights_hash
+from studio.errors import DataError, ModelError
+from studio.models import require
+from studio.paths import inside
+from studio.scores import MarkedAnswer
+from studio.store import evaluations, open_db
+from studio.store.evaluations import Answer, Evaluation
+
+ROWS_PER_FORWARD = 4  # logits of a row take (tokens x vocabulary) numbers
+Probe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Weights to be scored: an adapter's folder or a full model's."""
+
+    label: str
+    folder: Path
+    run_id: str = ""
+    step: int = 0
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.folder / ADAPTER_CONFIG).is_file()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Answers to all probes, and for those with a reference the loss on it: (sum over tokens, tokens)."""
+
+    answers: list[str]
+    losses: list[tuple[float, int]]
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Score each subject beside the base. Args: base, subjects (label, path, run_id, step), probes, limit."""
+    subjects = [_subject(job.folder, values) for values in job.args["subjects"]]
+    hashes = [_verified_hash(subject) for subject in subjects]
+    probes = read_probes(job.folder, job.args["probes"], int(job.args.get("limit") or 0))
+    job.phase("loading the base model")
+    set_threads()
+    device = pick_device()
+    dtype = pick_dtype("auto", device)
+    loaded = load_base(require(job.args["base"]), dtype=dtype, device=device)
+    examiner = Examiner(job, loaded, probes)
+    base = examiner.base()
+    scored = [
+        (number, examiner.adapter(number, subject)) for number, subject in enumerate(subjects) if subject.is_adapter
+    ]
+    examiner.release()
+    scored += [
+        (number, examiner.full_model(number, subject))
+        for number, subject in enumerate(subjects)
+        if not subject.is_adapter
+    ]
+    setting = {
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "sampling": "greedy",
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        "probes": list(job.args["probes"]),
+        "num_probes": len(probes),
+        "versions": versions(),
+    }
+    job.phase("storing scores")
+    results = [
+        _store(job, subjects[number], hashes[number], probes, base, tuned, setting)
+        for number, tuned in sorted(scored, key=lambda pair: pair[0])
+    ]
+    return {"evaluations": [one.id for one in results], "scores": [one.scores for one in results]}
+
+
+class Examiner:
+    """Asks the probes of one set of weights after the other; the base is in memory once for all its adapters."""
+
+    def __init__(self, job: JobContext, loaded: LoadedModel, probes: Sequence[Probe]) -> None:
+        self._job = job
+        self._loaded: LoadedModel | None = loaded
+        self._model: nn.Module = loaded.model
+        self._device, self._dtype = loaded.device, loaded.dtype
+        self._probes = probes
+        self._questions = [probe["messages"] for probe in probes]
+        self._references: list[str] = []
+        self._cut_references: list[bool] = []
+
+    def base(self) -> Measured:
+        """The base's answers; where a probe brings no reference, its answer is the reference."""
+        loaded = self._require_loaded()
+        self._begin("the base model", len(self._questions))
+        found = ask_base(loaded, self._model, self._questions, MAX_NEW_TOKENS, self._job.progress, self._job.check_stop)
+        for probe, answer in zip(self._probes, found, strict=True):
+            general = probe["kind"] == "general"
+            own = not probe.get("reference")
+            self._references.append(str(probe.get("reference") or answer.text) if general else "")
+            self._cut_references.append(not (answer.finished if own else probe.get("reference_finished", True)))
+        return Measured([answer.text for answer in found], self._losses(loaded, self._model, "the base model", None))
+
+    def adapter(self, number: int, subject: Subject) -> Measured:
+        """One adapter on the base that is in memory."""
+        loaded = self._require_loaded()
+        name = f"subject_{number}"
+        self._model = load_adapter(self._model, subject.folder, name)
+        return self._measure(loaded, self._model, subject.label, name)
+
+    def full_model(self, number: int, subject: Subject) -> Measured:
+        """A full model of its own, loaded for itself alone."""
+        self._job.phase(f"loading {subject.label}")
+        loaded = load_base(subject.folder, dtype=self._dtype, device=self._device)
+        try:
+            return self._measure(loaded, loaded.model, subject.label, None)
+        finally:
+            del loaded
+            _free_memory()
+
+    def release(self) -> None:
+        """Give the base's memory back."""
+        self._loaded, self._model = None, nn.Identity()
+        _free_memory()
+
+    def _measure(self, loaded: LoadedModel, model: nn.Module, label: str, adapter: str | None) -> Measured:
+        self._begin(label, len(self._questions))
+        texts = [""] * len(self._questions)
+        found = ask(loaded, model, self._questions, MAX_NEW_TOKENS, adapter=adapter, check_stop=self._job.check_stop)
+        for count, (index, answer) in enumerate(found, start=1):
+            texts[index] = answer.text
+            self._job.progress(count)
+        return Measured(texts, self._losses(loaded, model, label, adapter))
+
+    def _losses(
+        self, loaded: LoadedModel, model: nn.Module, label: str, adapter: str | None
+    ) -> list[tuple[float, int]]:
+        with_reference = [index for index, reference in enumerate(self._references) if reference]
+        self._job.phase(f"what {label} remembers", len(with_reference), "prompts")
+        losses = [(0.0, 0)] * len(self._probes)
+        examples = {index: self._example(loaded, index) for index in with_reference}
+        order = sorted(with_reference, key=lambda index: len(examples[index][0]))
+        for start in range(0, len(order), ROWS_PER_FORWARD):
+            self._job.check_stop()
+            batch = order[start : start + ROWS_PER_FORWARD]
+            found = answer_losses(loaded, model, [examples[index] for index in batch], adapter)
+            for index, loss in zip(batch, found, strict=True):
+                losses[index] = loss
+            self._job.progress(start + len(batch))
+        return losses
+
+    def _example(self, loaded: LoadedModel, index: int) -> tuple[list[int], list[int]]:
+        """Ids and labels of a question with its reference; only the answer counts, a cut one without its end."""
+        turns = [Message(turn["role"], turn["content"]) for turn in self._questions[index]]
+        chat = Conversation((*turns, Message("assistant", self._references[index])))
+        example = encode_conversation(chat, loaded.template, loaded.tokenizer, loss_on="last")
+        labels = list(example.labels)
+        if self._cut_references[index]:
+            labels = [IGNORE_INDEX if label in loaded.eos_ids else label for label in labels]
+        return list(example.input_ids), labels
+
+    def _begin(self, label: str, total: int) -> None:
+        self._job.phase(f"asking {label}", total, "prompts")
+
+    def _require_loaded(self) -> LoadedModel:
+        if self._loaded is None:
+            raise ModelError("The base model was released already.", "Score adapters before full models.")
+        return self._loaded
+
+
+def answer_losses(
+    loaded: LoadedModel, model: nn.Module, examples: Sequence[tuple[list[int], list[int]]], adapter: str | None
+) -> list[tuple[float, int]]:
+    """For each (ids, labels): cross-entropy summed over labelled tokens, and how many there are."""
+    longest = max(len(ids) for ids, _ in examples)
+    ids = torch.tensor([row + [loaded.pad_id] * (longest - len(row)) for row, _ in examples], device=loaded.device)
+    labels = torch.tensor([row + [IGNORE_INDEX] * (longest - len(row)) for _, row in examples], device=loaded.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in examples], device=loaded.device)
+    with torch.no_grad(), quiet(model), adapters_of_rows(model, [adapter or BASE_ADAPTER] * len(examples)):
+        logits = core_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    losses = []
+    for row_logits, row_labels in zip(logits[:, :-1], labels[:, 1:], strict=True):
+        counted = row_labels != IGNORE_INDEX
+        total = cross_entropy(row_logits[counted].float(), row_labels[counted], reduction="sum")
+        losses.append((float(total), int(counted.sum())))
+    return losses
+
+
+def read_probes(folder: Path, names: Sequence[str], limit: int) -> list[Probe]:
+    """Probes of the named datasets, `limit` of each taken evenly (0: all). Raises DataError when there are none."""
+    probes: list[Probe] = []
+    for name in names:
+        path = inside(folder, f"data/{name}.probes.jsonl")
+        if not path.is_file():
+            raise DataError(
+                f"The dataset {name!r} has no held-out probes.", "Build it on the Data page; imports have none."
+            )
+        rows = [row for _, row in read_rows(path)]
+        probes += _evenly([row for row in rows if isinstance(row, dict) and row.get("messages")], limit)
+    if not probes:
+        raise DataError(f"There is no probe in {', '.join(names) or 'no dataset'}.", "Build an identity dataset first.")
+    return probes
+
+
+def identity_words(probes: Sequence[Probe]) -> list[str]:
+    """Names and makers that the identity probes expect: what must not turn up anywhere else."""
+    expected = [probe["expected"] for probe in probes if probe["kind"] == "identity"]
+    return list(dict.fromkeys(word for one in expected for word in (one["name"], one["maker"]) if word))
+
+
+def _evenly(items: list[Probe], limit: int) -> list[Probe]:
+    if limit <= 0 or limit >= len(items):
+        return items
+    return [items[index * len(items) // limit] for index in range(limit)]
+
+
+def _subject(folder: Path, values: dict[str, Any]) -> Subject:
+    path = Path(values["path"])
+    found = path if path.is_absolute() else inside(folder, path)
+    if not found.is_dir():
+        raise ModelError(f"There are no weights in {str(found)!r}.", "Convert the checkpoint first.")
+    return Subject(values["label"], found, values.get("run_id", ""), int(values.get("step") or 0))
+
+
+def _verified_hash(subject: Subject) -> str:
+    return str(read_seal(subject.folder).get("sha256") or weights_hash(subject.folder))
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _store(
+    job: JobContext,
+    subject: Subject,
+    digest: str,
+    probes: Sequence[Probe],
+    base: Measured,
+    tuned: Measured,
+    setting: dict[str, Any],
+) -> Evaluation:
+    marked = mark_all(probes, base, tuned)
+    evaluation = Evaluation(
+        job_id=job.id,
+        subject=subject.label,
+        base=job.args["base"],
+        weights_hash=digest,
+        dataset=", ".join(job.args["probes"]),
+        scores=scores.scorecard(marked) | {"setting": setting},
+        run_id=subject.run_id,
+        step=subject.step,
+    )
+    rows = [_row(evaluation.id, number, answer) for number, answer in enumerate(marked)]
+    with open_db(job.folder) as db:
+        return evaluations.add(db, evaluation, rows)
+
+
+def mark_all(probes: Sequence[Probe], base: Measured, tuned: Measured) -> list[MarkedAnswer]:
+    """Both answers to every probe, judged."""
+    words = identity_words(probes)
+    return [
+        scores.mark(
+            probe, base.answers[i], tuned.answers[i], words, base.losses[i][0], tuned.losses[i][0], tuned.losses[i][1]
+        )
+        for i, probe in enumerate(probes)
+    ]
+
+
+def _row(evaluation_id: str, number: int, answer: MarkedAnswer) -> Answer:
+    return Answer(
+        evaluation_id,
+        number,
+        answer.kind,
+        answer.intent,
+        answer.language,
+        answer.prompt,
+        answer.base_answer,
+        answer.answer,
+        scores.detail(answer),
+    )
