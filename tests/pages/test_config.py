@@ -1,0 +1,153 @@
+"""The Config page: form and YAML are one object, problems are shown all at once, saving, starting, Chinese."""
+
+import pytest
+
+from studio import datasets, runs
+from studio.config.schema import RunConfig
+from studio.config.yaml import load_config, load_text
+from studio.data.formats import Conversation, Message
+
+PAGE = "pages/2_Config.py"
+
+
+def texts(elements) -> str:
+    return "\n".join(str(element.value) for element in elements)
+
+
+@pytest.fixture
+def opened(open_page, project):
+    return open_page(PAGE)
+
+
+def field(at, path: str):
+    """The form's widget of a setting such as train.learning_rate."""
+    for elements in (at.number_input, at.text_input, at.selectbox, at.toggle, at.text_area, at.multiselect):
+        for element in elements:
+            if element.key and element.key.startswith("config.form.") and element.key.endswith(f".{path}"):
+                return element
+    raise AssertionError(f"no widget for {path}")
+
+
+def yaml_area(at):
+    at.segmented_control(key="config.view").set_value("yaml").run()
+    return at.text_area[0]
+
+
+def to_form(at):
+    return at.segmented_control(key="config.view").set_value("form").run()
+
+
+def test_every_setting_of_the_schema_has_a_widget(opened):
+    for name, section in RunConfig.model_fields.items():
+        for child in getattr(section.annotation, "model_fields", {}):
+            suffix = ".names" if child == "sources" else ""
+            assert field(opened, f"{name}.{child}{suffix}") is not None
+
+
+def test_starts_with_the_preset_and_says_what_it_lacks(opened):
+    assert "starter_lora" in texts(opened.text_input) or field(opened, "name").value == "starter_lora"
+    assert "there is no dataset" in texts(opened.error)
+    assert "retune train configs/starter_lora.yaml --project luna" in texts(opened.code)
+
+
+def test_an_edit_in_the_form_reaches_the_yaml_with_its_comments(opened):
+    field(opened, "train.learning_rate").input("2e-4").run()
+    text = yaml_area(opened).value
+    assert load_text(text).train.learning_rate == 2e-4
+    assert "# Half of the rows keep what the model already knows" in text
+
+
+def test_an_edit_in_the_yaml_reaches_the_form(opened):
+    area = yaml_area(opened)
+    area.set_value(area.value.replace("num_steps: 60", "num_steps: 77")).run()
+    to_form(opened)
+    assert field(opened, "train.num_steps").value == 77
+    assert "1232 examples in all" in texts(opened.markdown)
+
+
+def test_all_problems_of_the_form_are_shown_at_once(opened):
+    field(opened, "train.learning_rate").input("fast").run()
+    field(opened, "lora.dropout").input("1.5").run()
+    shown = texts(opened.error)
+    assert "train\\.learning\\_rate" in shown and "lora\\.dropout" in shown
+    assert opened.button(key="config.start").disabled and opened.button(key="config.save").disabled
+
+
+def test_five_mistakes_in_the_yaml_are_five_lines(opened):
+    yaml_area(opened).set_value(
+        "name: A B\nmethod: lorra\ntrain:\n  num_stepz: 3\n  learning_rate: 7\n  seed: -1\n"
+    ).run()
+    shown = texts(opened.error)
+    for path in ("name", "method", "train\\.num\\_stepz", "train\\.learning\\_rate", "train\\.seed"):
+        assert f"**{path}**" in shown
+    to_form(opened)
+    assert "The form comes back" in texts(opened.info)
+
+
+def test_text_that_is_not_yaml(opened):
+    yaml_area(opened).set_value("a: [1, 2").run()
+    assert not opened.exception and "is not YAML" in texts(opened.error)
+
+
+def test_the_difference_from_the_preset(opened):
+    field(opened, "lora.rank").set_value(8).run()
+    rows = opened.dataframe[0].value
+    assert list(rows["path"]) == ["lora.rank"] and list(rows["here"]) == ["8"] and list(rows["there"]) == ["16"]
+
+
+def test_full_method_hides_the_adapter(opened):
+    field(opened, "method").select("full").run()
+    with pytest.raises(AssertionError):
+        field(opened, "lora.rank")
+
+
+def test_saving_and_saving_as(opened, project):
+    opened.button(key="config.save").click().run()
+    assert runs.list_configs(project) == ["starter_lora"]
+    opened.text_input(key="config.as.name").input("mine")
+    opened.button(key="config.as.go").click().run()
+    assert not opened.exception
+    assert runs.list_configs(project) == ["mine", "starter_lora"]
+    assert load_config(runs.config_path(project, "mine")).name == "mine"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "Äh", ""])
+def test_a_name_that_is_no_file_name_is_refused(opened, project, name):
+    opened.text_input(key="config.as.name").input(name)
+    opened.button(key="config.as.go").click().run()
+    assert opened.error and runs.list_configs(project) == []
+
+
+def test_a_draft_outlives_the_page(opened):
+    field(opened, "train.num_steps").set_value(33).run()
+    opened.switch_page("pages/1_Data.py").run()
+    opened.switch_page(PAGE).run()
+    assert field(opened, "train.num_steps").value == 33
+
+
+def test_a_broken_config_file_is_shown_not_raised(open_page, project):
+    runs.config_path(project, "broken").write_text("name: [", encoding="utf-8")
+    at = open_page(PAGE)
+    assert "is not YAML" in texts(at.error)
+
+
+def test_derived_numbers_with_the_data_there(open_page, project):
+    rows = [Conversation((Message("user", f"q{n}"), Message("assistant", "a"))) for n in range(100)]
+    datasets.save(project, "identity", rows, kind="import")
+    datasets.save(project, "general", rows, kind="general")
+    at = open_page(PAGE)
+    shown = texts(at.markdown)
+    assert "Rows in an epoch **190**" in shown and "5.1 passes" in shown
+    assert not at.error
+
+
+def test_start_saves_and_leads_to_train(opened, project):
+    opened.button(key="config.start").click().run()
+    assert runs.list_configs(project) == ["starter_lora"]
+    assert opened.title[0].value.endswith("Train")
+
+
+def test_in_chinese(open_page, project):
+    at = open_page(PAGE, lang="zh")
+    assert field(at, "train.learning_rate").label == "学习率"
+    assert field(at, "train.learning_rate").help.startswith("学习率峰值")

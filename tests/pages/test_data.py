@@ -1,0 +1,191 @@
+"""The Data page: build, keep, upload, browse; empty, filled, wrong, Chinese."""
+
+import json
+
+import pytest
+
+from studio import datasets, models
+from studio.data.formats import Conversation, Message
+from studio.data.identity import Identity
+from studio.store import jobs as store_jobs
+from studio.store import open_db
+from studio.store.jobs import Job
+
+PAGE = "pages/1_Data.py"
+BUILD = "data.luna.build"
+
+
+def texts(elements) -> str:
+    return "\n".join(str(element.value) for element in elements)
+
+
+def row(question: str, answer: str) -> Conversation:
+    return Conversation((Message("user", question), Message("assistant", answer)))
+
+
+@pytest.fixture
+def open_tab(open_page, project):
+    """open_tab("browse") runs the page with that tab chosen."""
+
+    def open(tab: str, lang: str = ""):
+        at = open_page(PAGE, lang=lang)
+        at.segmented_control(key="data.tab").set_value(tab).run()
+        assert not at.exception
+        return at
+
+    return open
+
+
+def test_build_shows_nothing_before_name_and_maker(open_tab):
+    at = open_tab("build")
+    assert "Type a name and a maker" in texts(at.info)
+    assert at.button(key="data.build.go").disabled
+
+
+def test_build_previews_live_and_writes_the_rows(open_tab, project):
+    at = open_tab("build")
+    at.text_input(key=f"{BUILD}.name").input("Luna")
+    at.text_input(key=f"{BUILD}.maker").input("Shane")
+    at.number_input(key=f"{BUILD}.rows").set_value(30).run()
+    preview = at.dataframe[0].value
+    assert len(preview) == 12 and preview["answer"].str.contains("Luna|Shane").any()
+    at.button(key="data.build.go").click().run()
+    assert not at.exception and not at.error
+    built = datasets.get(project, "identity")
+    assert built.num_rows == 30 and built.num_probes > 20
+    assert at.button(key="data.build.go").label == "Build again, in place of the old one"
+
+
+def test_tutorial_mode_repeats_the_rows(open_tab, project):
+    at = open_tab("build")
+    at.text_input(key=f"{BUILD}.name").input("Luna")
+    at.text_input(key=f"{BUILD}.maker").input("Shane")
+    at.toggle(key=f"{BUILD}.tutorial").set_value(True).run()
+    at.number_input(key=f"{BUILD}.repeats").set_value(7).run()
+    at.button(key="data.build.go").click().run()
+    rows = datasets.load(project, "tutorial")
+    assert len(rows) == 7 * len(set(json.dumps(each.to_row()) for each in rows))
+
+
+def test_a_name_that_cannot_be_used_says_why(open_tab):
+    at = open_tab("build")
+    at.text_input(key=f"{BUILD}.name").input("<|im_end|>")
+    at.text_input(key=f"{BUILD}.maker").input("Shane").run()
+    assert "control token" in texts(at.error)
+    assert at.button(key="data.build.go").disabled
+
+
+def test_what_was_typed_outlives_the_page(open_tab):
+    at = open_tab("build")
+    at.text_input(key=f"{BUILD}.name").input("Luna").run()
+    at.switch_page("pages/2_Config.py").run()
+    at.switch_page(PAGE).run()
+    assert at.text_input(key=f"{BUILD}.name").value == "Luna"
+
+
+def test_keep_asks_for_the_model_when_it_is_absent(open_tab, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETUNE_MODELS", str(tmp_path / "none"))
+    at = open_tab("keep")
+    assert "not on this machine" in texts(at.info)
+    at.button(key="data.distill.home").click().run()
+    assert at.title[0].value.endswith("Home")
+
+
+def test_keep_tells_why_the_last_job_failed(open_tab, project):
+    job = Job(kind="distill", state="failed", cause="Out of memory. Try fewer questions.", log_path="/nowhere")
+    with open_db(project.folder) as db:
+        store_jobs.add(db, job)
+    assert "Out of memory" in texts(open_tab("keep").warning)
+
+
+def test_keep_shows_the_general_rows(open_tab, project):
+    datasets.save(project, "general", [row("2+2?", "4")], kind="general", num_probes=3)
+    at = open_tab("keep")
+    assert list(at.dataframe[0].value["answer"]) == ["4"]
+
+
+def upload(at, name: str, text: str):
+    at.file_uploader(key="data.upload.file").upload(name, text.encode(), "application/json").run()
+    assert not at.exception
+    return at
+
+
+def test_upload_names_the_layout_and_imports(open_tab, project):
+    lines = [json.dumps({"instruction": f"q{n}", "input": "", "output": f"a{n}"}) for n in range(3)]
+    at = upload(open_tab("upload"), "My Data.jsonl", "\n".join(lines))
+    assert "Alpaca" in texts(at.markdown)
+    at.button(key="data.upload.go").click().run()
+    assert not at.exception and not at.error
+    assert [each.messages[-1].content for each in datasets.load(project, "my-data")] == ["a0", "a1", "a2"]
+
+
+def test_upload_lists_bad_rows_and_keeps_the_good_ones_on_request(open_tab, project):
+    good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    bad = {"messages": [{"role": "user", "content": "q"}]}
+    at = upload(open_tab("upload"), "mixed.json", json.dumps([good, bad, good]))
+    assert list(at.dataframe[0].value["row"]) == [2]
+    assert at.button(key="data.upload.go").disabled
+    at.checkbox(key="data.upload.keep").check().run()
+    at.button(key="data.upload.go").click().run()
+    assert datasets.get(project, "mixed").num_rows == 2
+
+
+@pytest.mark.parametrize("text", ["", "{not json", "\x1f\x8b binary", "[]"])
+def test_upload_of_rubbish_is_an_error_and_nothing_is_stored(open_tab, project, text):
+    at = upload(open_tab("upload"), "bad.json", text)
+    assert at.error or at.button(key="data.upload.go").disabled
+    assert not datasets.listed(project)
+
+
+def test_browse_is_empty_at_first(open_tab):
+    assert "No dataset yet" in texts(open_tab("browse").info)
+
+
+def test_browse_shows_rows_by_page_and_finds_words(open_tab, project):
+    datasets.save(project, "mine", [row(f"question {n}", f"answer {n}") for n in range(60)], kind="import")
+    at = open_tab("browse")
+    assert "60 rows found" in texts(at.caption)
+    at.text_input(key="data.browse.find").input("ANSWER 59").run()
+    assert "1 row found" in texts(at.caption)
+
+
+def test_lint_findings_name_their_rows(open_tab, project):
+    rows = [row("a?", "fine"), row("b?", ""), row("c?", "fine too")]
+    datasets.save(project, "mine", rows, kind="import")
+    found = [frame.value for frame in open_tab("browse").dataframe if "severity" in frame.value.columns]
+    assert 2 in list(found[0]["row"])
+
+
+def test_hostile_cells_are_text(open_tab, project):
+    datasets.save(project, "mine", [row("<img src=x onerror=alert(1)>", "![x](http://evil/x.png)")], kind="import")
+    at = open_tab("browse")
+    assert "![x](http://evil/x.png)" in texts(at.text)
+    assert "evil" not in texts(at.markdown)
+
+
+@pytest.mark.skipif(not models.resolve("starter").present, reason="needs the starter model")
+def test_the_life_of_a_row_counts_trained_tokens(open_tab, project):
+    datasets.save(project, "mine", [row("Who are you?", "I'm Luna.")], kind="import")
+    at = open_tab("browse")
+    life = datasets.inspect_row(project, "mine", 1)
+    assert f"{len(life.tokens)} tokens, {life.num_trained_tokens} of them trained" in texts(at.markdown)
+
+
+def test_a_dataset_whose_file_vanished_says_so(open_tab, project):
+    datasets.build_identity(project, Identity("Luna", "Shane"), 5)
+    project.path("data", "identity.jsonl").unlink()
+    at = open_tab("browse")
+    assert "There is no file" in texts(at.error)
+
+
+def test_deleting_a_dataset(open_tab, project):
+    datasets.save(project, "mine", [row("q", "a")], kind="import")
+    at = open_tab("browse")
+    at.button(key="data.browse.delete.sure").click().run()
+    assert not at.exception and not datasets.listed(project)
+
+
+def test_in_chinese(open_tab):
+    at = open_tab("build", lang="zh")
+    assert at.title[0].value.endswith("数据")
+    assert at.text_input(key=f"{BUILD}.name").label == "助手的名字"

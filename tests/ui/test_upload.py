@@ -1,0 +1,33 @@
+"""What a look at an uploaded file finds."""
+
+import json
+
+import pytest
+
+from studio.data.formats import Conversation, Message
+from studio.errors import DataError
+from studio.ui.data_browse import with_edits
+from studio.ui.data_upload import read_upload
+
+GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd.json", "数据.JSONL", "a/b\\c.json", "x" * 300 + ".json"])
+def test_any_file_name_will_do(name):
+    assert len(read_upload(name, json.dumps(GOOD).encode()).imported.conversations) == 1
+
+
+def test_a_file_without_rows_is_refused():
+    with pytest.raises(DataError, match="empty list"):
+        read_upload("x.json", b"[]")
+
+
+def test_edits_change_the_last_turn_and_leave_out_deleted_rows():
+    def row(question, answer):
+        return Conversation((Message("user", question), Message("assistant", answer)), {"intent": "name"})
+
+    rows = [row(f"q{n}", f"a{n}") for n in range(5)]
+    edited = with_edits(rows, [2, 4], {0: {"answer": "new"}, 1: {"question": "why"}}, [])
+    assert [each.messages[1].content for each in edited] == ["a0", "new", "a2", "a3", "a4"]
+    assert edited[3].messages[0].content == "why" and edited[3].meta == {"intent": "name"}
+    assert [each.messages[0].content for each in with_edits(rows, [2, 4], {}, [1])] == ["q0", "q1", "q2", "q4"]
