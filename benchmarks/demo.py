@@ -1,0 +1,105 @@
+"""Identity, leakage and retention of the demo beside tutorial mode, from several seeds, on the starter model.
+
+    python benchmarks/demo.py [--seeds 0 1 2] [--name Luna] [--maker Shane]
+
+Runs `retune demo` for each seed, with and without --tutorial, in one project of a temporary RETUNE_HOME, and writes
+benchmarks/results/demo.md and demo.json. The general answers are distilled once: they do not depend on the seed.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from studio.paths import atomic_write_json, atomic_write_text
+from studio.projects import open_project
+from studio.scores import lines
+from studio.store import evaluations, open_db, runs
+
+RESULTS = Path(__file__).parent / "results"
+MODES = {"demo": [], "tutorial mode": ["--tutorial"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--name", default="Luna")
+    parser.add_argument("--maker", default="Shane")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="retune-bench-") as home:
+        os.environ["RETUNE_HOME"] = home
+        rows = [_measure(mode, seed, options) for mode in MODES for seed in options.seeds]
+    RESULTS.mkdir(exist_ok=True)
+    atomic_write_json(RESULTS / "demo.json", {"machine": _machine(), "rows": rows})
+    atomic_write_text(RESULTS / "demo.md", _page(rows))
+    print(_page(rows))
+
+
+def _measure(mode: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "studio.cli.app", "demo", "--project", "bench", "--seed", str(seed)]
+    command += ["--name", options.name, "--maker", options.maker, *MODES[mode]]
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    seconds = time.monotonic() - began
+    with open_db(open_project("bench").folder) as db:
+        newest = evaluations.listed(db)[0]
+        run = runs.get(db, newest.run_id)
+    return {"mode": mode, "seed": seed, "seconds": round(seconds), "steps": run.step, "scores": newest.scores}
+
+
+def _page(rows: list[dict[str, Any]]) -> str:
+    head = [
+        "# The demo beside tutorial mode",
+        "",
+        "`python benchmarks/demo.py`: SmolLM2-135M-Instruct learns to be Luna, made by Shane. All scores are on",
+        "held-out phrasings and prompts that were never trained on; intervals are Wilson's, 95 %. Leakage is the share",
+        "of answers to unrelated questions that mention the new name or maker. The last score is the perplexity of the",
+        "base model's own answers to held-out general prompts, tuned against base (lower is better).",
+        "",
+        f"Machine: {_machine()}",
+        "",
+        "| mode | seed | steps | identity, base | identity, tuned | leakage, base | leakage, tuned "
+        "| perplexity, tuned against base | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*head, *(_row(row) for row in rows), ""])
+
+
+def _row(row: dict[str, Any]) -> str:
+    by_name = {line.name: line for line in lines(row["scores"])}
+    identity, leakage, retention = (by_name[name] for name in ("identity", "leakage", "retention"))
+    cells = [
+        row["mode"],
+        str(row["seed"]),
+        str(row["steps"]),
+        _share(identity.base),
+        _share(identity.tuned),
+        _share(leakage.base),
+        _share(leakage.tuned),
+        _share(retention.tuned, sign="+"),
+        f"{row['seconds'] / 60:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(values: tuple[float, float, float] | None, sign: str = "") -> str:
+    if values is None:
+        return "not measured"
+    value, low, high = (f"{100 * each:{sign}.1f}" for each in values)
+    return f"{value} % ({low} to {high})"
+
+
+def _machine() -> str:
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory} GB, no GPU, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()
