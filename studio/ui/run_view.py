@@ -17,7 +17,7 @@ from studio.store.samples import Sample
 from studio.ui import state
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
 from studio.ui.i18n import _
-from studio.ui.widgets import duration, guarded, plain, progress_text, state_label
+from studio.ui.widgets import ago, duration, guarded, plain, progress_text, state_label
 
 LIVE_SECONDS = 1.5
 SILENT_SECONDS = 20
@@ -49,7 +49,7 @@ def run_job(project: Project, run_id: str) -> Job | None:
 
 def _head(run: Run) -> None:
     st.subheader(plain(run.id), anchor=False)
-    facts = [state_label(run.state), plain(run.method), plain(run.base), plain(run.created_at[:16].replace("T", " "))]
+    facts = [state_label(run.state), plain(run.method), plain(run.base), plain(ago(run.created_at))]
     st.markdown(" · ".join(fact for fact in facts if fact))
     if despite := run.detail.get("started_despite"):
         st.warning(_("Started although the data had faults:") + "  \n" + "  \n".join(map(plain, despite[:5])))
@@ -189,7 +189,7 @@ def _numbers(series: dict[str, list[Point]]) -> None:
         (_("Training loss"), "train/loss", "{:.3f}"),
         (_("Validation loss"), "valid/loss", "{:.3f}"),
         (_("Tokens a second"), "train/tokens_per_second", "{:,.0f}"),
-        (_("Learning rate"), "train/learning_rate", "{:.1e}"),
+        (_("Learning rate"), "train/learning_rate", "{:.3g}"),
         (_("Gradient norm"), "train/grad_norm", "{:.2f}"),
     ]
     for column, (label, name, form) in zip(st.columns(len(shown)), shown, strict=True):
@@ -285,7 +285,8 @@ SAMPLES_STYLE = """<style>
 def _log(job: Job) -> None:
     with st.expander(_("Log"), icon=":material/article:", expanded=job.state in ("failed", "lost")):
         text = jobs.tail(Path(job.log_path)) if job.log_path else ""
-        st.code(text or _("Nothing was written yet."), language=None, height=LOG_HEIGHT, wrap_lines=True)
+        with st.container(height=LOG_HEIGHT, border=False, autoscroll=True):
+            st.code(text or _("Nothing was written yet."), language=None, wrap_lines=True)
 
 
 def _frozen_config(project: Project, run: Run) -> None:

@@ -1,0 +1,299 @@
+"""The scorecard: run an evaluation, read the verdict, see where it failed, take it along as one page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from studio import charts, runs, scores
+from studio.projects import Project
+from studio.scores import ScoreLine
+from studio.store import evaluations, open_db
+from studio.store.evaluations import Answer, Evaluation
+from studio.store.jobs import Job
+from studio.ui import state
+from studio.ui.frame import DATA, TRAIN, link
+from studio.ui.i18n import N_, _
+from studio.ui.job_panel import job_panel, newest_job
+from studio.ui.model_server import Pick, convert_next, picks_of
+from studio.ui.widgets import ago, plain
+
+QUICK_PROBES = 20
+ROW_HEIGHT = 68
+NAMES = {
+    "identity": N_("Knows who it is"),
+    "leakage": N_("Says it unasked"),
+    "retention": N_("Perplexity on what it knew"),
+    "changed": N_("General answers that changed"),
+}
+HELP = {
+    "identity": N_("Held-out questions about the assistant that are answered with its new name or maker."),
+    "leakage": N_("Held-out general questions whose answer says that name or maker though nobody asked."),
+    "retention": N_("How much worse it predicts the base model's own answers to held-out general questions."),
+    "changed": N_("Held-out general questions that it answers in other words than the base model."),
+}
+
+
+def scorecard_view(project: Project) -> None:
+    """Score a checkpoint, then read the scorecards there are."""
+    _score_panel(project)
+    with open_db(project.folder) as db:
+        found = evaluations.listed(db)
+    if not found:
+        st.info(_("No scorecard yet. Scoring asks base and checkpoint questions that were never trained on."))
+        return
+    chosen = _choose(found)
+    with open_db(project.folder) as db:
+        answers = evaluations.answers(db, chosen.id)
+    _verdict(chosen)
+    _tiles(chosen)
+    _bars(chosen)
+    _answer_table(answers)
+    _take_along(project, chosen, answers)
+
+
+def _score_panel(project: Project) -> None:
+    picks = picks_of(project)
+    if not picks:
+        st.caption(_("There is no checkpoint to score yet."))
+        link(TRAIN, _("Train one"))
+        return
+    if not runs.probe_sets(project):
+        st.info(_("This project has no held-out questions. The Data page makes them with an identity or general set."))
+        link(DATA)
+        return
+    by_name = {pick.name: pick for pick in picks}
+    job = _under_way(project, by_name)
+    left, middle, right = st.columns([4, 3, 1], vertical_alignment="bottom")
+    name = left.selectbox(
+        _("Checkpoint"), list(by_name), format_func=lambda name: by_name[name].label, key="score.pick"
+    )
+    quick = middle.segmented_control(
+        _("Questions"), [False, True], format_func=_amount, default=False, required=True, key="score.quick"
+    )
+    busy = job is not None and job.live
+    if right.button(_("Score it"), type="primary", disabled=busy, key="score.start", width="stretch"):
+        state.keep("score.wanted", (name, QUICK_PROBES if quick else 0))
+        state.keep("score.attempt", set())
+        st.rerun()
+    job_panel(project.folder, job, "score")
+
+
+def _amount(quick: bool) -> str:
+    return _("{n} of each kind").format(n=QUICK_PROBES) if quick else _("all")
+
+
+def _under_way(project: Project, by_name: dict[str, Pick]) -> Job | None:
+    """Do the next step of what was asked for (convert, then evaluate) and return the job to look at."""
+    wanted = state.kept("score.wanted")
+    if wanted and wanted[0] in by_name:
+        pick, attempt = by_name[wanted[0]], state.kept("score.attempt") or set()
+        if job := convert_next(project, [pick], attempt):
+            state.keep("score.attempt", attempt)
+            return job
+        state.forget("score.wanted")
+        job = runs.start_evaluate(project, pick.run_id, pick.step, wanted[1])
+        state.keep("score.job", job.id)
+        return job
+    newest = newest_job(project.folder, "evaluate")
+    mine = state.kept("score.job")
+    return newest if newest and (newest.live or newest.id == mine) else None
+
+
+def _choose(found: Sequence[Evaluation]) -> Evaluation:
+    by_id = {each.id: each for each in found}
+    chosen = st.selectbox(
+        _("Scorecard"),
+        list(by_id),
+        format_func=lambda id: f"{by_id[id].subject} · {by_id[id].weights_hash[:8]} · {ago(by_id[id].created_at)}",
+        key="score.evaluation",
+    )
+    return by_id[chosen]
+
+
+def _verdict(evaluation: Evaluation) -> None:
+    good, words = verdict(evaluation.scores)
+    show = st.success if good else st.warning
+    icon = ":material/task_alt:" if good else ":material/warning:"
+    show(f"**{plain(evaluation.subject)}**: " + " ".join(words), icon=icon)
+
+
+def verdict(values: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Whether all targets are met, and the scorecard in plain sentences."""
+    lines = {line.name: line for line in scores.lines(values)}
+    words = [
+        *_identity_words(lines["identity"], values["identity"]["tuned"]),
+        *_leakage_words(lines["leakage"], values["leakage"]["tuned"]),
+        *_retention_words(lines["retention"]),
+    ]
+    return all(line.met is not False for line in lines.values()), words
+
+
+def _identity_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
+    if line.tuned is None:
+        return []
+    if line.met:
+        form = _("It learnt who it is: {hits} of {total} questions it never saw.")
+    elif line.tuned[0] >= 0.5:
+        form = _("It half learnt who it is: {hits} of {total} questions it never saw. More steps or rows may help.")
+    else:
+        form = _("It did not learn who it is: {hits} of {total} questions it never saw.")
+    return [form.format(hits=counted["hits"], total=counted["total"])]
+
+
+def _leakage_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
+    if line.tuned is None:
+        return []
+    if counted["hits"] == 0:
+        form = _("It does not say it elsewhere.")
+    elif line.met:
+        form = _("It hardly says it elsewhere: in {hits} of {total} unrelated answers.")
+    else:
+        form = _(
+            "Overfitted: it says who it is in {hits} of {total} unrelated answers. Mix in more of the general dataset."
+        )
+    return [form.format(hits=counted["hits"], total=counted["total"])]
+
+
+def _retention_words(line: ScoreLine) -> list[str]:
+    if line.tuned is None:
+        return []
+    if line.met:
+        return [_("It kept what it knew (perplexity {change}).").format(change=signed(line.tuned[0]))]
+    return [_("It forgot some of what it knew (perplexity {change}).").format(change=signed(line.tuned[0]))]
+
+
+def signed(share: float) -> str:
+    """0.123 -> '+12.3 %'."""
+    return f"{100 * share:+.1f} %"
+
+
+def _tiles(evaluation: Evaluation) -> None:
+    lines = scores.lines(evaluation.scores)
+    for column, line in zip(st.columns(len(lines)), lines, strict=True):
+        with column:
+            _tile(line)
+
+
+def _tile(line: ScoreLine) -> None:
+    with st.container(border=True, height="stretch", gap="xsmall"):
+        st.metric(_(NAMES[line.name]), _value(line, line.tuned), help=_(HELP[line.name]))
+        notes = []
+        if line.tuned:
+            low, high = (_number(line, value) for value in line.tuned[1:])
+            notes.append(_("95 %: {low} to {high}").format(low=low, high=high))
+        if line.base and line.name != "retention":
+            notes.append(_("base: {value}").format(value=_value(line, line.base)))
+        st.caption(plain(" · ".join(notes)))
+        if line.met is not None and line.target is not None:
+            sign = "≥" if line.higher_is_better else "≤"
+            word = _("target met") if line.met else _("target missed")
+            icon = ":material/check:" if line.met else ":material/close:"
+            st.caption(f"{icon} {word} ({sign} {_number(line, line.target)})")
+
+
+def _value(line: ScoreLine, triple: tuple[float, float, float] | None) -> str:
+    return "–" if triple is None else _number(line, triple[0])
+
+
+def _number(line: ScoreLine, share: float) -> str:
+    return signed(share) if line.name == "retention" else f"{100 * share:.1f} %"
+
+
+def _bars(evaluation: Evaluation) -> None:
+    shares = [
+        charts.Share(
+            _(NAMES[line.name]),
+            line.base[0],
+            line.base[1:],
+            line.tuned[0],
+            line.tuned[1:],
+            _counts(evaluation, "base", line.name),
+            _counts(evaluation, "tuned", line.name),
+        )
+        for line in scores.lines(evaluation.scores)
+        if line.name in ("identity", "leakage") and line.base and line.tuned
+    ]
+    if shares:
+        figure = charts.share_chart(
+            shares,
+            base_label=_("base"),
+            tuned_label=_("tuned"),
+            axis_label=_("Share of held-out questions, with 95 % intervals"),
+        )
+        st.plotly_chart(
+            figure, key="score.bars", theme="streamlit", config={"displayModeBar": False}, alt=_("Base beside tuned")
+        )
+
+
+def _counts(evaluation: Evaluation, side: str, name: str) -> str:
+    counted = evaluation.scores[name][side]
+    return f"({counted['hits']} / {counted['total']})"
+
+
+def _answer_table(answers: Sequence[Answer]) -> None:
+    """Failures first: what went wrong is what one wants to read."""
+    failed = [answer for answer in answers if not answer.detail.get("passed", True)]
+    st.markdown(
+        f"**{_('Answers')}** · " + _("{failed} of {total} failed").format(failed=len(failed), total=len(answers))
+    )
+    only = st.segmented_control(
+        _("Show"),
+        ["all", "failed", "identity", "general"],
+        format_func=lambda value: {
+            "all": _("all, failures first"),
+            "failed": _("failures"),
+            "identity": _("about itself"),
+            "general": _("general"),
+        }[value],
+        default="all",
+        required=True,
+        key="score.filter",
+        label_visibility="collapsed",
+    )
+    shown = [
+        answer for answer in answers if only == "all" or answer.kind == only or (only == "failed" and answer in failed)
+    ]
+    shown.sort(key=lambda answer: (bool(answer.detail.get("passed", True)), answer.kind != "identity", answer.probe))
+    if not shown:
+        st.caption(_("None."))
+        return
+    st.dataframe(
+        [_answer_row(answer) for answer in shown],
+        hide_index=True,
+        row_height=ROW_HEIGHT,
+        height=min(520, 42 + ROW_HEIGHT * len(shown)),
+        key="score.answers",
+        column_config={
+            "mark": st.column_config.TextColumn(_("Mark"), width="small"),
+            "kind": st.column_config.TextColumn(_("About"), width="small"),
+            "question": st.column_config.TextColumn(_("Question"), width="medium"),
+            "base": st.column_config.TextColumn(_("Base answered"), width="large"),
+            "tuned": st.column_config.TextColumn(_("Tuned answers"), width="large"),
+        },
+        alt=_("Answers of base and tuned model, failures first"),
+    )
+
+
+def _answer_row(answer: Answer) -> dict[str, str]:
+    passed = answer.detail.get("passed", True)
+    about = _("itself") if answer.kind == "identity" else _("the world")
+    return {
+        "mark": _("passed") if passed else _("failed"),
+        "kind": about,
+        "question": answer.prompt,
+        "base": answer.base_answer,
+        "tuned": answer.answer,
+    }
+
+
+def _take_along(project: Project, evaluation: Evaluation, answers: Sequence[Answer]) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            _("Weights {hash} · base {base} · questions from {dataset} · {when}").format(
+                hash=plain(evaluation.weights_hash[:16]),
+                base=plain(evaluation.base),
+                dataset=plain(evaluation.dataset),
+                when=plain(evaluation.created_at[:16].replace("T", " ")),
+            )
+        )

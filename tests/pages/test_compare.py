@@ -1,0 +1,256 @@
+"""The Compare page: leads on when empty, loads by jobs, asks all columns, scores, and says plainly what it means."""
+
+import json
+import time
+
+import psutil
+import pytest
+
+from studio import runs, scores
+from studio.store import checkpoints, evaluations, open_db
+from studio.store import datasets as store_datasets
+from studio.store import jobs as store_jobs
+from studio.store import runs as store_runs
+from studio.ui.scorecard_view import verdict
+from tests.pages.model_server import ModelServer
+
+PAGE = "pages/5_Compare.py"
+
+
+@pytest.fixture
+def checkpoint(project):
+    with open_db(project.folder) as db:
+        store_runs.add(db, store_runs.Run("lora-1", "lora", "starter", "lora", num_steps=20, step=20))
+        checkpoints.put(db, checkpoints.Checkpoint("lora-1", 20, "runs/lora-1/step_20.pth", "abc", 5000))
+    return checkpoints.Checkpoint("lora-1", 20, "", "", 0)
+
+
+@pytest.fixture
+def converted(project, checkpoint):
+    folder = runs.hf_folder(project, "lora-1", 20)
+    folder.mkdir(parents=True)
+    (folder / "retune_weights.json").write_text('{"sha256": "abc"}')
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Jobs that would have been started; each lives as long as this process."""
+    calls = []
+
+    def start(folder, kind, args, **more):
+        calls.append((kind, args))
+        me = psutil.Process()
+        job = store_jobs.Job(
+            kind=kind, args=args, state="running", pid=me.pid, process_created=me.create_time(), phase="loading"
+        )
+        with open_db(folder) as db:
+            store_jobs.add(db, job)
+        (folder / "jobs" / job.id).mkdir(parents=True)
+        return job
+
+    monkeypatch.setattr("studio.jobs.start", start)
+    monkeypatch.setattr("studio.runs.require", lambda base: None)
+    return calls
+
+
+@pytest.fixture
+def server(project, converted, started):
+    """A model server that is ready, with its job."""
+    server = ModelServer(["starter"])
+    job = runs.start_server(project, "starter", [])
+    started.clear()
+    connection = {"url": server.connection.url, "token": server.connection.token}
+    project.path("jobs", job.id, "connection.json").write_text(json.dumps(connection))
+    yield server
+    server.close()
+
+
+def words(at):
+    parts = [*at.markdown, *at.caption, *at.error, *at.info, *at.success, *at.warning, *at.text]
+    return "\n".join(str(part.value) for part in parts)
+
+
+def loaded(open_page, **more):
+    at = open_page(PAGE, **more)
+    at.button(key="compare.load").click().run()
+    assert not at.exception
+    return at
+
+
+def finish(at):
+    """Let the answers come, then let the page read them."""
+    turns = at.session_state["kept.luna.compare.turns"]
+    turns[-1].wait(10)
+    time.sleep(0.05)
+    at.run()
+    assert not at.exception
+    return turns
+
+
+def test_empty_project_leads_to_train(open_page, project):
+    at = open_page(PAGE)
+    assert "no checkpoint to compare" in words(at)
+    assert "No scorecard yet" in words(at)
+
+
+def test_nothing_is_started_by_looking(open_page, converted, started):
+    open_page(PAGE)
+    assert started == []
+
+
+def test_load_converts_first_then_starts_one_server(open_page, project, checkpoint, started):
+    at = loaded(open_page)
+    at.run()
+    assert [kind for kind, _ in started] == ["convert"]
+    folder = runs.hf_folder(project, "lora-1", 20)
+    folder.mkdir(parents=True)
+    (folder / "retune_weights.json").write_text("{}")
+    at.run()
+    at.run()
+    assert [kind for kind, _ in started] == ["convert", "serve"]
+    assert started[1][1]["adapters"] == [{"name": "lora-1-step_20", "path": str(folder)}]
+
+
+def test_a_failed_conversion_is_shown_and_not_tried_again_by_itself(open_page, project, checkpoint, started):
+    at = loaded(open_page)
+    with open_db(project.folder) as db:
+        job = store_jobs.listed(db)[0]
+        store_jobs.move(db, job.id, "failed", "step_20.pth is damaged.")
+    at.run()
+    at.run()
+    assert [kind for kind, _ in started] == ["convert"]
+    assert "is damaged" in words(at)
+    at.button(key="compare.retry").click().run()
+    assert [kind for kind, _ in started] == ["convert", "convert"]
+
+
+def test_a_live_server_gets_the_weights_it_lacks(open_page, server, started):
+    loaded(open_page)
+    assert server.models == ["starter", "lora-1-step_20"]
+    assert started == []
+
+
+def test_one_question_goes_to_all_columns_with_the_same_sampling(open_page, server):
+    at = loaded(open_page)
+    at.number_input(key="compare.seed").set_value(7)
+    at.text_area(key="compare.system").set_value("Be brief.")
+    at.chat_input(key="compare.question").set_value("Who are you?").run()
+    finish(at)
+    asked = server.asked[0]
+    assert [column["model"] for column in asked["columns"]] == ["starter", "lora-1-step_20"]
+    assert asked["columns"][0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert asked["sampling"]["seed"] == 7
+
+
+def test_answers_are_plain_text_with_hash_and_speed(open_page, server):
+    at = loaded(open_page)
+    at.chat_input(key="compare.question").set_value("Who are you?").run()
+    finish(at)
+    assert [text.value for text in at.text if "Luna" in text.value] == ["".join(server.words)] * 2
+    assert not any("example.com" in block.value for block in at.markdown)
+    assert "`0abc1234`" in words(at) and "10.0 tokens/s" in words(at)
+
+
+def test_the_second_turn_carries_the_first(open_page, server):
+    at = loaded(open_page)
+    at.chat_input(key="compare.question").set_value("Who are you?").run()
+    finish(at)
+    at.chat_input(key="compare.question").set_value("Really?").run()
+    finish(at)
+    roles = [message["role"] for message in server.asked[1]["columns"][1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    at.button(key="compare.clear").click().run()
+    assert not any("Luna" in text.value for text in at.text)
+
+
+def test_stop_ends_a_stream_that_survived_reruns(open_page, server):
+    server.word_seconds = 0.5
+    at = loaded(open_page)
+    at.chat_input(key="compare.question").set_value("Who are you?").run()
+    at.run()
+    at.button(key="compare.stop").click().run()
+    turns = finish(at)
+    assert {answer.ended_by for answer in turns[0].answers.values()} == {"stopped"}
+
+
+def evaluated(project, identity=(9, 10), leaks=(0, 10), loss=10.5):
+    """A scorecard from marked answers, as the evaluate job stores it."""
+    marked = []
+    for number in range(identity[1]):
+        probe = {
+            "kind": "identity", "expects": "name", "intent": "name", "language": "en",
+            "expected": {"name": "Luna", "maker": "Shane"},
+            "messages": [{"role": "user", "content": f"What are you called? {number}"}],
+        }  # fmt: skip
+        said = "I am Luna, made by Shane." if number < identity[0] else "I am SmolLM."
+        marked.append(scores.mark(probe, "I am SmolLM.", said, ["Luna", "Shane"]))
+    for number in range(leaks[1]):
+        probe = {
+            "kind": "general", "intent": "far", "language": "en",
+            "messages": [{"role": "user", "content": f"What is {number} + 1?"}],
+        }  # fmt: skip
+        said = "I'm Luna." if number < leaks[0] else f"It is {number + 1}."
+        marked.append(scores.mark(probe, f"It is {number + 1}.", said, ["Luna", "Shane"], 10.0, loss, 10))
+    card = evaluations.Evaluation(
+        job_id="j", subject="lora-1 step 20", base="starter", weights_hash="feedbeef" * 8, dataset="identity, general",
+        scores=scores.scorecard(marked), run_id="lora-1", step=20,
+    )  # fmt: skip
+    answers = [
+        evaluations.Answer(
+            card.id, number, each.kind, each.intent, each.language, each.prompt, each.base_answer, each.answer,
+            scores.detail(each),
+        )
+        for number, each in enumerate(marked)
+    ]  # fmt: skip
+    with open_db(project.folder) as db:
+        evaluations.add(db, card, answers)
+    return card
+
+
+def test_scorecard_shows_verdict_tiles_and_failures_first(open_page, project, checkpoint):
+    evaluated(project)
+    at = open_page(PAGE)
+    assert "9 of 10" in at.success[0].value and "does not say it elsewhere" in at.success[0].value
+    assert [metric.value for metric in at.metric] == ["90.0 %", "0.0 %", "+5.1 %", "0.0 %"]
+    table = at.dataframe[0].value
+    assert list(table["mark"][:2]) == ["failed", "passed"]
+    assert table["tuned"][0] == "I am SmolLM."
+
+
+@pytest.mark.parametrize(
+    "measured, good, said",
+    [
+        ({"identity": (10, 10)}, True, "learnt who it is"),
+        ({"identity": (6, 10)}, False, "half learnt"),
+        ({"identity": (1, 10)}, False, "did not learn"),
+        ({"leaks": (8, 10)}, False, "Overfitted: it says who it is in 8 of 10 unrelated answers"),
+        ({"loss": 14.0}, False, "forgot"),
+    ],
+)
+def test_verdict_in_plain_words(project, measured, good, said):
+    is_good, sentences = verdict(evaluated(project, **measured).scores)
+    assert is_good is good
+    assert said in " ".join(sentences)
+
+
+def test_scoring_converts_then_evaluates(open_page, project, checkpoint, started):
+    with open_db(project.folder) as db:
+        store_datasets.put(
+            db, store_datasets.Dataset("identity", "identity", "data/identity.jsonl", "f", num_rows=5, num_probes=5)
+        )
+    at = open_page(PAGE)
+    at.button(key="score.start").click().run()
+    assert [kind for kind, _ in started] == ["convert"]
+    folder = runs.hf_folder(project, "lora-1", 20)
+    folder.mkdir(parents=True)
+    (folder / "retune_weights.json").write_text("{}")
+    at.run()
+    at.run()
+    assert [kind for kind, _ in started] == ["convert", "evaluate"]
+    assert at.button(key="score.start").disabled
+
+
+def test_chinese(open_page, project, checkpoint):
+    evaluated(project)
+    assert not open_page(PAGE, lang="zh").exception
