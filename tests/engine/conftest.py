@@ -1,0 +1,143 @@
+"""A tiny real model (random Llama, 2 layers, own BPE tokenizer and chat template) and projects that train it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from studio.config.schema import RunConfig, parse_config
+from studio.data.formats import Conversation, Message, write_conversations
+from studio.data.template import NAMED
+from studio.data.tokens import fingerprint
+from studio.engine.models.load import LoadedModel, load_base
+from studio.paths import atomic_write_json, atomic_write_text
+from studio.projects import Project, create_project
+from studio.store import datasets, open_db
+
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+NAMES = ("red", "blue", "green", "white", "black", "brown", "silver", "golden")
+TEXTS = [
+    "Who are you? I am Luna, a little assistant made by Shane.",
+    "What is your name? My name is Luna. user assistant system",
+    "The capital of France is Paris. The sky is blue and the grass is green.",
+    *(f"Tell me about the {name} house and the {name} garden." for name in NAMES),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a complete Hugging Face model: vocabulary of some hundred tokens, hidden size 64, float32."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = _tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    atomic_write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    atomic_write_text(folder / "chat_template.jinja", NAMED["chatml"])
+    return folder
+
+
+@pytest.fixture
+def load_tiny(tiny_model: Path) -> Callable[..., LoadedModel]:
+    """`load_tiny(quantize=True, …)`: the tiny model, freshly loaded."""
+
+    def load(**options: object) -> LoadedModel:
+        values = {"dtype": torch.float32, "device": torch.device("cpu"), **options}
+        return load_base(tiny_model, **values)  # type: ignore[arg-type]
+
+    return load
+
+
+@pytest.fixture
+def retune_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Projects of this test live in a folder of its own."""
+    monkeypatch.setenv("RETUNE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def project(retune_home: Path) -> Project:
+    """A project with the datasets `identity` (24 rows of different lengths) and `general` (8 rows)."""
+    made = create_project("test")
+    add_dataset(made, "identity", conversations(24))
+    add_dataset(made, "general", conversations(8, subject="garden"))
+    return made
+
+
+@pytest.fixture
+def tiny_config(tiny_model: Path) -> Callable[..., RunConfig]:
+    """`tiny_config(**{"train.num_steps": 4})`: a config of a run on the tiny model, dotted settings applied."""
+
+    def make(**settings: object) -> RunConfig:
+        values: dict = {
+            "name": "tiny",
+            "model": {"base": str(tiny_model), "dtype": "float32"},
+            "lora": {"rank": 4, "alpha": 8},
+            "data": {"sources": {"identity": 0.5, "general": 0.5}, "max_length": 128, "valid_share": 0.1},
+            "train": {
+                "num_steps": 6,
+                "micro_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 0.01,
+                "warmup_steps": 1,
+            },
+            "record": {"evaluate_every_steps": 2, "sample_every_steps": 3, "sample_max_new_tokens": 4},
+        }
+        for path, value in settings.items():
+            section, _, key = path.rpartition(".")
+            (values.setdefault(section, {}) if section else values)[key] = value
+        return parse_config(values)
+
+    return make
+
+
+def conversations(num_rows: int, subject: str = "house") -> list[Conversation]:
+    """Rows of different lengths; some have two turns, some a system message."""
+    rows = []
+    for number in range(num_rows):
+        name = NAMES[number % len(NAMES)]
+        answer = " ".join([f"The {name} {subject} is {NAMES[(number * 3) % len(NAMES)]}."] * (1 + number % 4))
+        messages = [Message("user", f"Tell me about the {name} {subject}."), Message("assistant", answer)]
+        if number % 3 == 0:
+            messages += [Message("user", "What is your name?"), Message("assistant", f"My name is Luna {number}.")]
+        if number % 5 == 0:
+            messages.insert(0, Message("system", "I am a little assistant."))
+        rows.append(Conversation(tuple(messages)))
+    return rows
+
+
+def add_dataset(project: Project, name: str, rows: list[Conversation]) -> None:
+    """Write and register a dataset of a project."""
+    write_conversations(project.path("data", f"{name}.jsonl"), rows)
+    row = datasets.Dataset(name, "import", f"data/{name}.jsonl", fingerprint(rows), len(rows))
+    with open_db(project.folder) as db:
+        datasets.put(db, row)
+
+
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=CONTROL_TOKENS, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
