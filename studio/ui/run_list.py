@@ -47,5 +47,8 @@ def _chosen(found: Sequence[Run]) -> str:
 
 
 def _caption(run: Run) -> str:
-    parts = [state_word(run.state) or _("not started"), f"{run.step} / {run.num_steps or '?'}", ago(run.created_at)]
+    """A live run's step is told beside, where it moves."""
+    parts = [state_word(run.state) or _("not started"), ago(run.created_at)]
+    if run.state not in LIVE_STATES and run.num_steps:
+        parts.insert(1, f"{run.step} / {run.num_steps}")
     return plain(" · ".join(parts))

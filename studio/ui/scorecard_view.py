@@ -265,11 +265,11 @@ def _answer_table(answers: Sequence[Answer]) -> None:
         height=min(520, 42 + ROW_HEIGHT * len(shown)),
         key="score.answers",
         column_config={
-            "mark": st.column_config.TextColumn(_("Mark"), width="small"),
-            "kind": st.column_config.TextColumn(_("About"), width="small"),
-            "question": st.column_config.TextColumn(_("Question"), width="medium"),
-            "base": st.column_config.TextColumn(_("Base answered"), width="large"),
-            "tuned": st.column_config.TextColumn(_("Tuned answers"), width="large"),
+            "mark": st.column_config.TextColumn(_("Mark"), width=75),
+            "kind": st.column_config.TextColumn(_("About"), width=75),
+            "question": st.column_config.TextColumn(_("Question"), width=200),
+            "base": st.column_config.TextColumn(_("Base answered"), width=360),
+            "tuned": st.column_config.TextColumn(_("Tuned answers"), width=360),
         },
         alt=_("Answers of base and tuned model, failures first"),
     )
