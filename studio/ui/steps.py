@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from studio import datasets, runs
+from studio import datasets, runs, scores
 from studio.errors import StudioError
 from studio.projects import Project
 from studio.store import checkpoints, evaluations, open_db
@@ -54,11 +54,9 @@ def best_evaluation(found: list[Evaluation]) -> Evaluation | None:
 
 
 def rate(evaluation: Evaluation, name: str) -> float:
-    """A share of probes between 0 and 1 out of a scorecard; 0 when it is not in it."""
-    score = evaluation.scores.get(name, {})
-    value = score.get("rate", score.get("tuned", 0.0)) if isinstance(score, dict) else score
-    value = value.get("rate", 0.0) if isinstance(value, dict) else value
-    return float(value) if isinstance(value, int | float) else 0.0
+    """A share of the tuned model between 0 and 1 out of a scorecard; 0 when it was not measured."""
+    line = next((line for line in scores.lines(evaluation.scores) if line.name == name), None)
+    return line.tuned[0] if line and line.tuned else 0.0
 
 
 def _overview(project: Project) -> Overview:
