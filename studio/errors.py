@@ -25,7 +25,8 @@ class StudioError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        separator = "" if self.message.endswith("\n") else " "
+        return f"{self.message}{separator}{self.hint}".strip()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ def evaluate(
     Example: retune evaluate starter_lora-1 --html scorecard.html
     """
     workspace = chosen(project)
-    runs.get_run(workspace, run)
     evaluation = score(workspace, run, checkpoint_step(workspace, run, step), limit, quiet=json)
     if html:
         write_report(workspace, evaluation, html.resolve())

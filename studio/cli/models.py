@@ -9,7 +9,7 @@ from studio.cli import show
 from studio.cli.follow import follow
 from studio.cli.group import group
 from studio.cli.lazy import jobs
-from studio.cli.options import JsonOption
+from studio.cli.options import JsonOption, base_model
 from studio.paths import human_bytes, system_folder
 
 app = group("Base models on this machine, shared by all projects.")
@@ -25,6 +25,7 @@ def fetch(
 
     Example: retune models fetch starter
     """
+    base = base_model(base)
     model = models.resolve(base)
     if not model.present and model.kind == "folder":
         models.require(base)  # says what the folder lacks: there is nothing to download

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studio import models
-from studio.cli.lazy import checkpoints, projects, store
+from studio.cli.lazy import checkpoints, projects, runs, store
 from studio.errors import CheckpointError, ProjectError
 
 if TYPE_CHECKING:
@@ -44,14 +44,13 @@ def base_model(text: str) -> str:
 
 def checkpoint_step(project: Project, run: str, step: int = 0) -> int:
     """`step`, or the newest one with a checkpoint when it is 0. Raises JobError, CheckpointError."""
+    runs.get_run(project, run)
     with store.open_db(project.folder) as db:
         if step:
             return checkpoints.get(db, run, step).step
         steps = [checkpoint.step for checkpoint in checkpoints.listed(db, run)]
     if not steps:
-        raise CheckpointError(
-            f"Run {run!r} has no checkpoint yet.", "`retune runs list` shows the runs and how far they are."
-        )
+        raise CheckpointError(f"Run {run!r} has no checkpoint yet.", f"`retune runs show {run}` shows how far it is.")
     return max(steps)
 
 

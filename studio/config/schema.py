@@ -12,7 +12,8 @@ from studio.errors import ConfigError, Problem
 
 Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+SLUG_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Slug = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
 ADVANCED = {"advanced": True}
 
 
@@ -65,7 +66,7 @@ class DataSection(Section):
     max_length: int = Field(512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut.")
     pack: Literal["none", "sequence"] = Field(
         "sequence",
-        description="sequence: several examples fill one line of a batch without seeing each other; same gradient, less padding.",
+        description="sequence: several examples fill one line of a batch, unseen by each other; same gradient, less padding.",
     )
     loss_on: Literal["assistant", "all", "last"] = Field(
         "assistant",
@@ -177,6 +178,8 @@ def _problem(item: Any) -> Problem:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return Problem(path, "is not a setting", ", ".join(_siblings(item["loc"])))
+    if item.get("ctx", {}).get("pattern") == SLUG_PATTERN:
+        return Problem(path, f"cannot be {item['input']!r}", "up to 64 lower-case letters, digits, - and _")
     if not isinstance(item["input"], dict):
         message += f", got {item['input']!r}"
     return Problem(path, message, _allowed(item["loc"]))

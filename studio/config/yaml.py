@@ -1,4 +1,4 @@
-"""Configs as YAML that keeps a person's comments. YAML 1.2 through ruamel's round-trip (safe) loader: no tags run code."""
+"""Configs as YAML 1.2 that keeps a person's comments; ruamel's round-trip loader runs no code for tags."""
 
 import io
 from pathlib import Path
@@ -55,9 +55,13 @@ def with_settings(config: RunConfig, settings: list[str]) -> RunConfig:
     """`config` with `train.learning_rate=1e-4`-like settings applied. Raises ConfigError."""
     values = config.model_dump(mode="json")
     problems = [problem for setting in settings if (problem := _apply(values, setting))]
+    try:
+        changed = parse_config(values, "--set")
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems], "--set") from None
     if problems:
         raise ConfigError(problems, "--set")
-    return parse_config(values, "--set")
+    return changed
 
 
 def _apply(values: dict[str, Any], setting: str) -> Problem | None:
