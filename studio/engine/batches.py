@@ -39,23 +39,27 @@ class Corpus:
 class Batch:
     """A micro-batch. `places` are flat positions (row * width + column) whose next token is trained: `targets`.
 
-    input_ids and position_ids: (rows, width). Positions restart with every example; that is what keeps packed
-    examples apart, for transformers builds its attention mask from them.
+    input_ids and position_ids: (rows, width). `weights` says for how many examples a target counts. Without a mask,
+    positions restart with every example, and transformers keeps packed examples apart by that; with one (rows, 1,
+    width, width) a position sees what it says. `num_tokens` are those of the examples, without padding.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     places: Tensor
     targets: Tensor
+    weights: Tensor
     num_tokens: int
+    mask: Tensor | None = None
 
     @property
     def num_trained_tokens(self) -> int:
-        return len(self.targets)
+        return int(self.weights.sum())
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = (self.input_ids, self.position_ids, self.places, self.targets)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.num_tokens)
+        tensors = (self.input_ids, self.position_ids, self.places, self.targets, self.weights)
+        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(*moved, self.num_tokens, self.mask.to(device) if self.mask is not None else None)
 
 
 def load_corpus(
@@ -95,10 +99,12 @@ def examples_from(corpus: Corpus, config: RunConfig, position: int) -> Iterator[
         yield [corpus.train[source][row] for source, row in chosen]
 
 
-def make_batches(examples: Sequence[Example], data: DataSection, micro_batch_size: int, pad_id: int) -> list[Batch]:
-    """The micro-batches of one step."""
+def make_batches(
+    examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, pad_id: int
+) -> list[Batch]:
+    """The micro-batches of one step, packed as `studio.data.packing` plans."""
     lengths = [len(example.input_ids) for example in examples]
-    plan = plan_step(lengths, data.pack, data.max_length, micro_batch_size)
+    plan = plan_step(lengths, pack, max_length, micro_batch_size)
     return [collate([[examples[index] for index in sequence] for sequence in batch], pad_id) for batch in plan]
 
 
@@ -126,7 +132,7 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             start = end
         num_tokens += start
         positions[row, start:] = torch.arange(width - start)
-    return Batch(ids, positions, torch.tensor(places), torch.tensor(targets), num_tokens)
+    return Batch(ids, positions, torch.tensor(places), torch.tensor(targets), torch.ones(len(targets)), num_tokens)
 
 
 def _files(folder: Path, data: DataSection) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from studio.data.tokens import Example
 from studio.engine.adapters import core_of, is_adapter, trainable_parameters
 from studio.engine.batches import Batch, collate, make_batches
 from studio.engine.generate import quiet
+from studio.engine.prefix_tree import make_tree_batches
 from studio.errors import ConfigError, Problem, StudioError
 
 HEAD_ROWS = 1024  # positions that go through the output head at once; bounds the memory of the logits
@@ -40,10 +41,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Traits:
-    """How a model may be computed: head apart from the rest, several examples in one row."""
+    """How a model may be computed: head apart from the rest, several examples in one row, or as a prefix tree."""
 
     splits_head: bool
     isolates_packed: bool
+    follows_trees: bool
 
 
 class Trainer:
@@ -65,15 +67,12 @@ class Trainer:
             self._core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
         self.traits = self._find_traits()
-        self._data = config.data
-        if config.data.pack != "none" and not self.traits.isolates_packed:
-            print("This model lets packed examples see each other, so they are padded instead (pack: none).")
-            self._data = config.data.model_copy(update={"pack": "none"})
+        self.packing = self._choose_packing()
 
     def step(self, examples: Sequence[Example], number: int) -> StepResult:
         """Take optimizer step `number` (from 1) on these examples. Raises NotFiniteError before the weights change."""
         started = time.perf_counter()
-        batches = make_batches(examples, self._data, self._config.train.micro_batch_size, self._pad_id)
+        batches = self._batches(examples)
         num_trained = sum(batch.num_trained_tokens for batch in batches)
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._backward(batch.to(self._device), num_trained) for batch in batches]
@@ -95,12 +94,10 @@ class Trainer:
         size = self._config.examples_per_step
         with quiet(self.model), self.precision():
             for start in range(0, len(examples), size):
-                chosen = examples[start : start + size]
-                for batch in make_batches(chosen, self._data, self._config.train.micro_batch_size, self._pad_id):
-                    hidden, targets = self._hidden(batch.to(self._device)), batch.targets.to(self._device)
-                    for piece, target in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
-                        total += float(self._cross_entropy(piece, target))
+                for batch in self._batches(examples[start : start + size]):
                     num_trained += batch.num_trained_tokens
+                    batch = batch.to(self._device)
+                    total += sum(float(self._cross_entropy(*piece)) for piece in _pieces(self._hidden(batch), batch))
         return total / num_trained if num_trained else math.nan
 
     @contextmanager
@@ -123,26 +120,43 @@ class Trainer:
             hidden = self._hidden(batch)
             below = hidden.detach().requires_grad_(hidden.requires_grad)
             losses = []
-            for piece, target in zip(below.split(HEAD_ROWS), batch.targets.split(HEAD_ROWS), strict=True):
-                loss = self._cross_entropy(piece, target) / num_trained
+            for piece in _pieces(below, batch):
+                loss = self._cross_entropy(*piece) / num_trained
                 self.scaler.scale(loss).backward()
                 losses.append(loss.detach())
         if hidden.requires_grad:
             hidden.backward(below.grad)
         return torch.stack(losses).sum()
 
+    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
+        size, data = self._config.train.micro_batch_size, self._config.data
+        if self.packing == "tree":
+            return make_tree_batches(examples, data.max_length, size, self._pad_id)
+        return make_batches(examples, self.packing, data.max_length, size, self._pad_id)
+
     def _hidden(self, batch: Batch) -> Tensor:
         """What the head is asked about: (trained tokens, hidden size), or their logits where the head is not apart."""
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
         if self.traits.splits_head:
-            states = self._core.get_decoder()(**inputs).last_hidden_state
+            states = self._core.get_decoder()(**self._inputs(batch)).last_hidden_state
         else:
-            states = self._core(**inputs).logits
+            states = self._core(**self._inputs(batch)).logits
         return states.flatten(0, 1)[batch.places]
 
-    def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        mask = batch.mask
+        if mask is not None and self._core.config._attn_implementation == "eager":  # adds its mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(self._dtype).min)
+        return {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids,
+            "attention_mask": mask,
+            "use_cache": False,
+        }
+
+    def _cross_entropy(self, states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Sum over targets, each as often as it has weight."""
         logits = self._core.get_output_embeddings()(states) if self.traits.splits_head else states
-        return functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return functional.cross_entropy(logits.float(), targets, reduction="none") @ weights
 
     def _clip(self) -> float:
         limit = self._config.train.max_grad_norm or math.inf
@@ -161,19 +175,51 @@ class Trainer:
 
     @torch.no_grad()
     def _find_traits(self) -> Traits:
-        """Try on a few tokens what the architecture's code promises nowhere."""
-        first, second = (Example(ids, ids) for ids in ([1, 2, 3, 4, 5], [6, 7, 8]))
-        packed, alone = (collate(rows, 0).to(self._device) for rows in ([[first, second]], [[second]]))
+        """Try on a few tokens what no architecture's code promises."""
+        first, second = Example([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]), Example([1, 2, 7, 8, 9], [1, 2, 7, 8, 9])
+        alone, packed = collate([[second]], 0), collate([[first, second]], 0)
+        tree = make_tree_batches([first, second], 64, 1, 0)[0]
         with quiet(self.model), self.precision():
-            in_pack, by_itself, whole = (self._logits(batch)[0] for batch in (packed, alone, alone))
-            splits = _has_parts(self._core) and _close(self._split_logits(alone)[0], whole)
-        return Traits(splits, _close(in_pack[-len(second.input_ids) :], by_itself))
+            whole = self._logits(alone)[0]
+            return Traits(
+                splits_head=_has_parts(self._core) and _close(self._split_logits(alone)[0], whole),
+                isolates_packed=_close(self._logits(packed)[0, -5:], whole),
+                follows_trees=self._tree_is_close(tree, whole[:4]),
+            )
+
+    def _tree_is_close(self, tree: Batch, expected: Tensor) -> bool:
+        """Whether the nodes of the second example, 1 2 (shared) 7 8, have its logits."""
+        try:
+            return _close(self._logits(tree)[0, [0, 1, 5, 6]], expected)
+        except (RuntimeError, ValueError, TypeError, IndexError):  # an architecture that takes no such mask
+            return False
+
+    def _choose_packing(self) -> str:
+        """How examples are laid out: as a prefix tree where that has the gradient of `pack: sequence`."""
+        if self._config.data.pack == "none":
+            return "none"
+        if self.traits.follows_trees and not self._has_dropout() and self._sees_everything():
+            return "tree"
+        if self.traits.isolates_packed:
+            return "sequence"
+        print("This model lets packed examples see each other, so they are padded instead (pack: none).", flush=True)
+        return "none"
+
+    def _has_dropout(self) -> bool:
+        """Whether two computations of the same tokens would differ."""
+        dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules())
+        return dropout or getattr(self._core.config, "attention_dropout", 0.0) > 0
+
+    def _sees_everything(self) -> bool:
+        """Whether attention reaches back over the longest example; a mask of our own would switch a window off."""
+        windows = (getattr(self._core.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return all(window is None or window >= self._config.data.max_length for window in windows)
 
     def _logits(self, batch: Batch) -> Tensor:
-        return self._core(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        return self._core(**self._inputs(batch.to(self._device))).logits
 
     def _split_logits(self, batch: Batch) -> Tensor:
-        states = self._core.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        states = self._core.get_decoder()(**self._inputs(batch.to(self._device)))
         return self._core.get_output_embeddings()(states.last_hidden_state)
 
 
@@ -215,6 +261,12 @@ def make_optimizer(parameters: list[nn.Parameter], train: TrainSection, device: 
 
 def _optimizer_error(name: str, reason: str) -> ConfigError:
     return ConfigError([Problem("train.optimizer", f"{name} {reason}", "adamw")])
+
+
+def _pieces(states: Tensor, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
+    """States, targets and weights in pieces small enough for the head."""
+    tensors = (states, batch.targets, batch.weights)
+    return zip(*(tensor.split(HEAD_ROWS) for tensor in tensors), strict=True)
 
 
 def _has_parts(core: nn.Module) -> bool:

@@ -68,14 +68,7 @@ def load_tiny(tiny_model: Path) -> Callable[..., LoadedModel]:
 
 
 @pytest.fixture
-def retune_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Projects of this test live in a folder of its own."""
-    monkeypatch.setenv("RETUNE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def project(retune_home: Path) -> Project:
+def training_project() -> Project:
     """A project with the datasets `identity` (24 rows of different lengths) and `general` (8 rows)."""
     made = create_project("test")
     add_dataset(made, "identity", conversations(24))

@@ -1,0 +1,266 @@
+"""The arithmetic of a step: however examples are split and packed, loss and gradient are those of one big batch."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from studio.config.schema import RunConfig, TrainSection
+from studio.data.tokens import IGNORE_INDEX, Example, encode_conversation
+from studio.engine import adapters, devices, loop
+from studio.engine.generate import generate
+from studio.engine.loop import NotFiniteError, Trainer, learning_rate, warmup_steps
+from studio.engine.models.load import LoadedModel
+from studio.errors import ConfigError
+from tests.engine.conftest import conversations
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+Load = Callable[..., LoadedModel]
+Make = Callable[..., RunConfig]
+
+
+def encode(loaded: LoadedModel, num_rows: int = 12) -> list[Example]:
+    rows = conversations(num_rows)
+    return [encode_conversation(row, loaded.template, loaded.tokenizer, 128) for row in rows]
+
+
+def make_trainer(loaded: LoadedModel, config: RunConfig, dtype: torch.dtype = torch.float32) -> Trainer:
+    devices.seed_all(0)
+    model = adapters.attach(loaded, config)
+    wake_adapters(model)
+    return Trainer(model, config, dtype, num_steps=config.train.num_steps or 10, pad_id=loaded.pad_id)
+
+
+def wake_adapters(model: torch.nn.Module) -> None:
+    """A fresh adapter has B = 0, so A has no gradient to compare."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+
+
+def reference(loaded: LoadedModel, model: torch.nn.Module, examples: list[Example]) -> tuple[float, list[Tensor]]:
+    """Loss and gradients from one padded batch, full logits and torch's own mean over trained tokens."""
+    width = max(len(example.input_ids) for example in examples)
+    ids = torch.tensor([each.input_ids + [0] * (width - len(each.input_ids)) for each in examples])
+    labels = torch.tensor([each.labels + [IGNORE_INDEX] * (width - len(each.labels)) for each in examples])
+    seen = torch.tensor([[1] * len(each.input_ids) + [0] * (width - len(each.input_ids)) for each in examples])
+    model.zero_grad()
+    logits = model(input_ids=ids, attention_mask=seen).logits
+    loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    loss.backward()
+    return float(loss), gradients(model)
+
+
+def gradients(model: torch.nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in adapters.trainable_parameters(model)]
+
+
+def step_gradients(trainer: Trainer, examples: list[Example]) -> tuple[float, list[Tensor]]:
+    """Those of a real step, whose learning rate is so small that weights stay as they are."""
+    loss = trainer.step(examples, 1).loss
+    return loss, gradients(trainer.model)
+
+
+SPLITS = [
+    {"data.pack": "none", "train.micro_batch_size": 12, "train.gradient_accumulation_steps": 1},
+    {"data.pack": "none", "train.micro_batch_size": 1, "train.gradient_accumulation_steps": 12},
+    {"data.pack": "none", "train.micro_batch_size": 5, "train.gradient_accumulation_steps": 3},
+    {"data.pack": "sequence", "train.micro_batch_size": 1},
+    {"data.pack": "sequence", "train.micro_batch_size": 4},
+    {"data.pack": "sequence", "data.max_length": 500, "train.micro_batch_size": 4},
+    {"data.pack": "sequence", "model.attention": "eager", "train.micro_batch_size": 4},
+    {"data.pack": "sequence", "data.max_length": 500, "train.micro_batch_size": 1, "layout": "sequence"},
+    {"data.pack": "sequence", "train.micro_batch_size": 4, "layout": "sequence"},
+    {"data.pack": "sequence", "model.attention": "eager", "layout": "sequence"},
+    {"data.pack": "sequence", "train.gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: ",".join(f"{k}={v}" for k, v in split.items()))
+def test_every_split_has_the_gradient_of_one_big_batch(
+    load_tiny: Load, tiny_config: Make, method: str, split: dict
+) -> None:
+    layout = split.get("layout", "tree" if split["data.pack"] == "sequence" else "none")
+    settings = {key: value for key, value in split.items() if key != "layout"}
+    config = tiny_config(method=method, **{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0, **settings})
+    loaded = load_tiny(attention=config.model.attention)
+    examples = encode(loaded)
+    trainer = make_trainer(loaded, config)
+    if layout == "sequence":
+        trainer.packing = layout
+    assert trainer.packing == layout
+    expected_loss, expected = reference(loaded, trainer.model, examples)
+    loss, found = step_gradients(trainer, examples)
+    assert abs(loss - expected_loss) < 1e-6 * max(1.0, abs(expected_loss)) * 2
+    assert len(found) == len(expected) > 4
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 2e-6 * max(float(other.norm()), 1e-2)
+
+
+def test_mean_of_means_would_differ(load_tiny: Load, tiny_config: Make) -> None:
+    """The comparison above can tell a wrong normalisation: the common mistake is far outside its tolerance."""
+    loaded = load_tiny()
+    examples = encode(loaded)
+    trainer = make_trainer(loaded, tiny_config(method="full"))
+    expected, _ = reference(loaded, trainer.model, examples)
+    halves = [reference(loaded, trainer.model, examples[start : start + 6])[0] for start in (0, 6)]
+    assert abs(sum(halves) / 2 - expected) > 1e-4
+
+
+def test_head_in_pieces_changes_nothing(load_tiny: Load, tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(method="full", **{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0})
+    whole_loss, whole = step_gradients(make_trainer(load_tiny(), config), encode(load_tiny()))
+    monkeypatch.setattr(loop, "HEAD_ROWS", 7)
+    loss, found = step_gradients(make_trainer(load_tiny(), config), encode(load_tiny()))
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(found, whole, strict=True))
+
+
+def test_model_without_a_head_apart_uses_its_own_logits(load_tiny: Load, tiny_config: Make) -> None:
+    """A model whose logits are more than head(hidden) is noticed, and its own logits are trained."""
+    config = tiny_config(**{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0})
+    loaded = load_tiny()
+    loaded.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 0.5))
+    trainer = make_trainer(loaded, config)
+    assert not trainer.traits.splits_head
+    expected_loss, expected = reference(loaded, trainer.model, encode(loaded))
+    loss, found = step_gradients(trainer, encode(loaded))
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(found, expected, strict=True))
+
+
+def test_model_that_leaks_between_packed_examples_is_padded(
+    load_tiny: Load, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_tiny()
+    embed = loaded.model.get_input_embeddings()
+    embed.register_forward_hook(lambda module, inputs, output: output + output.mean(1, keepdim=True))
+    trainer = make_trainer(loaded, tiny_config())
+    assert not trainer.traits.isolates_packed
+    assert "pack: none" in capsys.readouterr().out
+
+
+def test_ten_steps_have_the_golden_losses(load_tiny: Load, tiny_config: Make) -> None:
+    """Numbers that were right once stay so: any change of data order, loss, clipping or optimizer shows here."""
+    loaded = load_tiny()
+    config = tiny_config(method="full", **{"train.num_steps": 10, "train.learning_rate": 3e-3})
+    examples = encode(loaded)
+    trainer = make_trainer(loaded, config)
+    found = [trainer.step(examples[number % 3 :: 3], number).loss for number in range(1, 11)]
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert found == pytest.approx(expected, rel=2e-4)
+    assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_bfloat16_follows_float32(load_tiny: Load, tiny_config: Make, method: str) -> None:
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = load_tiny(dtype=torch.float32 if method == "full" else dtype)
+        trainer = make_trainer(loaded, tiny_config(method=method), dtype)
+        assert all(parameter.dtype == torch.float32 for parameter in adapters.trainable_parameters(trainer.model))
+        losses[dtype] = [trainer.step(encode(loaded), number).loss for number in range(1, 5)]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
+    assert losses[torch.bfloat16] != losses[torch.float32]
+
+
+def test_qlora_learns_on_after_sampling(load_tiny: Load, tiny_config: Make) -> None:
+    """On some CPUs bitsandbytes repacks weights when a model generates, and no gradient flows afterwards."""
+    loaded = load_tiny(quantize=True)
+    trainer = make_trainer(loaded, tiny_config(method="qlora", **{"train.learning_rate": 5e-3}))
+    examples = encode(loaded)
+    before = trainer.step(examples, 1).loss
+    options = {"eos_ids": loaded.eos_ids, "pad_id": loaded.pad_id, "max_new_tokens": 3}
+    assert len(generate(trainer.model, [examples[0].input_ids[:5]], **options)[0]) <= 3
+    trainer.evaluate(examples[:4])
+    trainer.step(examples, 2)
+    deepest = [g for name, g in named_gradients(trainer.model) if ".layers.0.self_attn.q_proj" in name]
+    assert deepest and all(float(gradient.norm()) > 0 for gradient in deepest)
+    for number in range(3, 9):
+        after = trainer.step(examples, number).loss
+    assert after < before
+
+
+def named_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_training_mode_and_frozen_weights_are_as_the_method_says(
+    load_tiny: Load, tiny_config: Make, method: str
+) -> None:
+    loaded = load_tiny(quantize=method == "qlora")
+    trainer = make_trainer(loaded, tiny_config(method=method))
+    learning = [name for name, each in trainer.model.named_parameters() if each.requires_grad]
+    assert trainer.model.training
+    assert learning and all(("lora_" in name) == (method != "full") for name in learning)
+
+
+def test_loss_that_is_not_finite_stops_before_weights_change(load_tiny: Load, tiny_config: Make) -> None:
+    loaded = load_tiny()
+    trainer = make_trainer(loaded, tiny_config(method="full"))
+    weight = loaded.model.get_output_embeddings().weight
+    others = {name: each.clone() for name, each in loaded.model.named_parameters() if each is not weight}
+    with torch.no_grad():
+        weight[5, 0] = math.nan
+    with pytest.raises(NotFiniteError, match="step 3.*learning_rate"):
+        trainer.step(encode(loaded), 3)
+    assert all(torch.equal(each, others[name]) for name, each in loaded.model.named_parameters() if name in others)
+
+
+def test_gradients_are_clipped_and_reported_unclipped(load_tiny: Load, tiny_config: Make) -> None:
+    loaded = load_tiny()
+    free = make_trainer(load_tiny(), tiny_config(method="full", **{"train.max_grad_norm": 0.0}))
+    tight = make_trainer(loaded, tiny_config(method="full", **{"train.max_grad_norm": 0.01}))
+    norm = free.step(encode(loaded), 1).grad_norm
+    assert tight.step(encode(loaded), 1).grad_norm == pytest.approx(norm, rel=1e-5)
+    assert torch.stack([g.norm() for g in gradients(tight.model)]).norm() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_evaluation_is_the_mean_over_trained_tokens_and_leaves_no_trace(load_tiny: Load, tiny_config: Make) -> None:
+    loaded = load_tiny()
+    trainer = make_trainer(loaded, tiny_config(**{"lora.dropout": 0.5}))
+    examples = encode(loaded)
+    random_state = torch.get_rng_state()
+    losses = {trainer.evaluate(examples) for _ in range(2)}
+    assert torch.equal(random_state, torch.get_rng_state()) and trainer.model.training
+    trainer.model.eval()
+    expected, _ = reference(loaded, trainer.model, examples)
+    assert len(losses) == 1 and losses.pop() == pytest.approx(expected, rel=1e-5)
+    assert math.isnan(trainer.evaluate([]))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_learning_rate_rises_then_follows_its_schedule(schedule: str) -> None:
+    train = TrainSection(learning_rate=1.0, warmup_steps=4, num_steps=20, schedule=schedule)
+    rates = [learning_rate(train, step, 20, 4) for step in range(1, 21)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert all(one >= other for one, other in zip(rates[4:], rates[5:], strict=False))
+    assert (0 < rates[-1] < 0.1) == (schedule != "constant")
+    assert learning_rate(train, 13, 20, 4) == pytest.approx({"cosine": 0.5, "linear": 0.5, "constant": 1.0}[schedule])
+
+
+def test_warmup_never_eats_a_short_run() -> None:
+    """Counted in epochs a run may be shorter than its warm-up; it must still reach its learning rate."""
+    train = TrainSection(warmup_steps=50, num_epochs=1.0)
+    assert warmup_steps(train, 30) == 3
+    assert max(learning_rate(train, step, 30, 3) for step in range(1, 31)) == train.learning_rate
+    assert warmup_steps(train, 1) == 0 and learning_rate(train, 1, 1, 0) == train.learning_rate
+
+
+def test_paged_optimizer_needs_a_gpu(load_tiny: Load, tiny_config: Make) -> None:
+    with pytest.raises(ConfigError, match="paged_adamw_8bit.*adamw"):
+        make_trainer(load_tiny(), tiny_config(**{"train.optimizer": "paged_adamw_8bit"}))
+
+
+def test_eight_bit_optimizer_learns(load_tiny: Load, tiny_config: Make) -> None:
+    loaded = load_tiny()
+    trainer = make_trainer(loaded, tiny_config(method="full", **{"train.optimizer": "adamw_8bit"}))
+    losses = [trainer.step(encode(loaded), number).loss for number in range(1, 6)]
+    assert losses[-1] < losses[0]
