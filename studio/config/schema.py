@@ -66,7 +66,10 @@ class DataSection(Section):
     max_length: int = Field(512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut.")
     pack: Literal["none", "sequence"] = Field(
         "sequence",
-        description="sequence: several examples fill one line of a batch, unseen by each other; same gradient, less padding.",
+        description=(
+            "sequence: several examples fill one line of a batch without seeing each other; "
+            "same gradient, less padding."
+        ),
     )
     loss_on: Literal["assistant", "all", "last"] = Field(
         "assistant",
