@@ -21,7 +21,9 @@ TEMPLATE = (
 )
 
 
-def make_base(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, tied: bool = True) -> Path:
+def make_base(
+    folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, tied: bool = True, hidden_size: int = 32
+) -> Path:
     """A complete two-layer Llama with a byte tokenizer and a chat template."""
     folder.mkdir(parents=True)
     tokenizer = _byte_tokenizer()
@@ -32,7 +34,7 @@ def make_base(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, t
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied,
         bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
     )  # fmt: skip
