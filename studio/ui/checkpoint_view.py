@@ -157,7 +157,10 @@ def _convert_card(project: Project, row: Row) -> None:
     full = st.checkbox(_("32-bit weights"), key="checkpoints.fp32", help=_("Twice the size; no rounding."))
     label = _("Convert again") if row.converted else _("Convert")
     busy = _busy(project, "convert", row)
-    if st.button(label, type="secondary" if row.converted else "primary", disabled=busy, key="checkpoints.convert"):
+    if (
+        st.button(label, type="secondary" if row.converted else "primary", disabled=busy, key="checkpoints.convert")
+        and not busy
+    ):
         runs.start_convert(project, row.checkpoint.run_id, row.checkpoint.step, fp32=full)
         st.rerun()
 
@@ -170,7 +173,7 @@ def _merge_card(project: Project, row: Row) -> None:
         return
     label = _("Merge again") if row.merged else _("Merge")
     disabled = not row.converted or _busy(project, "merge", row)
-    if st.button(label, disabled=disabled, key="checkpoints.merge"):
+    if st.button(label, disabled=disabled, key="checkpoints.merge") and not disabled:
         runs.start_merge(project, row.checkpoint.run_id, row.checkpoint.step)
         st.rerun()
     if not row.converted:

@@ -72,7 +72,8 @@ def _score_panel(project: Project) -> None:
         _("Questions"), [False, True], format_func=_amount, default=False, required=True, key="score.quick"
     )
     busy = job is not None and job.live
-    if right.button(_("Score it"), type="primary", disabled=busy, key="score.start", width="stretch"):
+    pressed = right.button(_("Score it"), type="primary", disabled=busy, key="score.start", width="stretch")
+    if pressed and not busy:
         state.keep("score.wanted", (name, QUICK_PROBES if quick else 0))
         state.keep("score.attempt", set())
         st.rerun()
@@ -101,7 +102,11 @@ def _under_way(project: Project, by_name: dict[str, Pick]) -> Job | None:
 
 
 def _choose(found: Sequence[Evaluation]) -> Evaluation:
+    """The scorecard to read. One that has just been made is chosen by itself."""
     by_id = {each.id: each for each in found}
+    if state.kept("score.newest") != found[0].id or st.session_state.get("score.evaluation") not in by_id:
+        state.keep("score.newest", found[0].id)
+        st.session_state["score.evaluation"] = found[0].id
     chosen = st.selectbox(
         _("Scorecard"),
         list(by_id),

@@ -43,8 +43,16 @@ def _start_panel(project: Project, has_live: bool) -> None:
         chosen = _form(project, picks)
         if chosen is not None:
             adapters, port, idle_minutes = chosen
-            runs.start_server(project, project.base, adapters_of(project, adapters), port, 60 * idle_minutes)
+            _start_once(project, adapters_of(project, adapters), port, 60 * idle_minutes)
             st.rerun()
+
+
+def _start_once(project: Project, adapters: list[dict[str, str]], port: int, idle_seconds: int) -> None:
+    """The second of two presses finds the server that the first one started, still loading."""
+    for job in servers(project):
+        if job.live and job.args.get("adapters") == adapters and not runs.server_connection(project, job):
+            return
+    runs.start_server(project, project.base, adapters, port, idle_seconds)
 
 
 def _form(project: Project, picks: Sequence[Pick]) -> tuple[list[Pick], int, int] | None:

@@ -130,4 +130,5 @@ def test_shell_lines_are_commands_of_the_product(open_page, checkpoint):
 
 
 def test_chinese(open_page, checkpoint):
-    assert not open_page(PAGE, lang="zh").exception
+    at = open_page(PAGE, lang="zh")
+    assert "转换" in [button.label for button in at.button] and "第 20 步" in at.subheader[0].value

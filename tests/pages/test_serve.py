@@ -108,4 +108,13 @@ def test_examples_are_a_shell_line_and_a_program(server):
 
 
 def test_chinese(open_page, server, started):
-    assert not open_page(PAGE, lang="zh").exception
+    at = open_page(PAGE, lang="zh")
+    assert "接口地址" in [caption.value for caption in at.caption]
+
+
+def test_two_presses_start_one_server(open_page, project, started):
+    at = open_page(PAGE)
+    start = [button for button in at.button if button.label == "Start"][0]
+    start.click().run()
+    [button for button in at.button if button.label == "Start"][0].click().run()
+    assert len(started) == 1

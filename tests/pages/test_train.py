@@ -5,8 +5,9 @@ import pytest
 
 from studio import datasets, runs
 from studio.config.catalog import preset
-from studio.config.yaml import save_config
+from studio.config.yaml import save_config, with_settings
 from studio.data.identity import Identity
+from studio.projects import create_project
 from studio.store import jobs as store_jobs
 from studio.store import metrics, open_db, samples
 from studio.store import runs as store_runs
@@ -139,7 +140,7 @@ def test_failed_run_tells_its_cause_and_the_next_move(open_page, project):
 def test_finished_run_in_chinese(open_page, project):
     add_run(project, "finished")
     at = open_page(PAGE, lang="zh")
-    assert not at.exception
+    assert "已完成" in texts(at) and at.metric[0].label == "训练损失"
 
 
 def test_samples_are_escaped_and_put_side_by_side():
@@ -159,3 +160,17 @@ def test_time_left_counts_only_this_process_steps():
     new = [metrics.Point(step, 1.0, f"2026-01-01T01:00:{2 * step:02}+00:00") for step in (2, 3, 4)]
     assert seconds_left(old + new, 10, since="2026-01-01T01:00:00+00:00") == pytest.approx(12.0)
     assert seconds_left(old, 10) is None
+
+
+def test_another_project_shows_its_own_configs_and_runs(open_page, project):
+    other = create_project("Other")
+    for each, name in ((project, "here"), (other, "there")):
+        save_config(runs.config_path(each, name), with_settings(preset("starter_lora"), [f"name={name}"]))
+    add_run(project, "finished")
+    at = open_page(PAGE, project=project.slug)
+    at.radio(key="train.choice").set_value("").run()
+    assert at.selectbox(key="train.config").value == "here"
+    at.selectbox(key="studio.project_picker").set_value(other.slug).run()
+    assert not at.exception
+    assert len(at.radio(key="train.choice").options) == 1
+    assert at.selectbox(key="train.config").value == "there"
