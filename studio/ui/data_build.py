@@ -162,7 +162,7 @@ def preview_columns() -> dict:
     return {
         "question": st.column_config.TextColumn(_("Question"), width="medium"),
         "answer": st.column_config.TextColumn(_("Answer"), width="large"),
-        "intent": st.column_config.TextColumn(_("Intent"), width="small"),
+        "intent": st.column_config.TextColumn(_("Intent"), width=140),
     }
 
 

@@ -102,15 +102,21 @@ def _sidebar(projects: list[Project], project: Project | None) -> None:
 
 def _project_picker(projects: list[Project], project: Project) -> None:
     slugs = [each.slug for each in projects]
-    names = {each.slug: each.name for each in projects}
+    labels = _labels(projects)
     st.session_state["studio.project_picker"] = project.slug
     st.selectbox(
         _("Project"),
         slugs,
-        format_func=lambda slug: names.get(slug, slug),
+        format_func=lambda slug: labels.get(slug, slug),
         key="studio.project_picker",
         on_change=lambda: state.choose_project(st.session_state["studio.project_picker"]),
     )
+
+
+def _labels(projects: list[Project]) -> dict[str, str]:
+    """Names by slug, each different: a select box tells its options apart by what they are called."""
+    names = [each.name for each in projects]
+    return {each.slug: each.name if names.count(each.name) == 1 else f"{each.name} ({each.slug})" for each in projects}
 
 
 def _language_picker() -> None:

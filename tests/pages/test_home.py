@@ -147,3 +147,12 @@ def test_the_project_of_the_address_is_the_one_in_use(open_page, project):
     assert at.sidebar.selectbox(key="studio.project_picker").value == "luna"
     at.switch_page("pages/1_Data.py").run()
     assert at.sidebar.selectbox(key="studio.project_picker").value == "luna"
+
+
+def test_projects_of_one_name_are_kept_apart(open_page, project):
+    second, third = create_project("Luna"), create_project("Luna")
+    at = open_page("pages/1_Data.py", project=second.slug)
+    picker = at.sidebar.selectbox(key="studio.project_picker")
+    assert picker.value == second.slug and len(set(picker.options)) == 3
+    picker.select(third.slug).run()
+    assert at.query_params["project"] in (third.slug, [third.slug])
