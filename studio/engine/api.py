@@ -1,0 +1,372 @@
+"""The model server's HTTP side: OpenAI's `/v1/models` and `/v1/chat/completions`, and the studio's own `/studio/…`."""
+
+import asyncio
+import hmac
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field, field_validator, model_validator
+from starlette.exceptions import HTTPException
+
+from studio.engine.chat import prompt_ids
+from studio.engine.generate import Sampling
+from studio.engine.scheduler import Ask, Piece, Scheduler
+from studio.engine.served import ModelPool, Weights
+from studio.errors import StudioError
+from studio.paths import inside
+
+DEFAULT_MAX_TOKENS = 512
+LONGEST_ANSWER = 4096
+MAX_BODY_BYTES = 2_000_000
+MAX_COLUMNS = 8
+LOOK_SECONDS = 0.5  # how often to look whether the client is still there
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's form of an error."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+
+class ChatMessage(BaseModel):
+    """One turn; content is text, or text parts that are joined."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str = Field(max_length=1_000_000)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+            return "\n".join(str(part.get("text", "")) for part in value)
+        raise ValueError("only text parts can be read here, no images or audio")
+
+    def plain(self) -> dict[str, str]:
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class SamplingBody(BaseModel):
+    """OpenAI's names for how to answer."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
+    max_completion_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
+    seed: int | None = None
+    stop: str | list[str] | None = Field(None, max_length=64)
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class ColumnBody(BaseModel):
+    """A model and the chat that it continues; the last message is the user's."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> "ColumnBody":
+        if self.messages[-1].role == "assistant":
+            raise ValueError("the last message must be the user's: an answer is not continued")
+        return self
+
+
+class ChatBody(SamplingBody, ColumnBody):
+    """Body of `/v1/chat/completions`. Settings of OpenAI that mean nothing here are ignored."""
+
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    n: Literal[1] = 1
+
+
+class CompareBody(BaseModel):
+    """Body of `/studio/compare`: columns, or the same messages for each of `models`."""
+
+    columns: list[ColumnBody] = Field(default_factory=list, max_length=MAX_COLUMNS)
+    models: list[str] = Field(default_factory=list, max_length=MAX_COLUMNS)
+    messages: list[ChatMessage] = Field(default_factory=list)
+    sampling: SamplingBody = Field(default_factory=SamplingBody)
+
+    @model_validator(mode="after")
+    def _fill_columns(self) -> "CompareBody":
+        if not self.columns:
+            self.columns = [ColumnBody(model=model, messages=self.messages) for model in self.models]
+        if not self.columns:
+            raise ValueError("give columns, or models and messages")
+        return self
+
+
+class AdapterBody(BaseModel):
+    """Body of `/studio/adapters`; the path must lie in the project."""
+
+    name: str
+    path: str
+
+
+class Answering:
+    """One ask as a coroutine sees it: pieces come out of a queue that the scheduler's thread fills."""
+
+    def __init__(self, weights: Weights, prompt: list[int], sampling: Sampling, stops: list[str]) -> None:
+        loop, self._pieces = asyncio.get_running_loop(), asyncio.Queue[Piece]()
+        self.num_prompt_tokens = len(prompt)
+        self.weights = weights
+        self.began = time.monotonic()
+
+        def emit(piece: Piece) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+        self.ask = Ask(weights, prompt, sampling, emit, stops)
+
+    async def pieces(self, request: Request) -> AsyncIterator[Piece]:
+        """Until the last one; ends early, and frees the row, when the client has gone."""
+        try:
+            while True:
+                try:
+                    piece = await asyncio.wait_for(self._pieces.get(), LOOK_SECONDS)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        return
+                    continue
+                yield piece
+                if piece.finish_reason:
+                    return
+        finally:
+            self.ask.cancel()
+
+
+class Api:
+    """Handlers; they share the pool and the scheduler."""
+
+    def __init__(self, scheduler: Scheduler, project_folder: Path) -> None:
+        self._scheduler = scheduler
+        self._pool: ModelPool = scheduler.pool
+        self._project_folder = project_folder
+
+    async def models(self) -> dict[str, Any]:
+        data = [
+            {"id": one.name, "object": "model", "created": 0, "owned_by": "retune", "weights": one.hash}
+            for one in self._pool.listed()
+        ]
+        return {"object": "list", "data": data}
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        answering = await self._prepare(body, body)
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": answering.weights.hash,
+        }
+        self._scheduler.ask(answering.ask)
+        if body.stream:
+            with_usage = bool((body.stream_options or {}).get("include_usage"))
+            return _sse(self._chat_chunks(answering, head, request, with_usage))
+        return JSONResponse(await self._whole_chat(answering, head, request))
+
+    async def compare(self, body: CompareBody, request: Request) -> Response:
+        sampling = body.sampling
+        if sampling.seed is None:  # one noise for all columns
+            sampling = sampling.model_copy(update={"seed": secrets.randbits(31)})
+        columns = [await self._prepare(column, sampling) for column in body.columns]
+        self._scheduler.ask(*(column.ask for column in columns))
+        return _sse(self._column_events(columns, request))
+
+    async def add_adapter(self, body: AdapterBody) -> dict[str, Any]:
+        folder = inside(self._project_folder, body.path)
+        weights = await asyncio.wrap_future(self._scheduler.call(lambda: self._pool.add(body.name, folder)))
+        return {"id": weights.name, "weights": weights.hash}
+
+    async def _prepare(self, column: ColumnBody, sampling: SamplingBody) -> Answering:
+        """Everything that can be wrong with a request is found here, before an answer begins."""
+        try:
+            weights = self._pool.find(column.model)
+        except StudioError as error:
+            raise ApiError(404, str(error), "model_not_found", "model") from error
+        ready = await asyncio.wrap_future(self._scheduler.call(lambda: self._pool.ready(weights)))
+        prompt = await run_in_threadpool(prompt_ids, ready.loaded, [message.plain() for message in column.messages])
+        room = ready.context_limit - len(prompt)
+        limit = sampling.limit or min(DEFAULT_MAX_TOKENS, max(room, 1))
+        if limit > room:
+            raise ApiError(
+                400,
+                f"The chat has {len(prompt)} tokens and the answer may have {limit}, together more than the "
+                f"{ready.context_limit} that this model can read. Shorten the chat or lower max_tokens.",
+                "context_length_exceeded",
+                "messages",
+            )
+        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
+        row = Sampling(limit, sampling.temperature, sampling.top_p, seed)
+        return Answering(weights, prompt, row, sampling.stops)
+
+    async def _whole_chat(self, answering: Answering, head: dict[str, Any], request: Request) -> dict[str, Any]:
+        text, last = "", Piece(finish_reason="error", error="The client left.")
+        async for piece in answering.pieces(request):
+            text, last = text + piece.text, piece
+        if last.error:
+            raise ApiError(500, last.error, "generation_failed")
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": last.finish_reason,
+            "logprobs": None,
+        }
+        return head | {"object": "chat.completion", "choices": [choice], "usage": _usage(answering, last)}
+
+    async def _chat_chunks(
+        self, answering: Answering, head: dict[str, Any], request: Request, with_usage: bool
+    ) -> AsyncIterator[Any]:
+        def chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+            return head | {"object": "chat.completion.chunk", "choices": [choice]}
+
+        yield chunk({"role": "assistant", "content": ""})
+        async for piece in answering.pieces(request):
+            if piece.error:
+                yield _error_body(piece.error, "generation_failed")
+            elif piece.finish_reason:
+                yield chunk({}, piece.finish_reason)
+                if with_usage:
+                    usage = {"choices": [], "usage": _usage(answering, piece)}
+                    yield head | {"object": "chat.completion.chunk"} | usage
+            else:
+                yield chunk({"content": piece.text})
+
+    async def _column_events(self, columns: Sequence[Answering], request: Request) -> AsyncIterator[Any]:
+        """Events of all columns as they come."""
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def follow(number: int, answering: Answering) -> None:
+            await events.put({"column": number, "weights": answering.weights.hash})
+            async for piece in answering.pieces(request):
+                await events.put({"column": number} | _news(answering, piece))
+
+        tasks = [asyncio.create_task(follow(number, one)) for number, one in enumerate(columns)]
+        try:
+            while not all(task.done() for task in tasks) or not events.empty():
+                try:
+                    yield await asyncio.wait_for(events.get(), LOOK_SECONDS)
+                except TimeoutError:
+                    continue
+        finally:
+            for task, column in zip(tasks, columns, strict=True):
+                task.cancel()
+                column.ask.cancel()
+
+
+class Gate:
+    """Lets in who names this server as the host and knows the token; notes when somebody last asked."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], token: str, hosts: set[str]) -> None:
+        self._app, self._token, self._hosts = app, token.encode(), hosts
+        self._num_active = 0
+        self._last_asked = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        return 0.0 if self._num_active else time.monotonic() - self._last_asked
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if refusal := self._refusal({key.lower(): value for key, value in scope["headers"]}):
+            return await refusal(scope, receive, send)
+        self._num_active += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_active -= 1
+            self._last_asked = time.monotonic()
+        return None
+
+    def _refusal(self, headers: dict[bytes, bytes]) -> Response | None:
+        if headers.get(b"host", b"").decode("latin-1").lower() not in self._hosts:
+            return _error(421, "This server answers to its own address alone.", "wrong_host")
+        if not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self._token):
+            return _error(401, "The token is missing or wrong; it is in the job's connection.json.", "invalid_api_key")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return _error(413, f"The request is larger than {MAX_BODY_BYTES} bytes.", "request_too_large")
+        return None
+
+
+def make_app(scheduler: Scheduler, project_folder: Path) -> FastAPI:
+    """Routes and the forms of errors."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    api = Api(scheduler, project_folder)
+    app.get("/v1/models", response_model=None)(api.models)
+    app.post("/v1/chat/completions", response_model=None)(api.chat)
+    app.post("/studio/compare", response_model=None)(api.compare)
+    app.post("/studio/adapters", response_model=None)(api.add_adapter)
+    app.exception_handler(ApiError)(_on_api_error)
+    app.exception_handler(StudioError)(_on_studio_error)
+    app.exception_handler(RequestValidationError)(_on_invalid)
+    app.exception_handler(HTTPException)(_on_http_error)
+    return app
+
+
+async def _on_api_error(_: Request, error: ApiError) -> Response:
+    return _error(error.status, error.message, error.code, error.param)
+
+
+async def _on_studio_error(_: Request, error: StudioError) -> Response:
+    return _error(400, str(error), "invalid_request")
+
+
+async def _on_invalid(_: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"{place or 'The body'}: {first['msg'].removeprefix('Value error, ')}."
+    return _error(422, message, "invalid_request", place or None)
+
+
+async def _on_http_error(_: Request, error: HTTPException) -> Response:
+    return _error(error.status_code, f"{error.detail}.", "not_found" if error.status_code == 404 else "invalid_request")
+
+
+def _error(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
+    return JSONResponse(_error_body(message, code, param), status)
+
+
+def _error_body(message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+def _usage(answering: Answering, last: Piece) -> dict[str, int]:
+    prompt, answer = answering.num_prompt_tokens, last.num_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def _news(answering: Answering, piece: Piece) -> dict[str, Any]:
+    if not piece.finish_reason:
+        return {"delta": piece.text}
+    seconds = round(time.monotonic() - answering.began, 3)
+    news = {"finish_reason": piece.finish_reason, "num_tokens": piece.num_tokens, "seconds": seconds}
+    return news | ({"error": piece.error} if piece.error else {})
+
+
+def _sse(events: AsyncIterator[Any]) -> StreamingResponse:
+    async def written() -> AsyncIterator[str]:
+        async for event in events:
+            yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(written(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,96 @@
+"""The weights that a model server answers with: one base, adapters on it, and full models beside it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from studio.engine.adapters import load_adapter
+from studio.engine.chat import context_limit
+from studio.engine.generate import BASE_ADAPTER
+from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.weights import ADAPTER_CONFIG, read_seal, weights_hash
+from studio.errors import ModelError
+
+BASE_NAME = "base"
+_NAME = re.compile(r"[\w][\w.:/@+-]{0,119}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One name that a request may ask for. `adapter` is PEFT's name for it, BASE_ADAPTER for the base itself."""
+
+    name: str
+    folder: Path
+    hash: str
+    adapter: str = BASE_ADAPTER
+    is_full_model: bool = False
+
+
+@dataclass
+class Ready:
+    """What computes: a transformers model, wrapped when it has adapters, with its tokenizer and template."""
+
+    loaded: LoadedModel
+    model: nn.Module
+
+    @property
+    def context_limit(self) -> int:
+        return context_limit(self.loaded)
+
+
+class ModelPool:
+    """Names to weights. Only the scheduler's thread may change it; `find` and `listed` may be called from anywhere."""
+
+    def __init__(self, base_name: str, base_folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        loaded = load_base(base_folder, dtype=dtype, device=device)
+        self._base = Ready(loaded, loaded.model)
+        self._base_weights = Weights(base_name, base_folder, weights_hash(base_folder))
+        self._full: dict[str, Ready] = {}
+        self._weights: dict[str, Weights] = {base_name: self._base_weights}
+
+    def add(self, name: str, folder: Path) -> Weights:
+        """Put an adapter on the base, or note a full model that is loaded when it is first asked. Raises ModelError."""
+        if not _NAME.fullmatch(name) or name == BASE_NAME:
+            raise ModelError(f"{name!r} cannot name a model on the server.", "Use letters, digits, -, _, . and :.")
+        known = self._weights.get(name)
+        if known and known.folder.resolve() != folder.resolve():
+            raise ModelError(f"The server has other weights under the name {name!r}.", "Choose another name.")
+        if known:
+            return known
+        weights = self._load(name, folder)
+        self._weights = {**self._weights, name: weights}  # replaced as a whole: other threads read it
+        return weights
+
+    def _load(self, name: str, folder: Path) -> Weights:
+        if not folder.is_dir():
+            raise ModelError(f"There are no weights in {str(folder)!r}.", "Convert the checkpoint first.")
+        digest = str(read_seal(folder).get("sha256") or weights_hash(folder))
+        if not (folder / ADAPTER_CONFIG).is_file():
+            return Weights(name, folder, digest, is_full_model=True)
+        adapter = f"adapter_{len(self._weights)}"  # PEFT's names allow no dots
+        self._base.model = load_adapter(self._base.model, folder, adapter)
+        return Weights(name, folder, digest, adapter)
+
+    def find(self, name: str) -> Weights:
+        """The weights of a name; `base` always names the base. Raises ModelError, naming what there is."""
+        found = self._base_weights if name == BASE_NAME else self._weights.get(name)
+        if found is None:
+            raise ModelError(f"There is no model {name!r} on this server.", f"There are: {', '.join(self._weights)}.")
+        return found
+
+    def listed(self) -> list[Weights]:
+        """All weights, the base first."""
+        return list(self._weights.values())
+
+    def ready(self, weights: Weights) -> Ready:
+        """The model that computes for these weights; a full model is loaded now if it was not yet."""
+        if not weights.is_full_model:
+            return self._base
+        if weights.name not in self._full:
+            base = self._base.loaded
+            loaded = load_base(weights.folder, dtype=base.dtype, device=base.device)
+            self._full[weights.name] = Ready(loaded, loaded.model)
+        return self._full[weights.name]
