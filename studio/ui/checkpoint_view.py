@@ -13,6 +13,7 @@ from studio.paths import human_bytes
 from studio.projects import Project
 from studio.store import checkpoints as store
 from studio.store import metrics, open_db
+from studio.store import runs as store_runs
 from studio.store.checkpoints import Checkpoint, Output
 from studio.store.jobs import Job
 from studio.ui import state
@@ -46,7 +47,7 @@ def load_rows(project: Project) -> list[Row]:
     with open_db(project.folder) as db:
         found = store.listed(db)
         merged = {(output.run_id, output.step): output for output in reversed(store.outputs(db, "merged"))}
-        known = {run.id: run for run in runs.store.listed(db)}
+        known = {run.id: run for run in store_runs.listed(db)}
         losses = {run_id: metrics.series(db, run_id, "valid/loss") for run_id in {each.run_id for each in found}}
     rows = []
     for each in found:

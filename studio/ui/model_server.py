@@ -10,6 +10,7 @@ from studio import chat_client, jobs, runs
 from studio.chat_client import Connection
 from studio.projects import Project
 from studio.store import checkpoints, open_db
+from studio.store import runs as store_runs
 from studio.store.jobs import Job
 from studio.ui.i18n import _
 from studio.ui.job_panel import newest_job
@@ -47,7 +48,7 @@ class Standing:
 def picks_of(project: Project, base: str = "") -> list[Pick]:
     """Every checkpoint of the project (of runs on `base`, when given), newest first."""
     with open_db(project.folder) as db:
-        bases = {run.id: run.base for run in runs.store.listed(db)}
+        bases = {run.id: run.base for run in store_runs.listed(db)}
         found = checkpoints.listed(db)
     return [Pick(each.run_id, each.step) for each in found if not base or bases.get(each.run_id, base) == base]
 

@@ -10,6 +10,7 @@ import streamlit as st
 from studio import charts, jobs, runs
 from studio.projects import Project
 from studio.store import checkpoints, metrics, open_db, samples
+from studio.store import runs as store_runs
 from studio.store.jobs import LIVE_STATES, Job
 from studio.store.metrics import Point
 from studio.store.runs import Run
@@ -43,7 +44,7 @@ def run_view(project: Project, run_id: str) -> None:
 def run_job(project: Project, run_id: str) -> Job | None:
     """The newest job of a run; None for a run that was recorded without one."""
     with open_db(project.folder) as db:
-        run = runs.store.get(db, run_id)
+        run = store_runs.get(db, run_id)
     return jobs.get(project.folder, run.job_id) if run.job_id else None
 
 
@@ -167,7 +168,7 @@ def _progress_words(run: Run, job: Job, losses: Sequence[Point]) -> str:
     if left is None or job.unit not in ("step", "steps"):
         return progress_text(job)
     place = _("step {step} of {steps}").format(step=job.current, steps=job.total)
-    return " · ".join([plain(job.phase or job.state), place, _("{time} left").format(time=duration(left))])
+    return " · ".join([plain(_(job.phase) or job.state), place, _("{time} left").format(time=duration(left))])
 
 
 def seconds_left(losses: Sequence[Point], num_steps: int, since: str = "") -> float | None:

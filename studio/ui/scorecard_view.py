@@ -1,7 +1,6 @@
 """The scorecard: run an evaluation, read the verdict, see where it failed, take it along as one page."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import streamlit as st
 
@@ -16,6 +15,7 @@ from studio.ui.frame import DATA, TRAIN, link
 from studio.ui.i18n import N_, _
 from studio.ui.job_panel import job_panel, newest_job
 from studio.ui.model_server import Pick, convert_next, picks_of
+from studio.ui.verdict import signed, verdict
 from studio.ui.widgets import ago, plain
 
 QUICK_PROBES = 20
@@ -121,56 +121,6 @@ def _verdict(evaluation: Evaluation) -> None:
     show = st.success if good else st.warning
     icon = ":material/task_alt:" if good else ":material/warning:"
     show(f"**{plain(evaluation.subject)}**: " + " ".join(words), icon=icon)
-
-
-def verdict(values: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether all targets are met, and the scorecard in plain sentences."""
-    lines = {line.name: line for line in scores.lines(values)}
-    words = [
-        *_identity_words(lines["identity"], values["identity"]["tuned"]),
-        *_leakage_words(lines["leakage"], values["leakage"]["tuned"]),
-        *_retention_words(lines["retention"]),
-    ]
-    return all(line.met is not False for line in lines.values()), words
-
-
-def _identity_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
-    if line.tuned is None:
-        return []
-    if line.met:
-        form = _("It learnt who it is: {hits} of {total} questions it never saw.")
-    elif line.tuned[0] >= 0.5:
-        form = _("It half learnt who it is: {hits} of {total} questions it never saw. More steps or rows may help.")
-    else:
-        form = _("It did not learn who it is: {hits} of {total} questions it never saw.")
-    return [form.format(hits=counted["hits"], total=counted["total"])]
-
-
-def _leakage_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
-    if line.tuned is None:
-        return []
-    if counted["hits"] == 0:
-        form = _("It does not say it elsewhere.")
-    elif line.met:
-        form = _("It hardly says it elsewhere: in {hits} of {total} unrelated answers.")
-    else:
-        form = _(
-            "Overfitted: it says who it is in {hits} of {total} unrelated answers. Mix in more of the general dataset."
-        )
-    return [form.format(hits=counted["hits"], total=counted["total"])]
-
-
-def _retention_words(line: ScoreLine) -> list[str]:
-    if line.tuned is None:
-        return []
-    if line.met:
-        return [_("It kept what it knew (perplexity {change}).").format(change=signed(line.tuned[0]))]
-    return [_("It forgot some of what it knew (perplexity {change}).").format(change=signed(line.tuned[0]))]
-
-
-def signed(share: float) -> str:
-    """0.123 -> '+12.3 %'."""
-    return f"{100 * share:+.1f} %"
 
 
 def _tiles(evaluation: Evaluation) -> None:

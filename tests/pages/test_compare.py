@@ -11,7 +11,7 @@ from studio.store import checkpoints, evaluations, open_db
 from studio.store import datasets as store_datasets
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
-from studio.ui.scorecard_view import verdict
+from studio.ui.verdict import verdict
 from tests.pages.model_server import ModelServer
 
 PAGE = "pages/5_Compare.py"

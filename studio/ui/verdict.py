@@ -1,0 +1,59 @@
+"""A scorecard in plain sentences: did it learn who it is, does it say so unasked, what did it forget?"""
+
+from typing import Any
+
+from studio import scores
+from studio.scores import ScoreLine
+from studio.ui.i18n import _
+
+HALF = 0.5
+
+
+def verdict(values: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Whether all targets are met, and the scorecard in plain sentences."""
+    lines = {line.name: line for line in scores.lines(values)}
+    words = [
+        *_identity_words(lines["identity"], values["identity"]["tuned"]),
+        *_leakage_words(lines["leakage"], values["leakage"]["tuned"]),
+        *_retention_words(lines["retention"]),
+    ]
+    return all(line.met is not False for line in lines.values()), words
+
+
+def _identity_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
+    if line.tuned is None:
+        return []
+    if line.met:
+        form = _("It learnt who it is: {hits} of {total} questions it never saw.")
+    elif line.tuned[0] >= HALF:
+        form = _("It half learnt who it is: {hits} of {total} questions it never saw. More steps or rows may help.")
+    else:
+        form = _("It did not learn who it is: {hits} of {total} questions it never saw.")
+    return [form.format(hits=counted["hits"], total=counted["total"])]
+
+
+def _leakage_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
+    if line.tuned is None:
+        return []
+    if counted["hits"] == 0:
+        form = _("It does not say it elsewhere.")
+    elif line.met:
+        form = _("It hardly says it elsewhere: in {hits} of {total} unrelated answers.")
+    else:
+        form = _(
+            "Overfitted: it says who it is in {hits} of {total} unrelated answers. Mix in more of the general dataset."
+        )
+    return [form.format(hits=counted["hits"], total=counted["total"])]
+
+
+def _retention_words(line: ScoreLine) -> list[str]:
+    if line.tuned is None:
+        return []
+    if line.met:
+        return [_("It kept what it knew (perplexity {change}).").format(change=signed(line.tuned[0]))]
+    return [_("It forgot some of what it knew (perplexity {change}).").format(change=signed(line.tuned[0]))]
+
+
+def signed(share: float) -> str:
+    """0.123 -> '+12.3 %'."""
+    return f"{100 * share:+.1f} %"
