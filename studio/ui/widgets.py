@@ -112,9 +112,9 @@ def kind_word(kind: str) -> str:
 
 def progress_text(job: Job) -> str:
     """'step 12 / 60 · 1 min 20 s left', as far as the job tells."""
-    parts = [plain(job.phase) if job.state == "running" and job.phase else state_word(job.state)]
+    parts = [plain(_(job.phase)) if job.state == "running" and job.phase else state_word(job.state)]
     if job.total and job.state != "queued":
-        parts.append(f"{job.current} / {job.total} {plain(job.unit)}".strip())
+        parts.append(f"{job.current} / {job.total} {plain(_(job.unit))}".strip())
     if left := seconds_left(job):
         parts.append(_("{time} left").format(time=duration(left)))
     return " · ".join(parts)

@@ -52,9 +52,13 @@ def test_the_schema_is_in_the_catalogue(words):
 
 def test_words_inside_f_strings_are_found():
     source = "x = f\"**{_('inside')}** {ngettext('one', 'many', n)}\"; N_(\"plain\"); _(name); other(\"no\")"
-    assert list(locales.marked_words(source)) == ["inside", ("one", "many"), "plain"] or set(
-        locales.marked_words(source)
-    ) == {"inside", ("one", "many"), "plain"}
+    assert set(locales.marked_words(source)) == {"inside", ("one", "many"), "plain"}
+
+
+def test_what_jobs_report_is_in_the_catalogue(words):
+    source = 'job.phase("saving"); job.phase(f"{x}", 3, "rows"); job.phase("asking", total=2, unit="prompts")'
+    assert set(locales.phase_words(source)) == {"saving", "rows", "asking", "prompts"}
+    assert "waiting in line" in words
 
 
 def test_the_shell_takes_its_language_from_the_environment_and_loads_no_streamlit():

@@ -30,6 +30,9 @@ def collect() -> Catalog:
         place = file.relative_to(REPOSITORY).as_posix()
         for message in marked_words(file.read_text(encoding="utf-8")):
             catalog.add(message, locations=[(place, None)], flags=_flags(message))
+    for file in sorted((REPOSITORY / "studio" / "engine").rglob("*.py")):
+        for message in phase_words(file.read_text(encoding="utf-8")):
+            catalog.add(message, locations=[("studio/engine", None)])
     for message in schema_words(RunConfig):
         catalog.add(message, locations=[("studio/config/schema.py", None)])
     return catalog
@@ -43,6 +46,19 @@ def marked_words(source: str) -> Iterator[str | tuple[str, ...]]:
             texts = [word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)]
             if len(texts) == KEYWORDS[node.func.id]:
                 yield texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def phase_words(source: str) -> Iterator[str]:
+    """Phases and units that jobs report, as in `job.phase("asking the base model", 12, "prompts")`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "phase":
+            for word in (
+                *node.args[:1],
+                *node.args[2:3],
+                *(each.value for each in node.keywords if each.arg == "unit"),
+            ):
+                if isinstance(word, ast.Constant) and isinstance(word.value, str):
+                    yield word.value
 
 
 def schema_words(section: type[Section]) -> Iterator[str]:
