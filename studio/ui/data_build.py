@@ -155,7 +155,8 @@ def preview_row(conversation: Conversation) -> dict[str, str]:
     turns = [message for message in conversation.messages if message.role != "system"]
     asked = "  ⏎  ".join(message.content for message in turns[:-1])
     intent = str(conversation.meta.get("intent", ""))
-    return {"intent": intent_word(intent), "question": asked, "answer": turns[-1].content}
+    shown = {"intent": intent_word(intent)} if intent else {}
+    return shown | {"question": asked, "answer": turns[-1].content}
 
 
 def preview_columns() -> dict:
