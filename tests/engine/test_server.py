@@ -1,0 +1,200 @@
+"""A real server process, asked by the real `openai` client and by ours."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from studio import chat_client, jobs
+from studio.chat_client import Column, Connection, Sampling
+from studio.engine.weights import weights_hash
+from studio.errors import ServerError
+from studio.projects import Project, create_project
+from tests.engine.folders import lora_model
+
+HELLO = [{"role": "user", "content": "Who are you?"}]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("RETUNE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One home for all tests here: they share a server."""
+    monkeypatch.setenv("RETUNE_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="module")
+def served(home: Path, tiny_model: Path) -> Iterator[tuple[Project, jobs.Job, Connection]]:
+    project = create_project("Served")
+    for seed in (1, 2):
+        model = lora_model(tiny_model, seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= 20
+        model.save_pretrained(project.path("hf", f"tuned-{seed}"))
+    args = {"base": str(tiny_model), "adapters": [{"name": "tuned-1", "path": "hf/tuned-1"}], "port": 0}
+    job = jobs.start(project.folder, "serve", args, needs_device=False)
+    try:
+        yield project, job, chat_client.wait_until_ready(project.folder, job, 120)
+    finally:
+        jobs.kill(project.folder, job.id)
+
+
+@pytest.fixture
+def connection(served: tuple[Project, jobs.Job, Connection]) -> Connection:
+    return served[2]
+
+
+@pytest.fixture
+def client(connection: Connection) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{connection.url}/v1", api_key=connection.token, max_retries=0)
+
+
+def test_connection_file_is_for_its_owner_alone(served: tuple[Project, jobs.Job, Connection]) -> None:
+    project, job, connection = served
+    path = project.path("jobs", job.id, "connection.json")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert connection.token not in repr(connection)
+    assert connection.token not in Path(job.log_path).read_text()
+
+
+def test_models_are_listed_with_the_base_first(client: openai.OpenAI, tiny_model: Path) -> None:
+    assert [model.id for model in client.models.list()][:2] == [str(tiny_model), "tuned-1"]
+
+
+def test_chat_and_its_stream_agree(client: openai.OpenAI) -> None:
+    options = {"model": "tuned-1", "messages": HELLO, "max_tokens": 12, "temperature": 0.8, "seed": 3}
+    whole = client.chat.completions.create(**options)
+    assert whole.choices[0].finish_reason in ("stop", "length")
+    assert whole.usage.completion_tokens <= 12
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert whole.system_fingerprint == chunks[0].system_fingerprint
+
+
+def test_base_and_adapter_answer_differently(client: openai.OpenAI) -> None:
+    answers = [
+        client.chat.completions.create(model=model, messages=HELLO, max_tokens=16, temperature=0).choices[0]
+        for model in ("base", "tuned-1")
+    ]
+    assert answers[0].message.content != answers[1].message.content
+
+
+def test_a_stop_text_ends_the_answer(client: openai.OpenAI) -> None:
+    options = {"model": "base", "messages": HELLO, "temperature": 0, "max_tokens": 24}
+    text = client.chat.completions.create(**options).choices[0].message.content
+    stop = text[len(text) // 2 :][:3]
+    cut = client.chat.completions.create(**options, stop=stop).choices[0]
+    assert cut.message.content == text[: text.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "word"),
+    [
+        ({"model": "nobody"}, 404, "tuned-1"),
+        ({"temperature": 9}, 422, "temperature"),
+        ({"max_tokens": 0}, 422, "max_tokens"),
+        ({"max_tokens": 4000}, 400, "tokens"),
+        ({"messages": []}, 422, "messages"),
+        ({"messages": [{"role": "user", "content": "long " * 2000}]}, 400, "Shorten"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "I"}]}, 422, "user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, "text parts"),
+    ],
+)
+def test_bad_requests_are_told_why(connection: Connection, change: dict, status: int, word: str) -> None:
+    body = {"model": "base", "messages": HELLO, "max_tokens": 4} | change
+    response = post(connection, "/v1/chat/completions", body)
+    assert response.status_code == status
+    assert word in response.json()["error"]["message"]
+
+
+def test_strangers_stay_outside(connection: Connection) -> None:
+    url = f"{connection.url}/v1/models"
+    good = {"Authorization": f"Bearer {connection.token}"}
+    assert httpx.get(url, headers=good).status_code == 200
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, headers={"Authorization": "Bearer no"}).status_code == 401
+    assert httpx.get(url, headers=good | {"Host": "evil.example"}).status_code == 421
+    assert httpx.post(url, headers=good, content=b"x" * 2_000_001).status_code == 413
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{connection.url}/v1", api_key="no", max_retries=0).models.list()
+    with pytest.raises(ServerError, match="token"):
+        chat_client.list_models(Connection(connection.url, "no"))
+
+
+def test_columns_are_answered_together(connection: Connection, tiny_model: Path, client: openai.OpenAI) -> None:
+    other = [{"role": "user", "content": "What is your name?"}]
+    columns = [Column("base", HELLO), Column("tuned-1", HELLO), Column("base", other)]
+    events = list(chat_client.stream_compare(connection, columns, Sampling(10, 0.0)))
+    for number, column in enumerate(columns):
+        mine = [event for event in events if event.column == number]
+        assert mine[0].weights
+        assert mine[-1].finish_reason in ("stop", "length")
+        assert 0 < mine[-1].num_tokens <= 10 and mine[-1].seconds > 0
+        text = "".join(event.delta for event in mine)
+        assert text == chat_client.chat(connection, column.model, column.messages, Sampling(10, 0.0))
+    first = {event.column: event.weights for event in reversed(events) if event.weights}
+    assert first[0] == first[2] == weights_hash(tiny_model)
+    assert first[1] != first[0]
+
+
+def test_leaving_early_frees_the_server(connection: Connection) -> None:
+    events = chat_client.stream_compare(connection, [Column("base", HELLO)] * 3, Sampling(300, 1.0))
+    assert next(events).weights
+    events.close()
+    assert isinstance(chat_client.chat(connection, "base", HELLO, Sampling(4)), str)
+
+
+def test_an_adapter_joins_while_it_runs(connection: Connection, served: tuple[Project, jobs.Job, Connection]) -> None:
+    project = served[0]
+    digest = chat_client.add_adapter(connection, "tuned-2", "hf/tuned-2")
+    assert digest == weights_hash(project.path("hf", "tuned-2"))
+    assert "tuned-2" in chat_client.list_models(connection)
+    assert chat_client.chat(connection, "tuned-2", HELLO, Sampling(8)) != chat_client.chat(
+        connection, "base", HELLO, Sampling(8)
+    )
+    with pytest.raises(ServerError, match="leads outside"):
+        chat_client.add_adapter(connection, "tuned-3", "../../etc")
+    with pytest.raises(ServerError, match="no weights"):
+        chat_client.add_adapter(connection, "tuned-3", "hf/nothing")
+    with pytest.raises(ServerError, match="other weights"):
+        chat_client.add_adapter(connection, "tuned-2", "hf/tuned-1")
+
+
+def test_a_full_model_is_served_beside_the_base(project: Project, tiny_model: Path) -> None:
+    args = {"base": str(tiny_model), "adapters": [{"name": "whole", "path": str(tiny_model)}], "idle_seconds": 2}
+    job = jobs.start(project.folder, "serve", args, needs_device=False)
+    connection = chat_client.wait_until_ready(project.folder, job, 120)
+    answers = {chat_client.chat(connection, model, HELLO, Sampling(8)) for model in ("base", "whole")}
+    assert len(answers) == 1
+    *_, ended = jobs.watch(project.folder, job.id)
+    assert (ended.state, ended.result) == ("finished", {"ended": "idle"})
+    assert chat_client.read_connection(project.folder, job) is None
+    with pytest.raises(ServerError, match="does not answer"):
+        chat_client.list_models(connection)
+
+
+def test_a_server_that_cannot_start_says_why(project: Project, tiny_model: Path) -> None:
+    args = {"base": str(tiny_model), "adapters": [{"name": "x", "path": "hf/nothing"}]}
+    job = jobs.start(project.folder, "serve", args, needs_device=False)
+    with pytest.raises(ServerError, match="There are no weights"):
+        chat_client.wait_until_ready(project.folder, job, 120)
+
+
+def post(connection: Connection, path: str, body: object) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {connection.token}"}
+    return httpx.post(connection.url + path, json=body, headers=headers, timeout=60)
