@@ -32,7 +32,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 locales: setup
-	$(BIN)/python -m studio.ui.i18n
+	$(BIN)/python -m studio.ui.locales
 
 screenshots: setup
 	$(BIN)/python docs/make_screenshots.py

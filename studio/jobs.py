@@ -3,6 +3,7 @@
 A job outlives the app. It is found again by its row: process id and creation time together name one process.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 
 from studio import processes
-from studio.errors import JobError
+from studio.errors import JobError, StoreError
 from studio.paths import REPOSITORY, atomic_write_json, job_folders
 from studio.store import jobs as store
 from studio.store import open_db
@@ -89,10 +90,14 @@ def refresh(folder: Path) -> list[Job]:
 
 
 def live_jobs() -> list[tuple[Path, Job]]:
-    """Jobs that are queued or running on this machine, in all projects, oldest first."""
-    found = []
+    """Jobs that are queued or running on this machine, in all projects, oldest first.
+
+    A project whose database is damaged is passed over: it says so where it is opened, and must not hide the others.
+    """
+    found: list[tuple[Path, Job]] = []
     for folder in job_folders():
-        found += [(folder, job) for job in refresh(folder) if job.live]
+        with contextlib.suppress(StoreError):
+            found += [(folder, job) for job in refresh(folder) if job.live]
     return sorted(found, key=lambda pair: pair[1].id)
 
 

@@ -247,3 +247,13 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     log.write_bytes(b"first\n" + b"x" * 400_000 + b"\n10%\r20%\r30%\nlast \xff\n")
     assert jobs.tail(log, num_lines=3).splitlines() == ["20%", "30%", "last \ufffd"]
     assert len(jobs.tail(log)) < 260_000
+
+
+def test_a_damaged_project_neither_hides_nor_holds_up_the_jobs_of_others(models: Path) -> None:
+    broken, sound = create_project("broken"), create_project("sound")
+    (broken.folder / "studio.db").write_bytes(b"not a database" * 100)
+    with work_that_takes_long(models):
+        job = fetch(sound)
+        assert [(folder.name, live.id) for folder, live in jobs.live_jobs()] == [("sound", job.id)]
+    last = list(jobs.watch(sound.folder, job.id))[-1]
+    assert last.state == "finished", last.cause

@@ -16,7 +16,7 @@ import psutil
 from filelock import FileLock
 
 from studio import processes
-from studio.errors import DiskFullError, JobError, StudioError
+from studio.errors import DiskFullError, JobError, StoreError, StudioError
 from studio.paths import is_disk_full, job_folders, projects_root
 from studio.store import jobs as store
 from studio.store import open_db
@@ -88,12 +88,7 @@ class JobContext:
             return False
 
     def _older_job_waits(self) -> bool:
-        for folder in job_folders():
-            with open_db(folder) as db:
-                rows = store.listed(db, store.LIVE_STATES)
-            if any(row.needs_device and row.id < self.id and _may_live(row) for row in rows):
-                return True
-        return False
+        return any(_older_job(folder, self.id) for folder in job_folders())
 
     def phase(self, phase: str, total: int = 0, unit: str = "", current: int = 0) -> None:
         """Begin a phase: what is being done now, in words, how much of it there is and how much is done already."""
@@ -121,8 +116,9 @@ class JobContext:
         return job
 
     def check_stop(self) -> None:
-        """Raise StopRequested when the job was asked to stop."""
-        asked = self.requests().stop_request
+        """Raise StopRequested when the job was asked to stop; other requests stay for `requests`."""
+        with open_db(self.folder) as db:
+            asked = store.get(db, self.id).stop_request or ("save" if self._stop_signals else "")
         if asked:
             raise StopRequested(save=asked == "save")
 
@@ -198,6 +194,17 @@ def explain(error: BaseException, folder: Path) -> str:
             "gradient_accumulation_steps (the result is the same), gradient_checkpointing, or qlora."
         )
     return f"{name}: {str(error)[:500] or 'no message'}. The log has the details."
+
+
+def _older_job(folder: Path, job_id: str) -> bool:
+    """Whether a live job of this project came before; one whose database is damaged must not hold up the others."""
+    try:
+        with open_db(folder) as db:
+            rows = store.listed(db, store.LIVE_STATES)
+    except StoreError as error:
+        print(f"passed over in the queue: {error}", file=sys.stderr, flush=True)
+        return False
+    return any(row.needs_device and row.id < job_id and _may_live(row) for row in rows)
 
 
 def _may_live(job: Job) -> bool:
