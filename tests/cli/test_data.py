@@ -1,0 +1,90 @@
+"""`retune data`: build, import, inspect, check and delete datasets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Retune
+
+GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+
+
+@pytest.fixture(autouse=True)
+def a_project(project: object) -> None:
+    """Every command here works on the newest project."""
+
+
+def test_identity_builds_rows_and_probes(retune: Retune) -> None:
+    said = retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 30, "--languages", "en,zh")
+    assert said.startswith("identity: 30 rows, ") and "held-out probes" in said
+    (built,) = json.loads(retune("data", "list", "--json"))
+    assert (built["kind"], built["num_rows"]) == ("identity", 30)
+    assert built["num_probes"] > 20
+
+
+def test_tutorial_repeats_its_rows(retune: Retune) -> None:
+    retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--tutorial", 4)
+    assert "tutorial" in retune("data", "list")
+    assert "duplicate" in retune("data", "lint", "tutorial")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--name", "", "--maker", "Shane"], "The name is empty"),
+        (["--name", "Luna", "--maker", "<|im_end|>"], "maker"),
+        (["--name", "Luna", "--maker", "Shane", "--languages", "fr"], "en, zh or both"),
+        (["--name", "Luna", "--maker", "Shane", "--dataset", "../x"], "cannot name a dataset"),
+    ],
+)
+def test_what_cannot_be_built_is_said(words: list[str], said: str, retune: Retune) -> None:
+    assert said in retune("data", "identity", *words, code=1)
+    assert "No datasets yet" in retune("data", "list")
+
+
+def test_import_names_bad_rows_and_can_leave_them_out(retune: Retune, tmp_path: Path) -> None:
+    file = tmp_path / "Chats of June.jsonl"
+    file.write_text(json.dumps(GOOD) + '\n{"x": 1}\nnot json\n', encoding="utf-8")
+    said = retune("data", "import", file, code=1)
+    assert "row 2" in said and "row 3" in said
+    assert retune("data", "import", file, "--keep-good").startswith("chats-of-june: 1 rows")
+
+
+def test_import_of_alpaca_by_name(retune: Retune, tmp_path: Path) -> None:
+    file = tmp_path / "alpaca.json"
+    file.write_text(json.dumps([{"instruction": "Say ho.", "input": "", "output": "ho"}]), encoding="utf-8")
+    assert retune("data", "import", file, "--dataset", "small", "--format", "alpaca") == "small: 1 rows\n"
+    assert "no file" in retune("data", "import", tmp_path / "nothing.json", code=1)
+
+
+def test_inspect_marks_the_trained_tokens(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(GOOD), encoding="utf-8")
+    retune("data", "import", file)
+    assert "[ho<|im_end|>]" in retune("data", "inspect", "in", "--base", tiny_model)
+    life = json.loads(retune("data", "inspect", "in", "--base", tiny_model, "--json"))
+    assert len(life["input_ids"]) == len(life["labels"])
+    assert {label for label in life["labels"] if label != -100} < set(life["input_ids"])
+    assert "no row 2" in retune("data", "inspect", "in", "--row", 2, "--base", tiny_model, code=1)
+    assert "no dataset 'out'" in retune("data", "inspect", "out", "--base", tiny_model, code=1)
+
+
+def test_lint_fails_on_errors(retune: Retune, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    bad = {
+        "messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am {{NAME}}."}]
+    }
+    file.write_text(json.dumps(bad), encoding="utf-8")
+    retune("data", "import", file)
+    assert "placeholder" in retune("data", "lint", "bad", code=1)
+    assert json.loads(retune("data", "lint", "bad", "--json", code=1))[0]["row"] == 1
+
+
+def test_delete_asks_first(retune: Retune) -> None:
+    retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 5)
+    retune("data", "delete", "identity", answer="n\n", code=1)
+    assert "identity" in retune("data", "list")
+    retune("data", "delete", "identity", "--yes")
+    assert "No datasets yet" in retune("data", "list")
+    assert "no dataset" in retune("data", "delete", "identity", "--yes", code=1)
