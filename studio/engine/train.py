@@ -199,7 +199,8 @@ class Training:
             self._sample()
         if last or _due(self.step, record.save_every_steps) or self.requests.save:
             self._save()
-        self._training_phase()
+        if not last:
+            self._training_phase()
 
     def _stop_asked(self) -> bool:
         self.requests.read(self.job)

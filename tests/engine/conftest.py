@@ -1,5 +1,6 @@
 """A tiny real model (random Llama, 2 layers, own BPE tokenizer and chat template) and projects that train it."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studio.config.schema import RunConfig, parse_config
+from studio.config.yaml import save_config
 from studio.data.formats import Conversation, Message, write_conversations
 from studio.data.template import NAMED
 from studio.data.tokens import fingerprint
+from studio.engine.__main__ import main
 from studio.engine.models.load import LoadedModel, load_base
 from studio.paths import atomic_write_json, atomic_write_text
 from studio.projects import Project, create_project
-from studio.store import datasets, open_db
+from studio.store import datasets, jobs, open_db, runs
+from studio.store.jobs import Job
 
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 NAMES = ("red", "blue", "green", "white", "black", "brown", "silver", "golden")
@@ -134,3 +138,35 @@ def _tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=CONTROL_TOKENS, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
+
+
+def add_run(project: Project, config: RunConfig) -> str:
+    """A run with its frozen config, as `studio.runs.start_run` makes it; no process is started."""
+    with open_db(project.folder) as db:
+        run_id = runs.next_id(db, config.name)
+        runs.add(db, runs.Run(id=run_id, name=config.name, base=config.model.base, method=config.method))
+    folder = project.path("runs", run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(folder / "config.yaml", config)
+    return run_id
+
+
+def train_here(project: Project, run_id: str, resume: str = "", **requests: object) -> Job:
+    """The `train` verb on a run, in this process, from its job's row to its end; returns the ended job."""
+    args = {"config": f"runs/{run_id}/config.yaml", "resume": resume}
+    job = Job(kind="train", run_id=run_id, args=args, **requests)  # type: ignore[arg-type]
+    job_dir = project.path("jobs", job.id)
+    job_dir.mkdir(parents=True)
+    atomic_write_json(
+        job_dir / "job.json", {"id": job.id, "kind": "train", "folder": str(project.folder), "args": args}
+    )
+    with open_db(project.folder) as db:
+        jobs.add(db, job)
+        runs.update(db, run_id, job_id=job.id)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        main("train", job_dir)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    with open_db(project.folder) as db:
+        return jobs.get(db, job.id)

@@ -1,0 +1,177 @@
+"""The `train` verb from a frozen config to its last checkpoint, with everything that a person may ask on the way."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from studio.config.schema import RunConfig
+from studio.engine import train
+from studio.engine.safe_load import load_pth
+from studio.projects import Project
+from studio.store import checkpoints, jobs, metrics, open_db, runs, samples
+from tests.engine.conftest import add_dataset, add_run, conversations, train_here
+
+Make = Callable[..., RunConfig]
+EACH_STEP = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_tokens", "train/tokens_per_second")
+
+
+def series(project: Project, run_id: str, name: str) -> list[tuple[int, float | None]]:
+    with open_db(project.folder) as db:
+        return [(point.step, point.value) for point in metrics.series(db, run_id, name)]
+
+
+def asked(project: Project, run_id: str) -> list[samples.Sample]:
+    with open_db(project.folder) as db:
+        return samples.listed(db, run_id)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_run_learns_and_leaves_numbers_samples_and_a_checkpoint(
+    training_project: Project, tiny_config: Make, method: str
+) -> None:
+    run_id = add_run(training_project, tiny_config(method=method, **{"train.num_steps": 8}))
+    job = train_here(training_project, run_id)
+    assert (job.state, job.cause) == ("finished", "")
+    for name in (*EACH_STEP, "system/memory_bytes"):
+        assert [step for step, _ in series(training_project, run_id, name)] == list(range(1, 9)), name
+    assert [step for step, _ in series(training_project, run_id, "valid/loss")] == [0, 2, 4, 6, 8]
+    losses = [value for _, value in series(training_project, run_id, "train/loss")]
+    assert losses[-1] < losses[0]
+    assert sorted({sample.step for sample in asked(training_project, run_id)}) == [0, 3, 6, 8]
+    assert not any(sample.error for sample in asked(training_project, run_id))
+    assert job.result["steps"] == 8 and job.result["final_loss"] == losses[-1]
+    assert job.result["checkpoint"] == f"runs/{run_id}/step_8.pth"
+    with open_db(training_project.folder) as db:
+        assert runs.get(db, run_id).step == runs.get(db, run_id).num_steps == 8
+        assert [each.step for each in checkpoints.listed(db, run_id)] == [8]
+    content = load_pth(training_project.path(job.result["checkpoint"]))
+    assert content["meta"]["method"] == method and content["meta"]["step"] == 8
+    assert all(("lora_" in name) == (method != "full") for name in content["state_dict"])
+    assert (content["meta"]["adapter_config"] is None) == (method == "full")
+
+
+def test_epochs_become_steps(training_project: Project, tiny_config: Make) -> None:
+    """22 + 7 rows after validation, half each: an epoch is 44 rows, so half an epoch is 6 steps of 4."""
+    run_id = add_run(training_project, tiny_config(**{"train.num_steps": None, "train.num_epochs": 0.5}))
+    assert train_here(training_project, run_id).result["steps"] == 6
+
+
+def test_a_failing_sample_is_stored_and_training_goes_on(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **options: object) -> list[list[int]]:
+        raise RuntimeError("no more tokens")
+
+    monkeypatch.setattr(train, "generate", broken)
+    run_id = add_run(training_project, tiny_config())
+    assert train_here(training_project, run_id).state == "finished"
+    assert {sample.error for sample in asked(training_project, run_id)} == {"RuntimeError: no more tokens"}
+
+
+def test_save_now_and_sample_now_are_done_at_the_next_border(training_project: Project, tiny_config: Make) -> None:
+    run_id = add_run(training_project, tiny_config(**{"record.keep_last": 5, "record.sample_every_steps": 0}))
+    train_here(training_project, run_id, save_request=1, sample_request=1)
+    with open_db(training_project.folder) as db:
+        assert sorted(each.step for each in checkpoints.listed(db, run_id)) == [1, 6]
+    assert sorted({sample.step for sample in asked(training_project, run_id)}) == [0, 1, 6]
+
+
+def stop_after(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the job to stop once a step is recorded, as a person with a button would."""
+    read = train.Requests.read
+
+    def ask_and_read(requests: train.Requests, job: train.JobContext) -> None:
+        with open_db(job.folder) as db:
+            if runs.get(db, job.run_id).step >= step:
+                jobs.request(db, job.id, stop_request=how)
+        read(requests, job)
+
+    monkeypatch.setattr(train.Requests, "read", ask_and_read)
+
+
+@pytest.mark.parametrize(("how", "saved"), [("save", [2]), ("discard", [])])
+def test_stop_ends_at_the_border_with_or_without_saving(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, how: str, saved: list[int]
+) -> None:
+    stop_after(2, how, monkeypatch)
+    run_id = add_run(training_project, tiny_config())
+    job = train_here(training_project, run_id)
+    assert job.state == "stopped" and job.result["steps"] == 2
+    with open_db(training_project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, run_id)] == saved
+
+
+def test_checkpoints_rotate(training_project: Project, tiny_config: Make) -> None:
+    run_id = add_run(training_project, tiny_config(**{"record.save_every_steps": 1, "record.keep_last": 2}))
+    train_here(training_project, run_id)
+    names = sorted(path.name for path in training_project.path("runs", run_id).glob("step_*"))
+    assert names == ["step_5.manifest.json", "step_5.pth", "step_6.manifest.json", "step_6.pth"]
+    with open_db(training_project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, run_id)] == [6, 5]
+
+
+def test_training_that_breaks_down_keeps_its_last_checkpoint(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.Trainer.step
+
+    def poisoned(trainer: train.Trainer, examples: list, number: int) -> object:
+        if number == 4:
+            with torch.no_grad():
+                next(iter(trainer.model.parameters()))[:] = math.nan
+        return real(trainer, examples, number)
+
+    monkeypatch.setattr(train.Trainer, "step", poisoned)
+    run_id = add_run(training_project, tiny_config(method="full", **{"record.save_every_steps": 2}))
+    job = train_here(training_project, run_id)
+    assert job.state == "failed" and "step 4" in job.cause and "learning_rate" in job.cause
+    with open_db(training_project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, run_id)] == [2]
+
+
+FAILURES = [
+    ({"data.sources": {"nothing": 1.0}}, "no dataset 'nothing'"),
+    ({"model.base": "/no/such/model"}, "is not a complete model"),
+    ({"data.max_length": 16}, "has a token to train on"),
+    ({"lora.target_modules": "no_such_layer"}, "lora.target_modules"),
+    ({"train.optimizer": "paged_adamw_8bit"}, "adamw"),
+]
+
+
+@pytest.mark.parametrize(("settings", "cause"), FAILURES, ids=[next(iter(each)) for each, _ in FAILURES])
+def test_what_cannot_be_trained_says_why(
+    training_project: Project, tiny_config: Make, settings: dict, cause: str
+) -> None:
+    add_dataset(training_project, "identity", [row for row in conversations(24) if row.messages[0].role == "system"])
+    config = tiny_config(**{"data.sources": {"identity": 1.0}, **settings})
+    job = train_here(training_project, add_run(training_project, config))
+    assert job.state == "failed" and cause in job.cause
+
+
+def test_a_corpus_that_changed_cannot_be_resumed(training_project: Project, tiny_config: Make) -> None:
+    run_id = add_run(training_project, tiny_config())
+    train_here(training_project, run_id)
+    add_dataset(training_project, "identity", conversations(30))
+    job = train_here(training_project, run_id, resume="auto")
+    assert job.state == "failed" and "identity changed" in job.cause
+
+
+def test_resume_falls_back_to_the_checkpoint_before_and_says_so(
+    training_project: Project, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = add_run(training_project, tiny_config(**{"record.save_every_steps": 3}))
+    whole = train_here(training_project, run_id).result
+    damaged = training_project.path("runs", run_id, "step_6.pth")
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    job = train_here(training_project, run_id, resume="auto")
+    assert job.state == "finished" and job.result["final_loss"] == whole["final_loss"]
+    printed = capsys.readouterr().out
+    assert "step_6.pth was passed over" in printed and "resuming from step_3.pth" in printed
+
+
+def test_a_checkpoint_outside_the_project_is_refused(training_project: Project, tiny_config: Make) -> None:
+    run_id = add_run(training_project, tiny_config())
+    job = train_here(training_project, run_id, resume="../../../etc/passwd")
+    assert job.state == "failed" and "outside" in job.cause
