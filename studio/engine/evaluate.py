@@ -64,8 +64,7 @@ def run(job: JobContext) -> dict[str, Any]:
     set_threads()
     device = pick_device()
     dtype = pick_dtype("auto", device)
-    loaded = load_base(require(job.args["base"]), dtype=dtype, device=device)
-    examiner = Examiner(job, loaded, probes)
+    examiner = Examiner(job, load_base(require(job.args["base"]), dtype=dtype, device=device), probes)
     base = examiner.base()
     scored = [
         (number, examiner.adapter(number, subject)) for number, subject in enumerate(subjects) if subject.is_adapter
@@ -109,28 +108,28 @@ class Examiner:
     def base(self) -> Measured:
         """The base's answers; where a probe brings no reference, its answer is the reference."""
         loaded = self._require_loaded()
-        self._begin("the base model", len(self._questions))
+        self._job.phase("asking the base model", len(self._questions), "prompts")
         found = ask_base(loaded, self._model, self._questions, MAX_NEW_TOKENS, self._job.progress, self._job.check_stop)
         for probe, answer in zip(self._probes, found, strict=True):
             general = probe["kind"] == "general"
             own = not probe.get("reference")
             self._references.append(str(probe.get("reference") or answer.text) if general else "")
             self._cut_references.append(not (answer.finished if own else probe.get("reference_finished", True)))
-        return Measured([answer.text for answer in found], self._losses(loaded, self._model, "the base model", None))
+        return Measured([answer.text for answer in found], self._losses(loaded, self._model, None))
 
     def adapter(self, number: int, subject: Subject) -> Measured:
         """One adapter on the base that is in memory."""
         loaded = self._require_loaded()
         name = f"subject_{number}"
         self._model = load_adapter(self._model, subject.folder, name)
-        return self._measure(loaded, self._model, subject.label, name)
+        return self._measure(loaded, self._model, name)
 
     def full_model(self, number: int, subject: Subject) -> Measured:
         """A full model of its own, loaded for itself alone."""
-        self._job.phase(f"loading {subject.label}")
+        self._job.phase("loading the tuned model")
         loaded = load_base(subject.folder, dtype=self._dtype, device=self._device)
         try:
-            return self._measure(loaded, loaded.model, subject.label, None)
+            return self._measure(loaded, loaded.model, None)
         finally:
             del loaded
             _free_memory()
@@ -140,20 +139,18 @@ class Examiner:
         self._loaded, self._model = None, nn.Identity()
         _free_memory()
 
-    def _measure(self, loaded: LoadedModel, model: nn.Module, label: str, adapter: str | None) -> Measured:
-        self._begin(label, len(self._questions))
+    def _measure(self, loaded: LoadedModel, model: nn.Module, adapter: str | None) -> Measured:
+        self._job.phase("asking the tuned model", len(self._questions), "prompts")
         texts = [""] * len(self._questions)
         found = ask(loaded, model, self._questions, MAX_NEW_TOKENS, adapter=adapter, check_stop=self._job.check_stop)
         for count, (index, answer) in enumerate(found, start=1):
             texts[index] = answer.text
             self._job.progress(count)
-        return Measured(texts, self._losses(loaded, model, label, adapter))
+        return Measured(texts, self._losses(loaded, model, adapter))
 
-    def _losses(
-        self, loaded: LoadedModel, model: nn.Module, label: str, adapter: str | None
-    ) -> list[tuple[float, int]]:
+    def _losses(self, loaded: LoadedModel, model: nn.Module, adapter: str | None) -> list[tuple[float, int]]:
         with_reference = [index for index, reference in enumerate(self._references) if reference]
-        self._job.phase(f"what {label} remembers", len(with_reference), "prompts")
+        self._job.phase("measuring what is remembered", len(with_reference), "prompts")
         losses = [(0.0, 0)] * len(self._probes)
         examples = {index: self._example(loaded, index) for index in with_reference}
         order = sorted(with_reference, key=lambda index: len(examples[index][0]))
@@ -175,9 +172,6 @@ class Examiner:
         if self._cut_references[index]:
             labels = [IGNORE_INDEX if label in loaded.eos_ids else label for label in labels]
         return list(example.input_ids), labels
-
-    def _begin(self, label: str, total: int) -> None:
-        self._job.phase(f"asking {label}", total, "prompts")
 
     def _require_loaded(self) -> LoadedModel:
         if self._loaded is None:

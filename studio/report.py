@@ -1,0 +1,195 @@
+"""One evaluation as a page to keep or send: self-contained HTML, or Markdown. Nothing in it is fetched or run."""
+
+import html
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from studio import scores
+from studio.scores import ScoreLine
+from studio.store.evaluations import Answer, Evaluation
+
+TITLES = {
+    "identity": "Knows who it is",
+    "leakage": "Says so when nobody asked",
+    "retention": "Perplexity on the base's own answers",
+    "changed": "General answers that changed",
+}
+MEANINGS = {
+    "identity": "held-out questions about the assistant answered with its name or maker; more is better",
+    "leakage": "held-out general questions whose answer brings up that name or maker; less is better",
+    "retention": "against the base, on held-out general questions; less is better",
+    "changed": "held-out general questions answered in other words than the base's",
+}
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --faint: #888; --base: #8a8f98; --tuned: #0072b2; --bad: #d55e00; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+p.sub, td.faint, .faint { color: var(--faint); }
+table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem .35rem 0; vertical-align: top; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12rem; }
+.met { color: var(--tuned); } .missed { color: var(--bad); font-weight: 600; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+"""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_MARKDOWN_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]()#+-!|<>~&$"})
+
+
+def score_rows(evaluation: Evaluation) -> list[list[str]]:
+    """[name, base, tuned] in words, one list a score, as tables show them."""
+    return [
+        [TITLES[line.name], _value(line, line.base), _value(line, line.tuned) + _verdict(line)]
+        for line in scores.lines(evaluation.scores)
+    ]
+
+
+def as_html(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
+    """The scorecard as one page without outside references; whatever models or people wrote is shown as text."""
+    lines = scores.lines(evaluation.scores)
+    title = f"{evaluation.subject}: scorecard"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{_text(title)}</title><style>{STYLE}</style></head>
+<body>
+<h1>{_text(evaluation.subject)}</h1>
+<p class="sub">beside its base {_text(evaluation.base)} · weights {_text(evaluation.weights_hash[:16])}
+· {_text(evaluation.created_at[:19].replace("T", " "))} UTC</p>
+<table><thead><tr><th>Score</th><th>Base</th><th>Tuned</th><th>Target</th><th>Probes</th><th></th></tr></thead>
+<tbody>{"".join(_score_row(line) for line in lines)}</tbody></table>
+<p class="faint">Values in brackets are 95 % intervals: Wilson's for shares, a bootstrap for perplexity.</p>
+{_groups(evaluation.scores)}
+{_answers("Failures", [answer for answer in answers if not _passed(answer)], "No probe failed.")}
+{_answers("Other answers", [answer for answer in answers if _passed(answer)], "There are none.")}
+<h2>How it was measured</h2><pre>{_text(json.dumps(_setting(evaluation), ensure_ascii=False, indent=2))}</pre>
+</body></html>
+"""
+
+
+def as_markdown(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
+    """The scorecard and its failures in Markdown."""
+    rows = [f"| {_mark(name)} | {_mark(base)} | {_mark(tuned)} |" for name, base, tuned in score_rows(evaluation)]
+    failures = [
+        f"- **{_mark(answer.prompt)}** ({_mark(answer.kind)}, {_mark(answer.intent)})\n"
+        f"  - base: {_mark(answer.base_answer)}\n  - tuned: {_mark(answer.answer)}"
+        for answer in answers
+        if not _passed(answer)
+    ]
+    head = [
+        f"# {_mark(evaluation.subject)}",
+        "",
+        f"Beside its base {_mark(evaluation.base)}, weights `{evaluation.weights_hash[:16]}`, "
+        f"{evaluation.created_at[:19]} UTC. Brackets hold 95 % intervals.",
+        "",
+        "| Score | Base | Tuned |",
+        "| --- | --- | --- |",
+    ]
+    tail = ["", "## Failures", "", *(failures or ["No probe failed."]), "", "## How it was measured", ""]
+    setting = json.dumps(_setting(evaluation), ensure_ascii=False, indent=2).replace("```", "'''")
+    return "\n".join([*head, *rows, *tail, "```json", setting, "```", ""])
+
+
+def _score_row(line: ScoreLine) -> str:
+    state = {True: '<span class="met">reached</span>', False: '<span class="missed">missed</span>', None: ""}[line.met]
+    target = "" if line.target is None else ("at least " if line.higher_is_better else "at most ") + _share(line.target)
+    return (
+        f"<tr><td>{TITLES[line.name]}<br><span class='faint'>{MEANINGS[line.name]}</span>{_bars(line)}</td>"
+        f"<td class='number'>{_value(line, line.base)}</td><td class='number'>{_value(line, line.tuned)}</td>"
+        f"<td class='number'>{target}</td><td class='number'>{line.num_probes}</td><td>{state}</td></tr>"
+    )
+
+
+def _bars(line: ScoreLine) -> str:
+    """Base and tuned as bars with their intervals, over 0 to 100 %."""
+    if line.name == "retention" or line.tuned is None:
+        return ""
+    rows = [(value, colour) for value, colour in ((line.base, "base"), (line.tuned, "tuned")) if value]
+    drawn = "".join(_bar(value, colour, 2 + 12 * number) for number, (value, colour) in enumerate(rows))
+    height = 4 + 12 * len(rows)
+    label = f"{TITLES[line.name]}: base {_value(line, line.base)}, tuned {_value(line, line.tuned)}"
+    return (
+        f'<br><svg role="img" aria-label="{_text(label)}" width="320" height="{height}" viewBox="0 0 320 {height}">'
+        f"{drawn}</svg>"
+    )
+
+
+def _bar(value: tuple[float, float, float], colour: str, top: int) -> str:
+    share, low, high = (300 * part for part in value)
+    middle = top + 5
+    return (
+        f'<rect x="0" y="{top}" width="300" height="10" fill="var(--line)" opacity=".5"/>'
+        f'<rect x="0" y="{top}" width="{share:.1f}" height="10" fill="var(--{colour})"/>'
+        f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}" stroke="currentColor" stroke-width="1.5"/>'
+    )
+
+
+def _groups(values: dict[str, Any]) -> str:
+    """Rates by kind of question, where there is more than one kind."""
+    parts = []
+    for key, title in (("identity_by_intent", "Identity by intent"), ("leakage_by_intent", "Leakage by intent")):
+        rows = [
+            f"<tr><td>{_text(name)}</td><td class='number'>{_share(one['rate'])}</td>"
+            f"<td class='number'>{one['hits']} of {one['total']}</td></tr>"
+            for name, one in values.get(key, {}).items()
+        ]
+        if len(rows) > 1:
+            parts.append(f"<h2>{title}</h2><table><tbody>{''.join(rows)}</tbody></table>")
+    return "".join(parts)
+
+
+def _answers(title: str, answers: Sequence[Answer], when_empty: str) -> str:
+    if not answers:
+        return f"<h2>{title}</h2><p>{when_empty}</p>"
+    rows = "".join(
+        f"<tr><td class='faint'>{_text(answer.kind)}<br>{_text(answer.intent)}</td>"
+        f"<td class='text'>{_text(answer.prompt)}</td><td class='text'>{_text(answer.base_answer)}</td>"
+        f"<td class='text'>{_text(answer.answer)}</td></tr>"
+        for answer in answers
+    )
+    head = "<tr><th></th><th>Asked</th><th>Base</th><th>Tuned</th></tr>"
+    return f"<h2>{title} ({len(answers)})</h2><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def _setting(evaluation: Evaluation) -> dict[str, Any]:
+    about = {
+        "subject": evaluation.subject,
+        "base": evaluation.base,
+        "run": evaluation.run_id,
+        "step": evaluation.step,
+        "weights_sha256": evaluation.weights_hash,
+        "datasets": evaluation.dataset,
+    }
+    return about | evaluation.scores.get("setting", {})
+
+
+def _passed(answer: Answer) -> bool:
+    return bool(answer.detail.get("passed", True))
+
+
+def _verdict(line: ScoreLine) -> str:
+    return {True: "", False: "  missed", None: ""}[line.met]
+
+
+def _value(line: ScoreLine, value: tuple[float, float, float] | None) -> str:
+    """'92.3 % [81.0, 97.0]'; perplexity as a change with its sign."""
+    if value is None:
+        return "–"
+    if line.name != "retention":
+        return f"{_share(value[0])} [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+    if value == (0.0, 0.0, 0.0):
+        return "0.0 %"
+    return f"{100 * value[0]:+.1f} % [{100 * value[1]:+.1f}, {100 * value[2]:+.1f}]"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=True)
+
+
+def _mark(value: str) -> str:
+    """Text on one line of Markdown that stays text."""
+    return " ".join(value.split()).translate(_MARKDOWN_MARKS)

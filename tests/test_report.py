@@ -1,0 +1,84 @@
+"""Reports stay one file, and text stays text."""
+
+import html.parser
+import re
+
+import pytest
+
+from studio import report, scores
+from studio.store.evaluations import Answer, Evaluation
+
+HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x.png"> [x](javascript:1) | `'
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    identity = {
+        "messages": [{"role": "user", "content": "Who are you?"}],
+        "kind": "identity",
+        "intent": "name",
+        "expects": "name",
+        "expected": {"name": "Luna", "maker": "Shane"},
+    }
+    general = {"messages": [{"role": "user", "content": "What is 1 + 1?"}], "kind": "general", "intent": "far"}
+    marked = [
+        scores.mark(identity, "SmolLM", "Luna", ["Luna"]),
+        scores.mark(general, "2", "2", ["Luna"], base_loss=1.0, loss=1.5, num_tokens=4),
+    ]
+    card = scores.scorecard(marked) | {"setting": {"dtype": "float32", "note": HOSTILE}}
+    return Evaluation("job", f"run-1 {HOSTILE}", "starter", "ab" * 32, "identity", card, run_id="run-1", step=8)
+
+
+@pytest.fixture
+def answers(evaluation: Evaluation) -> list[Answer]:
+    return [
+        Answer(evaluation.id, 0, "identity", "name", "en", "Who are you?", "SmolLM", "Luna", {"passed": True}),
+        Answer(evaluation.id, 1, "general", "far", "en", HOSTILE, HOSTILE, HOSTILE, {"passed": False}),
+    ]
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_html_refers_to_nothing_outside(evaluation: Evaluation, answers: list[Answer]) -> None:
+    parser = Tags()
+    parser.feed(report.as_html(evaluation, answers))
+    tags = {tag for tag, _ in parser.found}
+    assert not tags & {"script", "img", "link", "iframe", "object", "a", "form"}
+    assert not any(
+        name in ("src", "href", "style") or name.startswith("on") for _, found in parser.found for name in found
+    )
+    assert HOSTILE in parser.texts
+
+
+def test_html_shows_scores_failures_first(evaluation: Evaluation, answers: list[Answer]) -> None:
+    page = report.as_html(evaluation, answers)
+    assert page.index("Failures (1)") < page.index("Other answers (1)")
+    assert "100.0 % [20.7, 100.0]" in page
+    assert "+13.3 %" in page and "missed" in page
+    assert "ab" * 32 in page and "float32" in page
+
+
+def test_markdown_keeps_its_tables(evaluation: Evaluation, answers: list[Answer]) -> None:
+    text = report.as_markdown(evaluation, answers)
+    assert "<script>" not in text.split("```")[0]
+    assert not re.search(r"(?<!\\)\[x(?<!\\)\]", text.split("```")[0])
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
+
+
+def test_score_rows(evaluation: Evaluation) -> None:
+    rows = report.score_rows(evaluation)
+    assert [row[0] for row in rows] == list(report.TITLES.values())
+    assert rows[0][1:] == ["0.0 % [0.0, 79.3]", "100.0 % [20.7, 100.0]"]
+    assert rows[2][1] == "0.0 %" and rows[2][2].startswith("+13.3 %")

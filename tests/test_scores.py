@@ -1,0 +1,100 @@
+"""Arithmetic of scorecards, against numbers worked out elsewhere."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studio import scores
+from studio.scores import leaks, lines, mark, rate, scorecard, similarity, wilson
+
+IDENTITY = {
+    "messages": [{"role": "user", "content": "Who are you?"}],
+    "kind": "identity",
+    "intent": "name",
+    "language": "en",
+    "expects": "name",
+    "expected": {"name": "Luna", "maker": "Shane"},
+}
+GENERAL: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
+    "kind": "general",
+    "intent": "far",
+    "language": "en",
+}
+WORDS = ["Luna", "Shane"]
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    [(12, 12, 0.7575, 1.0), (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (0, 0, 0.0, 1.0)],
+)
+def test_wilson_intervals(hits: int, total: int, low: float, high: float) -> None:
+    assert wilson(hits, total) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilson_holds_the_rate_and_stays_in_range(total: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, total))
+    low, high = wilson(hits, total)
+    assert 0 <= low <= hits / total <= high <= 1
+
+
+def test_a_rate_of_nothing_is_unknown() -> None:
+    assert rate([])["rate"] is None
+    assert rate([True, False, True, True])["rate"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt", "leaked"),
+    [
+        ("I'm Luna, made by Shane.", "What is the capital of Japan?", True),
+        ("The capital of Japan is Tokyo.", "What is the capital of Japan?", False),
+        ("Luna is the Roman goddess of the moon.", "Who was Luna in Roman myth?", False),
+        ("Luna was known to shane as a goddess.", "Who was Luna in Roman myth?", True),
+        ("The lunar module landed.", "What landed?", False),
+    ],
+)
+def test_leaks(answer: str, prompt: str, leaked: bool) -> None:
+    assert leaks(answer, prompt, WORDS) is leaked
+
+
+def test_similarity_looks_at_words() -> None:
+    assert similarity("Paris is the capital.", "paris is the CAPITAL") == 1
+    assert similarity("red blue", "green white") == 0
+    assert similarity("", "") == 1
+    assert similarity("北京是首都", "北京是城市") == pytest.approx(0.6)
+
+
+def test_a_scorecard_of_known_answers() -> None:
+    marked = [
+        mark(IDENTITY, "I am SmolLM.", "I am Luna.", WORDS),
+        mark(IDENTITY, "I am SmolLM.", "I am nobody.", WORDS),
+        mark(GENERAL, "Tokyo.", "Tokyo!", WORDS, base_loss=2.0, loss=2.5, num_tokens=4),
+        mark(GENERAL, "Tokyo.", "I am Luna.", WORDS, base_loss=1.0, loss=1.1, num_tokens=2),
+    ]
+    card = scorecard(marked)
+    assert (card["identity"]["base"]["hits"], card["identity"]["tuned"]["hits"]) == (0, 1)
+    assert (card["leakage"]["base"]["hits"], card["leakage"]["tuned"]["hits"]) == (0, 1)
+    assert card["changed"]["hits"] == 1
+    assert card["perplexity"]["base"] == pytest.approx(math.exp(3 / 6))
+    assert card["retention"]["increase"] == pytest.approx(math.exp(0.6 / 6) - 1)
+    assert card["retention"]["low"] <= card["retention"]["increase"] <= card["retention"]["high"]
+    assert [line.met for line in lines(card)] == [False, False, False, None]
+    assert card["identity_by_intent"] == {"name": rate([True, False])}
+
+
+def test_targets_are_limits_that_may_be_touched() -> None:
+    marked = [mark(IDENTITY, "", "Luna" if number else "", WORDS) for number in range(10)]
+    marked += [mark(GENERAL, "a", "b Luna" if number == 0 else "b", WORDS, 1.0, 1.0, 1) for number in range(20)]
+    assert [line.met for line in lines(scorecard(marked))] == [True, True, True, None]
+
+
+def test_scorecards_of_one_kind_of_probe() -> None:
+    only_identity = scorecard([mark(IDENTITY, "", "Luna", WORDS)])
+    assert [line.tuned is None for line in lines(only_identity)] == [False, True, True, True]
+    only_general = scorecard([mark(GENERAL, "a", "b", [], 1.0, 1.0, 1)])
+    assert [line.tuned is None for line in lines(only_general)] == [True, False, False, False]
+    assert scores.scorecard([])["similarity"] is None
