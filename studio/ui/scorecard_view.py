@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from studio import charts, runs, scores
+from studio import charts, report, runs, scores
+from studio.paths import slugify
 from studio.projects import Project
 from studio.scores import ScoreLine
 from studio.store import evaluations, open_db
@@ -49,7 +50,7 @@ def scorecard_view(project: Project) -> None:
     _tiles(chosen)
     _bars(chosen)
     _answer_table(answers)
-    _take_along(project, chosen, answers)
+    _take_along(chosen, answers)
 
 
 def _score_panel(project: Project) -> None:
@@ -242,13 +243,33 @@ def _answer_row(answer: Answer) -> dict[str, str]:
     }
 
 
-def _take_along(project: Project, evaluation: Evaluation, answers: Sequence[Answer]) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(
-            _("Weights {hash} · base {base} · questions from {dataset} · {when}").format(
-                hash=plain(evaluation.weights_hash[:16]),
-                base=plain(evaluation.base),
-                dataset=plain(evaluation.dataset),
-                when=plain(evaluation.created_at[:16].replace("T", " ")),
-            )
+def _take_along(evaluation: Evaluation, answers: Sequence[Answer]) -> None:
+    """The scorecard as a file; made when it is asked for."""
+    name = slugify(f"{evaluation.subject} {evaluation.weights_hash[:8]}")
+    with st.container(horizontal=True):
+        st.download_button(
+            _("Download as one HTML page"),
+            lambda: report.as_html(evaluation, answers),
+            f"{name}.html",
+            "text/html",
+            icon=":material/download:",
+            on_click="ignore",
+            key="score.html",
         )
+        st.download_button(
+            _("Download as Markdown"),
+            lambda: report.as_markdown(evaluation, answers),
+            f"{name}.md",
+            "text/markdown",
+            icon=":material/download:",
+            on_click="ignore",
+            key="score.markdown",
+        )
+    st.caption(
+        _("Weights {hash} · base {base} · questions from {dataset} · {when}").format(
+            hash=plain(evaluation.weights_hash[:16]),
+            base=plain(evaluation.base),
+            dataset=plain(evaluation.dataset),
+            when=plain(ago(evaluation.created_at)),
+        )
+    )

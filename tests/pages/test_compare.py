@@ -216,6 +216,10 @@ def test_scorecard_shows_verdict_tiles_and_failures_first(open_page, project, ch
     table = at.dataframe[0].value
     assert list(table["mark"][:2]) == ["failed", "passed"]
     assert table["tuned"][0] == "I am SmolLM."
+    assert [button.label for button in at.get("download_button")] == [
+        "Download as one HTML page",
+        "Download as Markdown",
+    ]
 
 
 @pytest.mark.parametrize(
