@@ -14,7 +14,7 @@ from studio.ui.frame import CHECKPOINTS, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
 from studio.ui.model_server import Pick, adapters_of, picks_of, servers
-from studio.ui.widgets import ago, plain, state_label, stop_button
+from studio.ui.widgets import ago, plain, progress_text, state_label, stop_button
 
 WAIT_SECONDS = 1.0
 HIDDEN_TOKEN = "•" * 24
@@ -97,7 +97,7 @@ def _wait(project: Project, job_id: str) -> None:
     job = jobs.get(project.folder, job_id)
     if not job.live or runs.server_connection(project, job):
         st.rerun()
-    st.progress(min(1.0, job.current / job.total) if job.total else 0.0, text=plain(job.phase or job.state))
+    st.progress(min(1.0, job.current / job.total) if job.total else 0.0, text=progress_text(job))
 
 
 def _endpoint(project: Project, job: Job, connection: Connection) -> None:
