@@ -26,7 +26,6 @@ from studio.store.jobs import Job
 DEFAULT_IDENTITY_ROWS = 240
 DEFAULT_TUTORIAL_REPEATS = 500
 DEFAULT_MAX_NEW_TOKENS = 64
-MAX_UPLOAD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)

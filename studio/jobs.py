@@ -4,7 +4,6 @@ A job outlives the app. It is found again by its row: process id and creation ti
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -149,11 +148,6 @@ def tail(path: Path, num_lines: int = 200, max_bytes: int = 256_000) -> str:
     except FileNotFoundError:
         return ""
     return "\n".join(text.replace("\r", "\n").splitlines()[-num_lines:])
-
-
-def read_job_file(job_dir: Path) -> dict[str, Any]:
-    """What `start` wrote for the process: id, kind, folder, args."""
-    return json.loads((job_dir / JOB_FILE).read_text(encoding="utf-8"))
 
 
 def alive(job: Job) -> bool:

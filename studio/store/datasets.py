@@ -8,12 +8,13 @@ from sqlite_utils import Database
 from studio.errors import DataError
 from studio.store.records import now, select, to_row
 
-KINDS = ("identity", "general", "tutorial", "import")
-
 
 @dataclass
 class Dataset:
-    """`path` is relative to the project; `origin` says how it was made."""
+    """`kind` is identity, general, tutorial or import; `path` is relative to the project.
+
+    `origin` says how it was made.
+    """
 
     name: str
     kind: str

@@ -16,7 +16,7 @@ class Point:
 
 
 def record(db: Database, run_id: str, step: int, values: dict[str, float]) -> None:
-    """Store one step's numbers; a number stored before for the same step is replaced. NaN and Inf become NULL: a gap."""
+    """Store one step's numbers in place of any stored before for it. NaN and Inf become NULL: a gap."""
     at = now()
     rows = [
         {
