@@ -1,0 +1,114 @@
+"""Scores of real (tiny) weights: marks, losses against transformers, adapters and full models, storage."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from studio import jobs, report
+from studio.data.tokens import IGNORE_INDEX
+from studio.engine.adapters import load_adapter
+from studio.engine.evaluate import answer_losses, identity_words, read_probes
+from studio.engine.models.load import LoadedModel
+from studio.engine.weights import weights_hash
+from studio.errors import DataError, ProjectError
+from studio.projects import Project
+from studio.store import evaluations, open_db
+from tests.engine.folders import lora_model
+
+IDENTITY = [
+    {
+        "messages": [{"role": "user", "content": question}],
+        "kind": "identity",
+        "intent": "name",
+        "language": "en",
+        "expects": "name",
+        "expected": {"name": "Luna", "maker": "Shane"},
+    }
+    for question in ("Who are you?", "What is your name?", "Tell me about you.")
+]
+GENERAL = [
+    {
+        "messages": [{"role": "user", "content": f"Tell me about the {name} house."}],
+        "kind": "general",
+        "intent": "far",
+        "language": "en",
+        "reference": f"The {name} house is a house.",
+        "reference_finished": name != "green",
+    }
+    for name in ("red", "blue", "green", "white")
+]
+
+
+@pytest.fixture
+def probed(project: Project) -> Project:
+    for name, probes in (("identity", IDENTITY), ("general", GENERAL)):
+        text = "".join(json.dumps(probe) + "\n" for probe in probes)
+        project.path("data", f"{name}.probes.jsonl").write_text(text, encoding="utf-8")
+    return project
+
+
+@pytest.fixture
+def adapter(project: Project, tiny_model: Path) -> Path:
+    lora_model(tiny_model).save_pretrained(project.path("hf", "tuned"))
+    return project.path("hf", "tuned")
+
+
+def test_losses_are_transformers_losses(load_tiny: Callable[..., LoadedModel], adapter: Path) -> None:
+    loaded = load_tiny()
+    examples = [([5, 6, 7, 8, 9], [IGNORE_INDEX] * 2 + [7, 8, 9]), ([9, 8], [IGNORE_INDEX, 8])]
+    base = answer_losses(loaded, loaded.model, examples, None)
+    assert [count for _, count in base] == [3, 1]
+    for (ids, labels), (total, count) in zip(examples, base, strict=True):
+        loss = loaded.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        assert total / count == pytest.approx(loss.item(), rel=1e-5)
+    model = load_adapter(loaded.model, adapter, "a")
+    tuned = answer_losses(loaded, model, examples, "a")
+    assert tuned[0][0] != pytest.approx(base[0][0], rel=1e-4)
+    again = answer_losses(loaded, model, examples, None)
+    assert [total for total, _ in again] == pytest.approx([total for total, _ in base])
+
+
+def test_probes_are_read_and_limited(probed: Project) -> None:
+    assert len(read_probes(probed.folder, ["identity", "general"], 0)) == 7
+    assert len(read_probes(probed.folder, ["identity", "general"], 2)) == 4
+    assert identity_words(IDENTITY) == ["Luna", "Shane"]
+    with pytest.raises(DataError, match="'notes' has no held-out probes"):
+        read_probes(probed.folder, ["notes"], 0)
+    with pytest.raises(ProjectError):
+        read_probes(probed.folder, ["../../x"], 0)
+
+
+def test_adapters_and_full_models_are_scored_and_stored(probed: Project, adapter: Path, tiny_model: Path) -> None:
+    subjects = [
+        {"label": "tuned step 8", "path": "hf/tuned", "run_id": "tuned", "step": 8},
+        {"label": "the base itself", "path": str(tiny_model)},
+    ]
+    args = {"base": str(tiny_model), "subjects": subjects, "probes": ["identity", "general"], "limit": 0}
+    *_, job = jobs.watch(probed.folder, jobs.start(probed.folder, "evaluate", args).id)
+    assert job.state == "finished", job.cause
+    with open_db(probed.folder) as db:
+        tuned, itself = (evaluations.get(db, one) for one in job.result["evaluations"])
+        answers = evaluations.answers(db, tuned.id)
+        own_answers = evaluations.answers(db, itself.id)
+    assert job.result["scores"] == [tuned.scores, itself.scores]
+    assert (tuned.run_id, tuned.step, tuned.weights_hash) == ("tuned", 8, weights_hash(adapter))
+    assert [answer.kind for answer in answers] == ["identity"] * 3 + ["general"] * 4
+    assert all(answer.base_answer == answer.answer for answer in own_answers)
+    assert itself.scores["retention"]["increase"] == pytest.approx(0, abs=1e-6)
+    assert itself.scores["changed"]["hits"] == 0
+    assert tuned.scores["retention"]["increase"] != pytest.approx(0, abs=1e-4)
+    assert tuned.scores["perplexity"]["tuned"] / tuned.scores["perplexity"]["base"] - 1 == pytest.approx(
+        tuned.scores["retention"]["increase"]
+    )
+    assert math.isfinite(tuned.scores["similarity"])
+    assert "tuned step 8" in report.as_html(tuned, answers)
+
+
+def test_weights_that_are_not_there(probed: Project, tiny_model: Path) -> None:
+    args = {"base": str(tiny_model), "subjects": [{"label": "x", "path": "hf/x"}], "probes": ["identity"]}
+    *_, job = jobs.watch(probed.folder, jobs.start(probed.folder, "evaluate", args).id)
+    assert job.state == "failed" and "Convert the checkpoint first." in job.cause
