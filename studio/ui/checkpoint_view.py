@@ -209,8 +209,17 @@ def _delete_card(project: Project, row: Row) -> None:
 def _agreement(merged: Output) -> None:
     verified = merged.detail.get("verified")
     show = st.success if verified else st.warning
-    title = _("The merged model answers as base and adapter do.") if verified else _("The merged model differs.")
-    show(f"**{title}**  \n{plain(merged.detail.get('message', ''))}", icon=":material/balance:")
+    show(f"**{_agreement_words(merged)}**  \n{plain(merged.detail.get('message', ''))}", icon=":material/balance:")
+
+
+def _agreement_words(merged: Output) -> str:
+    """Equal within rounding is not the same as equal word for word; say which it is."""
+    figures = merged.detail.get("agreement", {})
+    if not merged.detail.get("verified"):
+        return _("The merged model differs.")
+    if figures.get("same_answers") == figures.get("num_answers"):
+        return _("The merged model answers as base and adapter do.")
+    return _("The merged model equals base and adapter within rounding; some answers take other words.")
 
 
 def _paths(project: Project, row: Row) -> None:
