@@ -1,0 +1,172 @@
+"""From a project's datasets to the tensors of a step."""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studio.config.schema import RunConfig
+from studio.data.formats import Conversation, Message
+from studio.data.template import ChatTemplate
+from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
+from studio.engine.batches import Corpus, collate, examples_from, load_corpus, make_batches
+from studio.engine.prefix_tree import PrefixTree, collate_trees, make_tree_batches, needed_ids, plan_trees
+from studio.errors import DataError
+from studio.projects import Project
+from tests.engine.conftest import add_dataset, conversations
+
+Make = Callable[..., RunConfig]
+
+
+def corpus_of(project: Project, model: Path, config: RunConfig) -> Corpus:
+    return load_corpus(project.folder, config, ChatTemplate.load(model), TextTokenizer.load(model))
+
+
+def test_split_is_fixed_by_the_seed_and_loses_no_row(
+    training_project: Project, tiny_model: Path, tiny_config: Make
+) -> None:
+    first, again = (corpus_of(training_project, tiny_model, tiny_config()) for _ in range(2))
+    other = corpus_of(training_project, tiny_model, tiny_config(**{"train.seed": 1}))
+    assert first == again and first.valid != other.valid
+    assert first.sizes == {"identity": 22, "general": 7} and len(first.valid) == 3
+    none = corpus_of(training_project, tiny_model, tiny_config(**{"data.valid_share": 0.0}))
+    assert none.sizes == {"identity": 24, "general": 8} and not none.valid
+    everything = [tuple(example.input_ids) for examples in none.train.values() for example in examples]
+    split = [tuple(example.input_ids) for examples in (*first.train.values(), first.valid) for example in examples]
+    assert Counter(everything) == Counter(split)
+
+
+def test_rows_without_a_trained_token_are_left_out_and_named(
+    training_project: Project, tiny_model: Path, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = Conversation((Message("user", "red " * 200), Message("assistant", "Too late.")))
+    add_dataset(training_project, "identity", [long, *conversations(9), long])
+    corpus = corpus_of(training_project, tiny_model, tiny_config(**{"data.valid_share": 0.0}))
+    assert corpus.sizes["identity"] == 9
+    assert "identity: 2 of 11 rows left out, nothing in them is trained: row 1, 11." in capsys.readouterr().out
+
+
+def test_a_dataset_without_any_usable_row_is_an_error(
+    training_project: Project, tiny_model: Path, tiny_config: Make
+) -> None:
+    add_dataset(training_project, "identity", [Conversation((Message("user", "a"), Message("assistant", "b", False)))])
+    with pytest.raises(DataError, match="identity.*token to train on"):
+        corpus_of(training_project, tiny_model, tiny_config())
+
+
+def test_a_dataset_whose_file_is_gone(training_project: Project, tiny_model: Path, tiny_config: Make) -> None:
+    training_project.path("data", "general.jsonl").unlink()
+    with pytest.raises(DataError, match="general.*gone"):
+        corpus_of(training_project, tiny_model, tiny_config())
+
+
+def test_steps_from_a_position_are_those_of_the_whole(
+    training_project: Project, tiny_model: Path, tiny_config: Make
+) -> None:
+    config = tiny_config()
+    corpus = corpus_of(training_project, tiny_model, config)
+    whole = list(islice(examples_from(corpus, config, 0), 40))
+    assert all(len(examples) == config.examples_per_step for examples in whole)
+    for step in (1, 11, 23):
+        later = islice(examples_from(corpus, config, step * config.examples_per_step), 40 - step)
+        assert list(later) == whole[step:]
+
+
+def make_example(ids: list[int], first_trained: int) -> Example:
+    return Example(ids, [IGNORE_INDEX] * first_trained + ids[first_trained:])
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> list[Example]:
+    made = []
+    for ids in draw(st.lists(st.lists(st.integers(1, 3), min_size=2, max_size=12), min_size=1, max_size=8)):
+        made.append(make_example(ids, draw(st.integers(0, len(ids) - 1))))
+    return made
+
+
+def pairs_of(rows: list[Example]) -> Counter[tuple[tuple[int, ...], int]]:
+    """What is asked of the model: everything before a trained token, and that token."""
+    asked: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for row in rows:
+        for index in range(1, len(row.labels)):
+            if row.labels[index] != IGNORE_INDEX:
+                asked[tuple(row.input_ids[:index]), row.labels[index]] += 1
+    return asked
+
+
+@given(examples(), st.sampled_from(["none", "sequence"]), st.integers(1, 4))
+def test_batches_ask_for_every_trained_token_once(rows: list[Example], pack: str, micro_batch_size: int) -> None:
+    found: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for batch in make_batches(rows, pack, 16, micro_batch_size, pad_id=0):
+        width = batch.input_ids.shape[1]
+        assert batch.input_ids.shape[0] <= micro_batch_size and batch.mask is None
+        for place, target in zip(batch.places.tolist(), batch.targets.tolist(), strict=True):
+            row, column = divmod(place, width)
+            start = column - int(batch.position_ids[row, column])
+            found[tuple(batch.input_ids[row, start : column + 1].tolist()), target] += 1
+    assert found == pairs_of(rows)
+
+
+@given(examples(), st.integers(12, 40), st.integers(1, 4))
+def test_trees_ask_for_every_trained_token_as_often_as_it_is_trained(
+    rows: list[Example], capacity: int, micro_batch_size: int
+) -> None:
+    found: Counter[tuple[tuple[int, ...], int]] = Counter()
+    batches = make_tree_batches(rows, capacity, micro_batch_size, pad_id=0)
+    for batch in batches:
+        assert batch.mask is not None and batch.input_ids.shape[1] <= capacity
+        width = batch.input_ids.shape[1]
+        for place, target, weight in zip(batch.places, batch.targets, batch.weights, strict=True):
+            row, column = divmod(int(place), width)
+            seen = batch.mask[row, 0, column].nonzero().flatten()
+            assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
+            found[tuple(batch.input_ids[row, seen].tolist()), int(target)] += int(weight)
+    assert found == pairs_of(rows)
+    assert sum(batch.num_trained_tokens for batch in batches) == sum(row.num_trained_tokens for row in rows)
+    assert sum(batch.num_tokens for batch in batches) == sum(len(row.input_ids) for row in rows)
+
+
+def test_equal_rows_are_computed_once() -> None:
+    row = make_example([5, 6, 7, 8], 2)
+    (batch,) = make_tree_batches([row] * 16, 64, 4, pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7]]
+    assert batch.targets.tolist() == [7, 8] and batch.weights.tolist() == [16, 16]
+
+
+def test_groups_of_trees_hold_every_example_and_respect_the_capacity() -> None:
+    rows = [make_example([1, 2, n, n, n, n], 3) for n in range(10)]
+    groups = plan_trees(rows, 12)
+    assert sorted(index for group in groups for index in group) == list(range(10))
+    for group in groups:
+        tree = PrefixTree()
+        for index in group:
+            tree.add(rows[index])
+        assert len(tree.tokens) <= 12
+    assert len(groups) == 4  # 2 shared tokens and 3 of its own each: three fit into 12
+
+
+def test_what_follows_the_last_trained_token_is_not_computed() -> None:
+    assert needed_ids(Example([1, 2, 3, 4, 5], [IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX])) == [1, 2]
+
+
+def test_padding_sees_itself_only_and_is_never_asked() -> None:
+    small, large = PrefixTree(), PrefixTree()
+    small.add(make_example([1, 2], 1))
+    large.add(make_example([1, 2, 3, 4], 1))
+    batch = collate_trees([large, small], pad_id=9)
+    assert batch.input_ids.tolist() == [[1, 2, 3], [1, 9, 9]]
+    assert batch.mask is not None and torch.equal(batch.mask[1, 0], torch.eye(3, dtype=torch.bool))
+    assert batch.places.tolist() == [0, 1, 2, 3]
+
+
+def test_positions_restart_with_every_packed_example() -> None:
+    batch = collate([[make_example([1, 2, 3], 1), make_example([4, 5], 0)], [make_example([6, 7], 1)]], pad_id=0)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
+    assert batch.places.tolist() == [0, 1, 3, 5] and batch.targets.tolist() == [2, 3, 5, 7]
+    assert batch.num_tokens == 7

@@ -1,0 +1,167 @@
+"""Checkpoints are written whole or not at all, verified, rotated, and found again."""
+
+import json
+import random
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from studio.engine import checkpoint
+from studio.engine.checkpoint import CheckpointFolder, find_resumable, load_checkpoint, verify
+from studio.errors import CheckpointError, DiskFullError
+from studio.projects import Project
+from studio.store import checkpoints, open_db
+
+
+def content(step: int, num_weights: int = 50_000) -> dict[str, Any]:
+    return {"meta": {"format": checkpoint.FORMAT, "step": step}, "state_dict": {"w": torch.full((num_weights,), step)}}
+
+
+@pytest.fixture
+def folder(project: Project) -> CheckpointFolder:
+    run_dir = project.path("runs", "tiny-1")
+    run_dir.mkdir(parents=True)
+    return CheckpointFolder(project.folder, "tiny-1", run_dir, keep_last=2)
+
+
+def steps_in_db(project: Project) -> list[int]:
+    with open_db(project.folder) as db:
+        return sorted(each.step for each in checkpoints.listed(db, "tiny-1"))
+
+
+def names(folder: CheckpointFolder) -> list[str]:
+    return sorted(path.name for path in folder.run_dir.iterdir())
+
+
+def test_a_saved_checkpoint_verifies_loads_and_is_registered(project: Project, folder: CheckpointFolder) -> None:
+    path = folder.save(5, content(5))
+    assert torch.equal(load_checkpoint(path)["state_dict"]["w"], torch.full((50_000,), 5))
+    assert names(folder) == ["last_checkpoint", "step_5.manifest.json", "step_5.pth"]
+    assert (folder.run_dir / "last_checkpoint").read_text().strip() == "step_5.pth"
+    manifest = verify(path)
+    assert manifest["step"] == 5 and manifest["versions"]["torch"] == torch.__version__
+    with open_db(project.folder) as db:
+        row = checkpoints.get(db, "tiny-1", 5)
+    assert (row.path, row.sha256, row.size_bytes) == ("runs/tiny-1/step_5.pth", manifest["sha256"], path.stat().st_size)
+
+
+def test_the_oldest_beyond_keep_last_go(project: Project, folder: CheckpointFolder) -> None:
+    for step in (9, 10, 11):
+        folder.save(step, content(step))
+    assert steps_in_db(project) == [10, 11]
+    assert [path.name for _, path in checkpoint.listed(folder.run_dir)] == ["step_11.pth", "step_10.pth"]
+
+
+def test_rotation_never_takes_the_one_just_saved(project: Project, folder: CheckpointFolder) -> None:
+    """Resumed from an early step, the newest by time is the oldest by number."""
+    for step in (20, 30, 5):
+        folder.save(step, content(step))
+    assert steps_in_db(project) == [5, 30]
+
+
+def damage(path: Path, how: str) -> None:
+    manifest = path.with_suffix(".manifest.json")
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif how == "bit":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif how == "no manifest":
+        manifest.unlink()
+    elif how == "half a manifest":
+        manifest.write_text(manifest.read_text()[:30])
+    elif how == "other manifest":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sha256": "0" * 64}))
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit", "no manifest", "half a manifest", "other manifest"])
+def test_resume_passes_over_what_is_damaged(folder: CheckpointFolder, how: str) -> None:
+    older, newer = folder.save(5, content(5)), folder.save(10, content(10))
+    assert find_resumable(folder.run_dir).path == newer
+    damage(newer, how)
+    found = find_resumable(folder.run_dir)
+    assert found.path == older and len(found.notices) == 1 and "step_10.pth" in found.notices[0]
+    with pytest.raises(CheckpointError):
+        load_checkpoint(newer)
+
+
+def test_nothing_sound_is_an_error_and_nothing_at_all_is_not(folder: CheckpointFolder) -> None:
+    assert find_resumable(folder.run_dir).path is None
+    damage(folder.save(5, content(5)), "bit")
+    with pytest.raises(CheckpointError, match="step_5.pth.*sha256"):
+        find_resumable(folder.run_dir)
+
+
+def test_a_foreign_file_with_a_manifest_is_not_resumed(folder: CheckpointFolder) -> None:
+    path = folder.save(5, {"model": torch.ones(3)})
+    with pytest.raises(CheckpointError, match="retune/1"):
+        load_checkpoint(path)
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Writes beyond this size fail in this process, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_the_last_good_one(project: Project, folder: CheckpointFolder) -> None:
+    good = folder.save(5, content(5))
+    before = names(folder)
+    with largest_file(100_000), pytest.raises(DiskFullError, match="step_6.pth.*unharmed"):
+        folder.save(6, content(6))
+    assert names(folder) == before and steps_in_db(project) == [5]
+    assert find_resumable(folder.run_dir).path == good
+
+
+def test_saving_over_a_step_on_a_full_disk_keeps_the_old_file(folder: CheckpointFolder) -> None:
+    good = folder.save(5, content(5))
+    with largest_file(100_000), pytest.raises(DiskFullError):
+        folder.save(5, content(5, num_weights=60_000))
+    assert torch.equal(load_checkpoint(good)["state_dict"]["w"], torch.full((50_000,), 5))
+
+
+def test_too_little_space_is_found_before_writing(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder.save(5, content(5))
+    size = path.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * size - 1))
+    with pytest.raises(DiskFullError, match="step_6.pth"):
+        folder.save(6, content(6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * size))
+    assert folder.save(6, content(6)).is_file()
+
+
+def test_rubbish_of_a_killed_process_is_removed(folder: CheckpointFolder) -> None:
+    folder.save(5, content(5))
+    (folder.run_dir / ".tmp-0123abcd-step_6.pth").write_bytes(b"half")
+    folder.clean_up()
+    assert not [name for name in names(folder) if name.startswith(".tmp")] and find_resumable(folder.run_dir).path
+
+
+def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        return [random.random(), float(numpy.random.rand()), float(torch.rand(()))]
+
+    torch.save(checkpoint.rng_state(), tmp_path / "rng.pth")
+    expected = [draw() for _ in range(3)]
+    random.seed(99), numpy.random.seed(99), torch.manual_seed(99)
+    checkpoint.set_rng_state(torch.load(tmp_path / "rng.pth", weights_only=True))
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_tied_weights_count_once() -> None:
+    weight = torch.zeros(1000)
+    assert checkpoint.num_tensor_bytes({"a": weight, "b": [weight.view(10, 100), torch.zeros(10)]}) == 4040
