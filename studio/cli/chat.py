@@ -74,12 +74,20 @@ def _converse(connection: Connection, prompt: str, sampling: Sampling) -> None:
 
 
 def _ask(connection: Connection, histories: dict[str, list[dict[str, str]]], question: str, sampling: Sampling) -> None:
+    """All models answer at once; each answer is shown when it is complete, with the hash of its weights."""
+    columns = []
     for model, messages in histories.items():
         messages.append({"role": "user", "content": question})
-        answer = chat_client.chat(connection, model, messages, sampling)
-        messages.append({"role": "assistant", "content": answer})
-        show.out.print(show.plain(model), style="bold", highlight=False)
-        show.say(f"  {answer}")
+        columns.append(chat_client.Column(model, messages))
+    answers, weights = [""] * len(columns), [""] * len(columns)
+    for event in chat_client.stream_compare(connection, columns, sampling):
+        answers[event.column] += event.delta
+        weights[event.column] = event.weights or weights[event.column]
+        if event.finish_reason:
+            model, answer = columns[event.column].model, answers[event.column]
+            histories[model].append({"role": "assistant", "content": answer})
+            show.out.print(show.plain(f"{model}  weights {weights[event.column][:12]}"), style="bold", highlight=False)
+            show.say(f"  {event.error or answer}")
 
 
 def _started(project: Project, base: str, adapters: list[str], port: int) -> tuple[Job, Connection]:

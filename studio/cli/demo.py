@@ -68,7 +68,10 @@ def _config(seed: int, tutorial: bool, settings: list[str] | None) -> RunConfig:
 
 
 def _fetch(base: str) -> None:
-    if not models.resolve(base).present:
+    model = models.resolve(base)
+    if not model.present and model.kind == "folder":
+        models.require(base)  # says what the folder lacks: there is nothing to download
+    if not model.present:
         job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
         follow(system_folder(), job)
 

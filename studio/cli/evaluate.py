@@ -9,13 +9,21 @@ import typer
 
 from studio.cli import show
 from studio.cli.follow import follow
-from studio.cli.lazy import evaluations, report, runs, store
+from studio.cli.lazy import evaluations, report, runs, scores, store
 from studio.cli.options import JsonOption, ProjectOption, StepOption, checkpoint_step, chosen
 from studio.paths import atomic_write_text
 
 if TYPE_CHECKING:
     from studio.projects import Project
+    from studio.scores import ScoreLine
     from studio.store.evaluations import Evaluation
+
+NAMES = {
+    "identity": "knows who it is",
+    "leakage": "says it unasked",
+    "retention": "perplexity on what it knew, worse by",
+    "changed": "general answers that changed",
+}
 
 
 def evaluate(
@@ -52,7 +60,26 @@ def score(workspace: Project, run: str, step: int, limit: int = 0, quiet: bool =
 def scorecard(evaluation: Evaluation) -> None:
     """Print one evaluation: base beside tuned, with intervals."""
     show.say(f"\n{evaluation.subject} beside its base ({evaluation.base}), weights {evaluation.weights_hash[:12]}")
-    show.table(["", "base", "tuned"], report.score_rows(evaluation))
+    rows = [
+        (NAMES[line.name], _share(line.base), _share(line.tuned), _target(line), line.num_probes)
+        for line in scores.lines(evaluation.scores)
+    ]
+    show.table(["", "base", "tuned", "target", "probes"], rows)
+
+
+def _share(triple: tuple[float, float, float] | None) -> str:
+    """`93 % (85-97)`: value and 95 % interval."""
+    if triple is None:
+        return "-"
+    value, low, high = (f"{100 * number:.3g}" for number in triple)
+    return f"{value} %" if low == high else f"{value} % ({low} to {high})"
+
+
+def _target(line: ScoreLine) -> str:
+    if line.target is None:
+        return ""
+    verdict = {True: ", met", False: ", missed", None: ""}[line.met]
+    return f"{'at least' if line.higher_is_better else 'at most'} {100 * line.target:.0f} %{verdict}"
 
 
 def write_report(workspace: Project, evaluation: Evaluation, path: Path) -> None:

@@ -15,7 +15,7 @@ class _AtFirstUse:
 
 
 if TYPE_CHECKING:
-    from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, runs, store
+    from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, runs, scores, store
     from studio.config import catalog, schema
     from studio.config import yaml as configs
     from studio.data import identity
@@ -28,6 +28,7 @@ else:
     projects = _AtFirstUse("studio.projects")
     report = _AtFirstUse("studio.report")
     runs = _AtFirstUse("studio.runs")
+    scores = _AtFirstUse("studio.scores")
     store = _AtFirstUse("studio.store")
     catalog = _AtFirstUse("studio.config.catalog")
     schema = _AtFirstUse("studio.config.schema")

@@ -2,42 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from studio.projects import Project, create_project, list_projects
-from tests.cli.conftest import Retune, run
-
-SETTINGS = (
-    "name=tiny", "train.num_steps=4", "train.warmup_steps=1", "train.micro_batch_size=1", "data.max_length=256",
-    "data.sources={identity: 1}", "data.valid_share=0", "record.save_every_steps=2", "record.sample_max_new_tokens=2",
-)  # fmt: skip
-
-
-def settings(model: Path, *more: str) -> list[str]:
-    pairs = (f"model.base={model}", *SETTINGS, *more)
-    return [word for pair in pairs for word in ("--set", pair)]
-
-
-@pytest.fixture(scope="module")
-def trained_home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A home with a project whose run `tiny-1` has ended, and what `retune train` said."""
-    home = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETUNE_HOME", str(home))
-        create_project("Tiny", base=str(tiny_model))
-        run("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 12)
-        said = run("train", "starter_lora", *settings(tiny_model))
-    (home / "said").write_text(said, encoding="utf-8")
-    return home
-
-
-@pytest.fixture
-def trained(trained_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    monkeypatch.setenv("RETUNE_HOME", str(trained_home))
-    yield list_projects()[0]
+from studio.projects import Project
+from tests.cli.conftest import Retune, settings
 
 
 def test_train_shows_progress_numbers_and_the_next_move(trained: Project, trained_home: Path) -> None:

@@ -1,0 +1,103 @@
+"""`retune evaluate`, `chat`, `serve` and `demo` on a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from studio import jobs
+from studio.projects import Project, create_project
+from tests.cli.conftest import Retune, settings
+
+GENERAL = {"messages": [{"role": "user", "content": "Is the sky blue?"}, {"role": "assistant", "content": "It is."}]}
+
+
+def test_evaluate_prints_stores_and_writes_a_page(trained: Project, retune: Retune, tmp_path: Path) -> None:
+    said = retune("evaluate", "tiny-1", "--limit", 2, "--html", tmp_path / "card.html")
+    assert "knows who it is" in said and "at least 90 %" in said
+    assert "tiny-1 step 4" in (tmp_path / "card.html").read_text(encoding="utf-8")
+    stored = json.loads(retune("evaluate", "tiny-1", "--limit", 2, "--json"))
+    assert stored["step"] == 4 and stored["scores"]["identity"]["tuned"]["total"] == 2
+
+
+def test_evaluate_of_what_is_not_there(trained: Project, retune: Retune) -> None:
+    assert "no run 'nope'" in retune("evaluate", "nope", code=1)
+    assert "There are: 4" in retune("evaluate", "tiny-1", "--step", 3, code=1)
+
+
+def test_chat_asks_base_and_adapter(trained: Project, retune: Retune) -> None:
+    words = ("chat", "--adapter", "tiny-1:4", "--prompt", "Who are you?", "--max-tokens", 3)
+    said = retune(*words)
+    assert "tiny-1-step_4  weights " in said
+    assert said.count("weights") == 2
+    assert not [job for _folder, job in jobs.live_jobs() if job.kind == "serve" and not job.stop_request]
+
+
+def test_chat_holds_a_conversation_until_an_empty_line(trained: Project, retune: Retune) -> None:
+    said = retune("chat", "--max-tokens", 2, answer="Who are you?\nAnd you?\n\n")
+    assert said.count("weights") == 2
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ("nope", "no run 'nope'"), ("tiny-1:9", "no checkpoint at step 9"), ("tiny-1:x", "RUN:STEP"),
+        ("./nowhere", "no adapter folder"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_is_not_there(adapter: str, said: str, trained: Project, retune: Retune) -> None:
+    assert said in retune("chat", "--adapter", adapter, "--prompt", "hi", code=1)
+    assert said in retune("serve", "--adapter", adapter, code=1)
+
+
+def test_serve_answers_until_ctrl_c(trained: Project) -> None:
+    command = [sys.executable, "-m", "studio.cli.app", "serve", "--adapter", "tiny-1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        url, token_file = _address(process)
+        token = json.loads(token_file.read_text(encoding="utf-8"))["token"]
+        models = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()["data"]
+        assert models[-1]["id"] == "tiny-1-step_4"
+        assert httpx.get(f"{url}/models", timeout=30).status_code == 401
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert "Stopping" in said and process.returncode == 0
+
+
+def _address(process: subprocess.Popen[str]) -> tuple[str, Path]:
+    deadline = time.monotonic() + 240
+    lines: list[str] = []
+    for line in process.stdout or ():
+        lines.append(line)
+        if line.startswith("The token is in "):
+            served = next(one for one in lines if one.startswith("Serving "))
+            return served.split(" at ")[1].strip(), Path(line.removeprefix("The token is in ").split(". Ctrl-C")[0])
+        assert time.monotonic() < deadline
+    raise AssertionError("".join(lines))
+
+
+def test_demo_goes_the_whole_way(retune: Retune, tiny_model: Path, tmp_path: Path) -> None:
+    """All but the distillation: a model with random weights has no answers that could be learned."""
+    demo = create_project("demo", base=str(tiny_model))
+    file = tmp_path / "general.jsonl"
+    file.write_text(json.dumps(GENERAL) + "\n", encoding="utf-8")
+    retune("data", "import", file, "--dataset", "general")
+    said = retune("demo", "--name", "Mira", "--maker", "Noor", "--limit", 2, *settings(tiny_model))
+    for word in ("knows who it is", "Adapter (", "Merged model:", "Report:", "minutes"):
+        assert word in said
+    assert list(demo.folder.glob("reports/*.html")) and list(demo.folder.glob("merged/*/model.safetensors"))
+    assert "Mira" in (demo.folder / "data" / "identity.jsonl").read_text(encoding="utf-8")
+
+
+def test_demo_that_cannot_start_makes_nothing(retune: Retune, tmp_path: Path) -> None:
+    assert "not a complete model" in retune("demo", "--set", f"model.base={tmp_path}", code=1)
+    assert "1 problem" in retune("demo", "--set", "lora.rank=0", code=1)
+    assert "No projects yet" in retune("project", "list")
