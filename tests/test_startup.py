@@ -33,7 +33,7 @@ def test_all_pages_are_there() -> None:
 @pytest.mark.parametrize("has_project", [False, True], ids=["no project", "a project"])
 @pytest.mark.parametrize("script", PAGES)
 def test_page_starts_without_torch(
-    page: str, has_project: bool, request: pytest.FixtureRequest, own_home: Path
+    script: str, has_project: bool, request: pytest.FixtureRequest, own_home: Path
 ) -> None:
     if has_project:
         assert isinstance(request.getfixturevalue("project"), Project)
