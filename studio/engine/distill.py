@@ -18,6 +18,7 @@ from studio.engine.models.load import load_base
 from studio.errors import DataError
 from studio.models import require
 from studio.paths import atomic_write_text, inside
+from studio.scores import words_of
 from studio.store import datasets, open_db
 
 MAX_NEW_TOKENS = 64
@@ -52,13 +53,15 @@ def run(job: JobContext) -> dict[str, Any]:
             "Choose other languages, raise max_new_tokens, or import general conversations of your own.",
         )
     _write(job.folder, name, rows, probes)
-    origin = {"base": base, "languages": list(args.get("languages") or ["en"]), "max_new_tokens": max_new_tokens}
+    shares = usable_shares(train, answers[: len(train)])
+    origin = {"base": base, "languages": list(shares), "max_new_tokens": max_new_tokens, "usable_shares": shares}
     dataset = datasets.Dataset(
         name, "general", f"data/{name}.jsonl", fingerprint(rows), len(rows), len(probes), origin | {"job_id": job.id}
     )
     with open_db(job.folder) as db:
         datasets.put(db, dataset)
-    return {"dataset": name, "num_rows": len(rows), "num_probes": len(probes), "num_left_out": len(train) - len(rows)}
+    result = {"dataset": name, "num_rows": len(rows), "num_probes": len(probes), "num_left_out": len(train) - len(rows)}
+    return result | {"usable_shares": shares}
 
 
 def spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
@@ -72,38 +75,49 @@ def training_rows(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[
     """One row for each answer that is worth training on; see `usable_text`."""
     rows = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        if text := usable_text(answer):
+        if text := usable_text(answer, prompt.text):
             meta = {"source": "general", "category": prompt.category, "language": prompt.language}
             rows.append(Conversation((Message("user", prompt.text), Message("assistant", text)), meta))
     return rows
 
 
 def general_probes(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Held-out questions with the base's own answer; `reference_finished` is False when it was cut."""
+    """Held-out questions with the base's own answer, "" when it loops; `reference_finished`: it was not cut."""
     return [
         {
             "messages": [{"role": "user", "content": prompt.text}],
             "kind": "general",
             "intent": prompt.category,
             "language": prompt.language,
-            "reference": answer.text,
+            "reference": "" if loops(answer.text) else answer.text,
             "reference_finished": answer.finished,
         }
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 
-def usable_text(answer: Answer) -> str:
-    """The answer, cut back to its last whole sentence when the limit cut it; "" when nothing good remains."""
+def usable_text(answer: Answer, prompt: str) -> str:
+    """The answer, cut back to its last whole sentence when the limit cut it; "" when nothing good remains.
+
+    Small models loop or repeat the question in languages that they hardly know.
+    """
     text = answer.text if answer.finished else _whole_sentences(answer.text)
-    return "" if loops(text) else text
+    return "" if loops(answer.text) or words_of(text) == words_of(prompt) else text
 
 
 def loops(text: str) -> bool:
-    """Whether the text says the same again and again, as small models do in languages they hardly know."""
-    width = 8
+    """Whether the text says the same again and again."""
+    width = 6
     pieces = [text[start : start + width] for start in range(len(text) - width + 1)]
-    return len(pieces) > 60 and len(set(pieces)) < 0.5 * len(pieces)
+    return len(pieces) > 24 and len(set(pieces)) < 0.5 * len(pieces)
+
+
+def usable_shares(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[str, float]:
+    """Language -> share of answers that can be trained on: low where the model does not speak the language."""
+    usable: dict[str, list[bool]] = {}
+    for prompt, answer in zip(prompts, answers, strict=True):
+        usable.setdefault(prompt.language, []).append(bool(usable_text(answer, prompt.text)))
+    return {language: round(sum(marks) / len(marks), 3) for language, marks in usable.items()}
 
 
 def _whole_sentences(text: str) -> str:

@@ -106,14 +106,14 @@ class Examiner:
         self._cut_references: list[bool] = []
 
     def base(self) -> Measured:
-        """The base's answers; where a probe brings no reference, its answer is the reference."""
+        """The base's answers; each is the reference where a probe brings none. Nothing is measured on an empty one."""
         loaded = self._require_loaded()
         self._job.phase("asking the base model", len(self._questions), "prompts")
         found = ask_base(loaded, self._model, self._questions, MAX_NEW_TOKENS, self._job.progress, self._job.check_stop)
         for probe, answer in zip(self._probes, found, strict=True):
             general = probe["kind"] == "general"
-            own = not probe.get("reference")
-            self._references.append(str(probe.get("reference") or answer.text) if general else "")
+            own = probe.get("reference") is None
+            self._references.append((answer.text if own else str(probe["reference"])) if general else "")
             self._cut_references.append(not (answer.finished if own else probe.get("reference_finished", True)))
         return Measured([answer.text for answer in found], self._losses(loaded, self._model, None))
 

@@ -13,7 +13,7 @@ from studio.data.tokens import fingerprint
 from studio.engine import answers
 from studio.engine.answers import Answer, AnswerMemory, ask_base
 from studio.engine.devices import pick_device, pick_dtype
-from studio.engine.distill import loops, spread, training_rows, usable_text
+from studio.engine.distill import general_probes, loops, spread, training_rows, usable_shares, usable_text
 from studio.engine.job import StopRequested
 from studio.engine.models.load import LoadedModel
 from studio.projects import Project
@@ -36,7 +36,20 @@ QUESTIONS = [[{"role": "user", "content": f"Tell me about the {name} house."}] f
     ],
 )
 def test_usable_text(answer: Answer, text: str) -> None:
-    assert usable_text(answer) == text
+    assert usable_text(answer, "What is the capital of France?") == text
+
+
+def test_a_repeated_question_is_no_answer() -> None:
+    assert usable_text(Answer("谁发明了电话？－－－", False), "谁发明了电话？") == ""
+    assert usable_shares(
+        [Prompt("a?", "en", "near"), Prompt("b?", "en", "far")], [Answer("A!", True), Answer("No.", True)]
+    ) == {"en": 0.5}
+
+
+def test_probes_without_a_sound_answer_measure_nothing() -> None:
+    prompts = [Prompt("a?", "en", "near"), Prompt("b?", "en", "far")]
+    found = general_probes(prompts, [Answer("美丽" * 40, False), Answer("Yes and", False)])
+    assert [(probe["reference"], probe["reference_finished"]) for probe in found] == [("", False), ("Yes and", False)]
 
 
 def test_prose_does_not_loop() -> None:
