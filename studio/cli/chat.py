@@ -29,6 +29,7 @@ def serve(
     adapter: Adapters = None,
     base: BaseOption = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    idle_minutes: Annotated[int, typer.Option(min=0, help="Stop after this long without a request; 0 never.")] = 0,
     project: ProjectOption = "",
 ) -> None:
     """Serve base and adapters on 127.0.0.1, in OpenAI's protocol, until Ctrl-C.
@@ -36,7 +37,7 @@ def serve(
     Example: retune serve --adapter starter_lora-1 --port 8000
     """
     workspace = chosen(project)
-    job, connection = _started(workspace, base, adapter or [], port)
+    job, connection = _started(workspace, base, adapter or [], port, 60 * idle_minutes)
     show.say(f"Serving {', '.join(chat_client.list_models(connection))} at {connection.url}/v1")
     show.say(f"The token is in {workspace.path('jobs', job.id, 'connection.json')}. Ctrl-C stops the server.")
     follow(workspace.folder, job)
@@ -56,7 +57,7 @@ def chat(
     Example: retune chat --adapter starter_lora-1 --prompt "Who are you?"
     """
     workspace = chosen(project)
-    job, connection = _started(workspace, base, adapter or [], 0)
+    job, connection = _started(workspace, base, adapter or [])
     try:
         _converse(connection, prompt, chat_client.Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
     except (EOFError, KeyboardInterrupt):
@@ -90,9 +91,11 @@ def _ask(connection: Connection, histories: dict[str, list[dict[str, str]]], que
             show.say(f"  {event.error or answer}")
 
 
-def _started(project: Project, base: str, adapters: list[str], port: int) -> tuple[Job, Connection]:
+def _started(
+    project: Project, base: str, adapters: list[str], port: int = 0, idle_seconds: int = 1800
+) -> tuple[Job, Connection]:
     found = [_adapter(project, text) for text in adapters]
-    job = runs.start_server(project, base_model(base) or project.base, found, port)
+    job = runs.start_server(project, base_model(base) or project.base, found, port, idle_seconds)
     try:
         return job, chat_client.wait_until_ready(project.folder, job)
     except BaseException:

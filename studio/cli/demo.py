@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio import models
 from studio.cli import show
 from studio.cli.config import with_settings
 from studio.cli.data import summary
 from studio.cli.evaluate import score, scorecard, write_report
 from studio.cli.follow import follow
-from studio.cli.lazy import catalog, configs, datasets, identity, jobs, projects, runs
+from studio.cli.lazy import catalog, configs, datasets, identity, projects, runs
+from studio.cli.models import fetch_if_missing
 from studio.cli.options import SetOption
 from studio.errors import JobError, ProjectError
-from studio.paths import human_bytes, system_folder
+from studio.paths import human_bytes
 
 if TYPE_CHECKING:
     from studio.config.schema import RunConfig
@@ -45,7 +45,7 @@ def demo(
     """
     began = time.monotonic()
     config = _config(seed, tutorial, set)
-    _fetch(config.model.base)
+    fetch_if_missing(config.model.base)
     workspace = _workspace(project, config.model.base)
     _data(workspace, config, identity.Identity(name, maker), seed, tutorial, limit)
     configs.save_config(runs.config_path(workspace, config.name), config)
@@ -65,15 +65,6 @@ def _config(seed: int, tutorial: bool, settings: list[str] | None) -> RunConfig:
     if tutorial:
         chosen += ["data.sources={tutorial: 1}", "name=tutorial"]
     return with_settings(catalog.preset(PRESET), [*chosen, *(settings or [])])
-
-
-def _fetch(base: str) -> None:
-    model = models.resolve(base)
-    if not model.present and model.kind == "folder":
-        models.require(base)  # says what the folder lacks: there is nothing to download
-    if not model.present:
-        job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
-        follow(system_folder(), job)
 
 
 def _workspace(name: str, base: str) -> Project:

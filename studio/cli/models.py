@@ -26,12 +26,7 @@ def fetch(
     Example: retune models fetch starter
     """
     base = base_model(base)
-    model = models.resolve(base)
-    if not model.present and model.kind == "folder":
-        models.require(base)  # says what the folder lacks: there is nothing to download
-    if not model.present:
-        job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
-        follow(system_folder(), job)
+    fetch_if_missing(base)
     show.say(f"{base} is ready in {models.require(base)}")
 
 
@@ -47,3 +42,14 @@ def list_(json: JsonOption = False) -> None:
     if not found:
         return show.say("No models yet. Fetch the starter: retune models fetch starter")
     return show.table(["model", "size", "folder"], [(m.name, human_bytes(m.size_bytes), m.folder) for m in found])
+
+
+def fetch_if_missing(base: str) -> None:
+    """Download a base model that is not here. Raises ModelError for a folder that is incomplete."""
+    model = models.resolve(base)
+    if model.present:
+        return
+    if model.kind == "folder":
+        models.require(base)  # says what it lacks: there is nothing to download
+    job = jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
+    follow(system_folder(), job)
