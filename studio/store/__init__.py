@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
-from sqlite_utils import Database
 
 from studio.errors import StoreError
+from studio.store.light import Database
 from studio.store.migrations import migrations
 
 DATABASE_NAME = "studio.db"

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from studio import datasets, models
@@ -118,6 +117,8 @@ def _table(project: Project, dataset: Dataset, rows: list[Conversation], numbers
     if not numbers:
         return
     key = f"data.browse.table.{dataset.name}.{dataset.fingerprint[:12]}.{numbers[0]}.{numbers[-1]}.{len(numbers)}"
+    import pandas as pd  # half a second: only for who looks at a table
+
     frame = pd.DataFrame([_cells(number, rows[number - 1]) for number in numbers])
     st.data_editor(
         frame, key=key, hide_index=True, num_rows="delete", height="content", row_height=32,
