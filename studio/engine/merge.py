@@ -2,7 +2,7 @@
 
 import gc
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from studio.engine.card import model_card, shown_base
 from studio.engine.devices import pick_device, set_threads
-from studio.engine.equality import Agreement, Reference, compare, make_reference
+from studio.engine.equality import Agreement, compare, make_reference
 from studio.engine.job import JobContext
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.weights import (
@@ -53,8 +53,8 @@ def run(job: JobContext) -> dict[str, Any]:
     """Args: base, adapter, out; max_shard_size, device, run_id, step.
 
     Each layer is folded in float32 and rounded once to the base's own number format. The model is then read back from
-    the disk and held against base + adapter: logits and greedy answers. Where they differ the result and
-    retune_weights.json say `"verified": false`, with the figures.
+    the disk and held against base + adapter: logits and greedy answers. Where they differ by more than the rounding of
+    the weights explains, the result and retune_weights.json say `"verified": false`, with the figures.
     Raises CheckpointError for a damaged adapter or one of another base, before anything is written.
     """
     args = job.args
@@ -128,14 +128,16 @@ def merge(
         job.phase("answering with base + adapter")
         reference = make_reference(loaded, pair)
         job.check_stop()
-        merged = fold(job, pair, stored)
+        loaded.model = fold(job, pair)
+        folding = compare(loaded, reference, dtype).relative_error if dtype == torch.float32 else None
         job.phase("writing the model")
-        merged.save_pretrained(folder, max_shard_size=max_shard_bytes)
+        loaded.model.to(stored).save_pretrained(folder, max_shard_size=max_shard_bytes)
         copy_tokenizer(base.folder, folder)
-        del loaded.model, pair, merged
+        del loaded.model, pair
         gc.collect()
         job.phase("comparing what was written with base + adapter")
-        agreement = verify(folder, reference, stored, dtype, device)
+        written = compare(load_base(folder, dtype=dtype, device=device), reference, stored)
+        agreement = replace(written, folding_error=folding)
         return _seal(folder, base, adapter, agreement)
 
 
@@ -165,22 +167,22 @@ def _does_not_fit(adapter: Adapter, reason: str) -> CheckpointError:
     )
 
 
-def fold(job: JobContext, pair: nn.Module, stored: torch.dtype) -> nn.Module:
-    """Add each layer's update to its weight, in float32, and return the plain model in `stored` format."""
+def fold(job: JobContext, pair: nn.Module) -> nn.Module:
+    """Add each layer's update to its weight, in float32, and return the plain model, each weight in its own format."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [(name, module) for name, module in pair.named_modules() if isinstance(module, BaseTunerLayer)]
     job.phase("folding the adapter into the base", total=len(layers), unit="layers")
     for number, (name, layer) in enumerate(layers, 1):
         weight = layer.get_base_layer().weight
-        weight.data = weight.data.float()
+        dtype = weight.dtype
         layer.float()
         layer.merge()
         if not torch.isfinite(weight.data).all():
             raise CheckpointError(f"Folding makes {name} infinite or NaN.", "Use an earlier checkpoint.")
-        weight.data = weight.data.to(stored)
+        layer.to(dtype)
         job.progress(number)
-    return pair.unload().to(stored)
+    return pair.unload()
 
 
 def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
@@ -189,13 +191,6 @@ def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
     needed = sum(path.stat().st_size for path in folder.glob("*.safetensors")) * 4 / own.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return torch.float32 if needed < free * FLOAT32_SHARE else own
-
-
-def verify(
-    folder: Path, reference: Reference, stored: torch.dtype, dtype: torch.dtype, device: torch.device
-) -> Agreement:
-    """Load the written model as anybody would, and compare it with the reference."""
-    return compare(load_base(folder, dtype=dtype, device=device), reference, stored)
 
 
 def _seal(folder: Path, base: Base, adapter: Adapter, agreement: Agreement) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def test_merged_equals_base_and_adapter_in_plain_transformers(
     error = ((found - expected).square().mean() / expected.square().mean()).sqrt()
     assert error < TOLERANCE[dtype]
     assert result["verified"] and result["agreement"]["relative_error"] < TOLERANCE[dtype]
+    assert result["agreement"]["folding_error"] < TOLERANCE[torch.float32], "before rounding they are the same"
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {dtype}
 
 
