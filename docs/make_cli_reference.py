@@ -85,8 +85,8 @@ def _text(help: str) -> Iterator[str]:
 
 
 def _argument(argument: Any) -> str:
-    default = "" if argument.required else _default(argument.default)
-    return f"| `{argument.name.upper()}` | {_cell(argument.help)} | {default or ('required' if argument.required else '')} |"
+    default = "required" if argument.required else _default(argument.default)
+    return f"| `{argument.name.upper()}` | {_cell(argument.help)} | {default} |"
 
 
 def _option(option: Any) -> str:
