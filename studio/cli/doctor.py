@@ -88,7 +88,7 @@ def _engine() -> list[Finding]:
     formats = "bfloat16 and float32" if device["bfloat16"] else "float32"
     memory = f", {human_bytes(device['memory_bytes'])}" if "memory_bytes" in device else f", {os.cpu_count()} cores"
     findings = [Finding("device", True, f"{device['kind']} {device['name']}{memory}, {formats}")]
-    return findings + [Finding(name, item["works"], item["says"]) for name, item in report.items()]
+    return findings + [Finding(f"{name} here", item["works"], item["says"]) for name, item in report.items()]
 
 
 def _disk() -> Finding:

@@ -43,6 +43,8 @@ def _cpu_flags() -> str:
 def _try(check: Any) -> dict[str, Any]:
     try:
         return {"works": True, "says": check()}
+    except RuntimeError as error:  # said by the check itself
+        return {"works": False, "says": str(error)[:200]}
     except Exception as error:  # a broken optional library must be reported, whatever it raises
         return {"works": False, "says": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
 
