@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NUM_STEPS = 24
 RUN = "starter_lora-1"
 JOB_MS = 480_000
+# In bfloat16 a near tie may fall the other way; then the page says so.
+AGREES = re.compile("The merged model (answers as base and adapter do|equals base and adapter within rounding)")
 
 
 @pytest.mark.timeout(1800)
@@ -135,9 +137,10 @@ def convert_and_merge(page: Page, project: Project) -> None:
     expect(page.get_by_role("button", name="Convert again")).to_be_enabled(timeout=JOB_MS)
     assert runs.is_converted(project, RUN, NUM_STEPS)
     page.get_by_role("button", name="Merge", exact=True).click()
-    expect(page.get_by_text("The merged model answers as base and adapter do.")).to_be_visible(timeout=JOB_MS)
+    expect(page.get_by_text(AGREES)).to_be_visible(timeout=JOB_MS)
     with open_db(project.folder) as db:
-        assert [output.run_id for output in checkpoints.outputs(db, "merged")] == [RUN]
+        [merged] = checkpoints.outputs(db, "merged")
+    assert (merged.run_id, merged.detail["verified"]) == (RUN, True)
 
 
 def compare(page: Page) -> None:
