@@ -1,22 +1,22 @@
 """The model server's HTTP side: OpenAI's `/v1/models` and `/v1/chat/completions`, and the studio's own `/studio/…`."""
 
 import asyncio
-import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, Field, field_validator, model_validator
 from starlette.exceptions import HTTPException
 
+from studio.engine.api_bodies import AdapterBody, ChatBody, ColumnBody, CompareBody, SamplingBody
 from studio.engine.chat import prompt_ids
+from studio.engine.gate import error_answer, error_body
 from studio.engine.generate import Sampling
 from studio.engine.scheduler import Ask, Piece, Scheduler
 from studio.engine.served import ModelPool, Weights
@@ -24,9 +24,6 @@ from studio.errors import StudioError
 from studio.paths import inside
 
 DEFAULT_MAX_TOKENS = 512
-LONGEST_ANSWER = 4096
-MAX_BODY_BYTES = 2_000_000
-MAX_COLUMNS = 8
 LOOK_SECONDS = 0.5  # how often to look whether the client is still there
 
 
@@ -36,89 +33,6 @@ class ApiError(Exception):
     def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-
-
-class ChatMessage(BaseModel):
-    """One turn; content is text, or text parts that are joined."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str = Field(max_length=1_000_000)
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        if all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-            return "\n".join(str(part.get("text", "")) for part in value)
-        raise ValueError("only text parts can be read here, no images or audio")
-
-    def plain(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-
-
-class SamplingBody(BaseModel):
-    """OpenAI's names for how to answer."""
-
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
-    max_completion_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
-    seed: int | None = None
-    stop: str | list[str] | None = Field(None, max_length=64)
-
-    @property
-    def limit(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
-
-
-class ColumnBody(BaseModel):
-    """A model and the chat that it continues; the last message is the user's."""
-
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-
-    @model_validator(mode="after")
-    def _ends_with_a_question(self) -> "ColumnBody":
-        if self.messages[-1].role == "assistant":
-            raise ValueError("the last message must be the user's: an answer is not continued")
-        return self
-
-
-class ChatBody(SamplingBody, ColumnBody):
-    """Body of `/v1/chat/completions`. Settings of OpenAI that mean nothing here are ignored."""
-
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-    n: Literal[1] = 1
-
-
-class CompareBody(BaseModel):
-    """Body of `/studio/compare`: columns, or the same messages for each of `models`."""
-
-    columns: list[ColumnBody] = Field(default_factory=list, max_length=MAX_COLUMNS)
-    models: list[str] = Field(default_factory=list, max_length=MAX_COLUMNS)
-    messages: list[ChatMessage] = Field(default_factory=list)
-    sampling: SamplingBody = Field(default_factory=SamplingBody)
-
-    @model_validator(mode="after")
-    def _fill_columns(self) -> "CompareBody":
-        if not self.columns:
-            self.columns = [ColumnBody(model=model, messages=self.messages) for model in self.models]
-        if not self.columns:
-            raise ValueError("give columns, or models and messages")
-        return self
-
-
-class AdapterBody(BaseModel):
-    """Body of `/studio/adapters`; the path must lie in the project."""
-
-    name: str
-    path: str
 
 
 class Answering:
@@ -241,7 +155,7 @@ class Api:
         yield chunk({"role": "assistant", "content": ""})
         async for piece in answering.pieces(request):
             if piece.error:
-                yield _error_body(piece.error, "generation_failed")
+                yield error_body(piece.error, "generation_failed")
             elif piece.finish_reason:
                 yield chunk({}, piece.finish_reason)
                 if with_usage:
@@ -272,42 +186,6 @@ class Api:
                 column.ask.cancel()
 
 
-class Gate:
-    """Lets in who names this server as the host and knows the token; notes when somebody last asked."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], token: str, hosts: set[str]) -> None:
-        self._app, self._token, self._hosts = app, token.encode(), hosts
-        self._num_active = 0
-        self._last_asked = time.monotonic()
-
-    @property
-    def idle_seconds(self) -> float:
-        return 0.0 if self._num_active else time.monotonic() - self._last_asked
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if refusal := self._refusal({key.lower(): value for key, value in scope["headers"]}):
-            return await refusal(scope, receive, send)
-        self._num_active += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._num_active -= 1
-            self._last_asked = time.monotonic()
-        return None
-
-    def _refusal(self, headers: dict[bytes, bytes]) -> Response | None:
-        if headers.get(b"host", b"").decode("latin-1").lower() not in self._hosts:
-            return _error(421, "This server answers to its own address alone.", "wrong_host")
-        if not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self._token):
-            return _error(401, "The token is missing or wrong; it is in the job's connection.json.", "invalid_api_key")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return _error(413, f"The request is larger than {MAX_BODY_BYTES} bytes.", "request_too_large")
-        return None
-
-
 def make_app(scheduler: Scheduler, project_folder: Path) -> FastAPI:
     """Routes and the forms of errors."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -324,30 +202,24 @@ def make_app(scheduler: Scheduler, project_folder: Path) -> FastAPI:
 
 
 async def _on_api_error(_: Request, error: ApiError) -> Response:
-    return _error(error.status, error.message, error.code, error.param)
+    return error_answer(error.status, error.message, error.code, error.param)
 
 
 async def _on_studio_error(_: Request, error: StudioError) -> Response:
-    return _error(400, str(error), "invalid_request")
+    return error_answer(400, str(error), "invalid_request")
 
 
 async def _on_invalid(_: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")
     message = f"{place or 'The body'}: {first['msg'].removeprefix('Value error, ')}."
-    return _error(422, message, "invalid_request", place or None)
+    return error_answer(422, message, "invalid_request", place or None)
 
 
 async def _on_http_error(_: Request, error: HTTPException) -> Response:
-    return _error(error.status_code, f"{error.detail}.", "not_found" if error.status_code == 404 else "invalid_request")
-
-
-def _error(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
-    return JSONResponse(_error_body(message, code, param), status)
-
-
-def _error_body(message: str, code: str, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+    return error_answer(
+        error.status_code, f"{error.detail}.", "not_found" if error.status_code == 404 else "invalid_request"
+    )
 
 
 def _usage(answering: Answering, last: Piece) -> dict[str, int]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -167,13 +168,18 @@ def quiet(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, _ in modes:
-        if any(kind.__name__ == "Linear4bit" for kind in type(module).__mro__):
+        if _is_four_bit(type(module)):
             module.training = True
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@cache
+def _is_four_bit(kind: type) -> bool:
+    return any(parent.__name__ == "Linear4bit" for parent in kind.__mro__)
 
 
 def adapters_of_rows(model: nn.Module, names: list[str] | None) -> AbstractContextManager[Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from studio.engine.api import Gate, make_app
+from studio.engine.api import make_app
 from studio.engine.devices import pick_device, pick_dtype, set_threads
+from studio.engine.gate import Gate
 from studio.engine.job import JobContext
 from studio.engine.scheduler import Scheduler
 from studio.engine.served import ModelPool
