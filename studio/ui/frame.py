@@ -157,7 +157,10 @@ def _status_of(slug: str, job: Job) -> None:
     about = job.run_id or job.args.get("base") or job.args.get("dataset") or ""
     where = "" if slug.startswith(".") else f"{slug} · "
     st.markdown(f"**{kind_word(job.kind)}**  \n:small[{plain(where + str(about))}]")
-    st.progress(min(1.0, job.current / job.total) if job.total else 0.0, text=progress_text(job))
+    if job.total:
+        st.progress(min(1.0, job.current / job.total), text=progress_text(job))
+    else:
+        st.caption(progress_text(job))  # waiting, loading, or a server that is ready: there is no way to go
 
 
 def _warn_if_open() -> None:
