@@ -21,6 +21,7 @@ from studio.engine.prefix_tree import make_tree_batches
 from studio.errors import ConfigError, Problem, StudioError
 
 HEAD_ROWS = 1024  # positions that go through the output head at once; bounds the memory of the logits
+TREE_NODES = 512  # in one row, unless an example is longer: attention between examples that share nothing is waste
 
 
 class NotFiniteError(StudioError):
@@ -64,7 +65,7 @@ class Trainer:
         self.optimizer = make_optimizer(self._parameters, config.train, self._device)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=dtype == torch.float16)
         if config.train.gradient_checkpointing:  # the non-reentrant kind needs no gradient at the inputs
-            self._core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._core.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
         self.traits = self._find_traits()
         self.packing = self._choose_packing()
@@ -131,7 +132,8 @@ class Trainer:
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         size, data = self._config.train.micro_batch_size, self._config.data
         if self.packing == "tree":
-            return make_tree_batches(examples, data.max_length, size, self._pad_id)
+            longest = max(len(example.input_ids) for example in examples)
+            return make_tree_batches(examples, max(longest, min(TREE_NODES, data.max_length)), size, self._pad_id)
         return make_batches(examples, self.packing, data.max_length, size, self._pad_id)
 
     def _hidden(self, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from studio.data.tokens import IGNORE_INDEX, Example
 from studio.engine.batches import Batch
@@ -16,7 +17,10 @@ from studio.engine.batches import Batch
 
 @dataclass
 class PrefixTree:
-    """Nodes in the order they were added; `weights` counts the examples that train a token after a node."""
+    """Examples are added in alphabetical order of their ids, so the descendants of a node follow it without a gap.
+
+    `weights` counts the examples that train a token after a node.
+    """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
@@ -33,6 +37,19 @@ class PrefixTree:
                 self._train(node, token)
             node = self._child(node, token, depth)
         self._train(node, example.labels[len(needed_ids(example))])
+
+    def ends(self) -> list[int]:
+        """For each node, the first one after it that is not its descendant."""
+        ends = list(range(1, len(self.tokens) + 1))
+        for node in range(len(self.tokens) - 1, 0, -1):
+            if self.parents[node] >= 0:
+                ends[self.parents[node]] = max(ends[self.parents[node]], ends[node])
+        return ends
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node branches: a single example, or one that repeats."""
+        return self.parents == list(range(-1, len(self.tokens) - 1))
 
     def _train(self, node: int, token: int) -> None:
         self.weights[node, token] = self.weights.get((node, token), 0) + 1
@@ -87,18 +104,15 @@ def make_tree_batches(examples: Sequence[Example], capacity: int, micro_batch_si
 
 
 def collate_trees(trees: Sequence[PrefixTree], pad_id: int) -> Batch:
-    """Trees as the rows of a batch, padded on the right; the mask is (rows, 1, width, width), true where seen."""
+    """Trees as the rows of a batch, padded on the right; a mask only where a tree branches."""
     width = max(len(tree.tokens) for tree in trees)
     ids = torch.full((len(trees), width), pad_id)
     positions = torch.zeros(len(trees), width, dtype=torch.long)
-    mask = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1, 1)
     places, targets, weights = [], [], []
     for row, tree in enumerate(trees):
         ids[row, : len(tree.tokens)] = torch.tensor(tree.tokens)
         positions[row, : len(tree.tokens)] = torch.tensor(tree.depths)
-        for node, parent in enumerate(tree.parents):
-            if parent >= 0:
-                mask[row, 0, node] |= mask[row, 0, parent]
+        positions[row, len(tree.tokens) :] = torch.arange(len(tree.tokens), width)
         places += [row * width + node for node, _ in tree.weights]
         targets += [token for _, token in tree.weights]
         weights += tree.weights.values()
@@ -109,8 +123,16 @@ def collate_trees(trees: Sequence[PrefixTree], pad_id: int) -> Batch:
         torch.tensor(targets),
         torch.tensor(weights, dtype=torch.float32),
         sum(tree.num_tokens for tree in trees),
-        mask,
+        None if all(tree.is_chain for tree in trees) else _mask(trees, width),
     )
+
+
+def _mask(trees: Sequence[PrefixTree], width: int) -> Tensor:
+    """(rows, 1, width, width), true where a node (third axis) sees itself or an ancestor (fourth axis)."""
+    ends = torch.tensor([tree.ends() + list(range(len(tree.tokens) + 1, width + 1)) for tree in trees])
+    nodes = torch.arange(width)
+    causal = nodes[:, None] >= nodes[None, :]
+    return (causal & (nodes[None, :, None] < ends[:, None, :])).unsqueeze(1)
 
 
 def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -119,11 +119,12 @@ def test_trees_ask_for_every_trained_token_as_often_as_it_is_trained(
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     batches = make_tree_batches(rows, capacity, micro_batch_size, pad_id=0)
     for batch in batches:
-        assert batch.mask is not None and batch.input_ids.shape[1] <= capacity
         width = batch.input_ids.shape[1]
+        assert width <= capacity
+        mask = batch.mask if batch.mask is not None else torch.ones(len(batch.input_ids), 1, width, width).tril()
         for place, target, weight in zip(batch.places, batch.targets, batch.weights, strict=True):
             row, column = divmod(int(place), width)
-            seen = batch.mask[row, 0, column].nonzero().flatten()
+            seen = mask[row, 0, column].nonzero().flatten()
             assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
             found[tuple(batch.input_ids[row, seen].tolist()), int(target)] += int(weight)
     assert found == pairs_of(rows)
@@ -154,14 +155,29 @@ def test_what_follows_the_last_trained_token_is_not_computed() -> None:
     assert needed_ids(Example([1, 2, 3, 4, 5], [IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX])) == [1, 2]
 
 
-def test_padding_sees_itself_only_and_is_never_asked() -> None:
+def test_rows_of_different_size_are_padded_on_the_right() -> None:
     small, large = PrefixTree(), PrefixTree()
     small.add(make_example([1, 2], 1))
     large.add(make_example([1, 2, 3, 4], 1))
+    large.add(make_example([1, 5, 6], 1))
     batch = collate_trees([large, small], pad_id=9)
-    assert batch.input_ids.tolist() == [[1, 2, 3], [1, 9, 9]]
-    assert batch.mask is not None and torch.equal(batch.mask[1, 0], torch.eye(3, dtype=torch.bool))
-    assert batch.places.tolist() == [0, 1, 2, 3]
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5], [1, 9, 9, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 1], [0, 1, 2, 3]]
+    assert batch.mask is not None and batch.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+        [1, 0, 0, 1],
+    ]
+    assert batch.mask[1, 0].any(dim=1).all()  # a position that sees nothing would be NaN
+    assert batch.places.tolist() == [0, 1, 2, 0, 3, 4]
+
+
+def test_examples_that_share_nothing_need_no_mask() -> None:
+    """Then attention takes its fast path, and long examples cost no more than without trees."""
+    (batch,) = make_tree_batches([make_example([n] * 8, 1) for n in (1, 2)], 8, 4, pad_id=0)
+    assert batch.mask is None and batch.input_ids.shape == (2, 7)
+    assert batch.position_ids.tolist() == [list(range(7))] * 2
 
 
 def test_positions_restart_with_every_packed_example() -> None:

@@ -1,6 +1,7 @@
 """A base model from its folder: weights in the wanted number format, tokenizer, chat template, end-of-text ids."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,6 +93,8 @@ def _load_weights(folder: Path, dtype: torch.dtype, attention: str, quantize: bo
     if quantize:
         arguments |= {"quantization_config": _nf4(dtype), "device_map": {"": device}}
     transformers_logging.disable_progress_bar()
+    # What libraries will do in future versions is nothing that a person training a model can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
         return model if quantize else model.to(device)
