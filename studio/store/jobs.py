@@ -100,7 +100,7 @@ def set_result(db: Database, job_id: str, result: dict[str, Any]) -> None:
 
 
 def request(db: Database, job_id: str, **flags: Any) -> None:
-    """Ask a job for something at its next step border: stop_request="save" or "discard", save_request, sample_request."""
+    """Ask a job for something at its next step border: stop_request (save or discard), save_request, sample_request."""
     db.table("jobs").update(job_id, flags)
 
 
