@@ -1,9 +1,10 @@
-"""Identity, leakage and retention of the demo beside tutorial mode, from several seeds, on the starter model.
+"""Identity, leakage and retention of the demo beside tutorial mode and other mixtures, on the starter model.
 
     python benchmarks/demo.py [--seeds 0 1 2] [--name Luna] [--maker Shane]
 
-Runs `retune demo` for each seed, with and without --tutorial, in one project of a temporary RETUNE_HOME, and writes
-benchmarks/results/demo.md and demo.json. The general answers are distilled once: they do not depend on the seed.
+Runs `retune demo` in one project for each seed, as it is and with --tutorial, and for the first seed with other
+shares of general rows; writes benchmarks/results/demo.md and demo.json after every run. Uses RETUNE_HOME when it is
+set (general answers found there are not asked again), else a temporary one.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ from studio.store import evaluations, open_db, runs
 
 RESULTS = Path(__file__).parent / "results"
 MODES = {"demo": [], "tutorial mode": ["--tutorial"]}
+MIXTURES = {
+    "no general rows": ["--set", "data.sources={identity: 1}"],
+    "a quarter general": ["--set", "data.sources={identity: 0.75, general: 0.25}"],
+    "three quarters general": ["--set", "data.sources={identity: 0.25, general: 0.75}"],
+}
 
 
 def main() -> None:
@@ -34,24 +39,28 @@ def main() -> None:
     parser.add_argument("--maker", default="Shane")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="retune-bench-") as home:
-        os.environ["RETUNE_HOME"] = home
-        rows = [_measure(mode, seed, options) for mode in MODES for seed in options.seeds]
-    RESULTS.mkdir(exist_ok=True)
-    atomic_write_json(RESULTS / "demo.json", {"machine": _machine(), "rows": rows})
-    atomic_write_text(RESULTS / "demo.md", _page(rows))
-    print(_page(rows))
+        os.environ.setdefault("RETUNE_HOME", home)
+        rows: list[dict[str, Any]] = []
+        for mode, extra, seed in _plan(options.seeds):
+            rows.append(_measure(mode, extra, seed, options))
+            RESULTS.mkdir(exist_ok=True)
+            atomic_write_json(RESULTS / "demo.json", {"machine": _machine(), "rows": rows})
+            atomic_write_text(RESULTS / "demo.md", _page(rows))
 
 
-def _measure(mode: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def _plan(seeds: list[int]) -> list[tuple[str, list[str], int]]:
+    every_seed = [(mode, extra, seed) for mode, extra in MODES.items() for seed in seeds]
+    return every_seed + [(mode, extra, seeds[0]) for mode, extra in MIXTURES.items()]
+
+
+def _measure(mode: str, extra: list[str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "studio.cli.app", "demo", "--project", "bench", "--seed", str(seed)]
-    command += ["--name", options.name, "--maker", options.maker, *MODES[mode]]
-    began = time.monotonic()
+    command += ["--name", options.name, "--maker", options.maker, *extra]
     subprocess.run(command, check=True)
-    seconds = time.monotonic() - began
     with open_db(open_project("bench").folder) as db:
         newest = evaluations.listed(db)[0]
         run = runs.get(db, newest.run_id)
-    return {"mode": mode, "seed": seed, "seconds": round(seconds), "steps": run.step, "scores": newest.scores}
+    return {"mode": mode, "seed": seed, "steps": run.step, "scores": newest.scores}
 
 
 def _page(rows: list[dict[str, Any]]) -> str:
@@ -66,8 +75,8 @@ def _page(rows: list[dict[str, Any]]) -> str:
         f"Machine: {_machine()}",
         "",
         "| mode | seed | steps | identity, base | identity, tuned | leakage, base | leakage, tuned "
-        "| perplexity, tuned against base | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| perplexity, tuned against base |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*head, *(_row(row) for row in rows), ""])
 
@@ -84,7 +93,6 @@ def _row(row: dict[str, Any]) -> str:
         _share(leakage.base),
         _share(leakage.tuned),
         _share(retention.tuned, sign="+"),
-        f"{row['seconds'] / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
