@@ -69,14 +69,12 @@ def ask(
     model: Any,
     questions: Sequence[Messages],
     max_new_tokens: int,
-    *,
-    adapter: str | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Greedy answers as (number of the question, answer), batch by batch; `adapter` names one loaded into `model`."""
+    """Greedy answers as (number of the question, answer), batch by batch."""
     ids = [prompt_ids(loaded, messages) for messages in questions]
     for batch in _batches(ids):
-        answers = _ask_batch(loaded, model, [ids[i] for i in batch], max_new_tokens, adapter, check_stop)
+        answers = _ask_batch(loaded, model, [ids[index] for index in batch], max_new_tokens, check_stop)
         yield from zip(batch, answers, strict=True)
 
 
@@ -87,14 +85,13 @@ def ask_base(
     max_new_tokens: int,
     on_progress: OnProgress = lambda _: None,
     check_stop: Callable[[], None] = lambda: None,
-    adapter: str | None = None,
 ) -> list[Answer]:
     """The base model's answers, in order; those it gave before are not asked for again."""
     with AnswerMemory.of(loaded, max_new_tokens) as memory:
         open_questions = [messages for messages in questions if memory.get(messages) is None]
         num_done = len(questions) - len(open_questions)
         on_progress(num_done)
-        answers = ask(loaded, model, open_questions, max_new_tokens, adapter=adapter, check_stop=check_stop)
+        answers = ask(loaded, model, open_questions, max_new_tokens, check_stop)
         for number, (index, answer) in enumerate(answers, start=1):
             memory.put(open_questions[index], answer)
             on_progress(num_done + number)
@@ -106,17 +103,10 @@ def _ask_batch(
     model: Any,
     ids: list[list[int]],
     max_new_tokens: int,
-    adapter: str | None,
     check_stop: Callable[[], None],
 ) -> list[Answer]:
-    decoding = Decoding(
-        model,
-        ids,
-        [Sampling(max_new_tokens)] * len(ids),
-        eos_ids=loaded.eos_ids,
-        pad_id=loaded.pad_id,
-        adapter_names=[adapter] * len(ids) if adapter else None,
-    )
+    samplings = [Sampling(max_new_tokens)] * len(ids)
+    decoding = Decoding(model, ids, samplings, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id)
     while decoding.running:
         check_stop()
         decoding.step()

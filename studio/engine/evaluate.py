@@ -3,11 +3,12 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio import scores
@@ -16,9 +17,10 @@ from studio.data.rows import read_rows
 from studio.data.tokens import IGNORE_INDEX, encode_conversation
 from studio.engine.adapters import core_of, load_adapter
 from studio.engine.answers import ask, ask_base
+from studio.engine.cache import growing_cache
 from studio.engine.devices import pick_device, pick_dtype, set_threads
 from studio.engine.distill import MAX_NEW_TOKENS
-from studio.engine.generate import BASE_ADAPTER, adapters_of_rows, quiet
+from studio.engine.generate import quiet, wearing
 from studio.engine.job import JobContext
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions, weights_hash
@@ -29,7 +31,7 @@ from studio.scores import MarkedAnswer
 from studio.store import evaluations, open_db
 from studio.store.evaluations import Answer, Evaluation
 
-ROWS_PER_FORWARD = 4  # logits of a row take (tokens x vocabulary) numbers
+ROWS_PER_FORWARD = 8  # logits of a row take (tokens x vocabulary) numbers
 Probe = dict[str, Any]
 
 
@@ -115,7 +117,7 @@ class Examiner:
             own = probe.get("reference") is None
             self._references.append((answer.text if own else str(probe["reference"])) if general else "")
             self._cut_references.append(not (answer.finished if own else probe.get("reference_finished", True)))
-        return Measured([answer.text for answer in found], self._losses(loaded, self._model, None))
+        return Measured([answer.text for answer in found], self._losses(loaded, self._model))
 
     def adapter(self, number: int, subject: Subject) -> Measured:
         """One adapter on the base that is in memory."""
@@ -142,13 +144,14 @@ class Examiner:
     def _measure(self, loaded: LoadedModel, model: nn.Module, adapter: str | None) -> Measured:
         self._job.phase("asking the tuned model", len(self._questions), "prompts")
         texts = [""] * len(self._questions)
-        found = ask(loaded, model, self._questions, MAX_NEW_TOKENS, adapter=adapter, check_stop=self._job.check_stop)
-        for count, (index, answer) in enumerate(found, start=1):
-            texts[index] = answer.text
-            self._job.progress(count)
-        return Measured(texts, self._losses(loaded, model, adapter))
+        with wearing(model, adapter):
+            found = ask(loaded, model, self._questions, MAX_NEW_TOKENS, self._job.check_stop)
+            for count, (index, answer) in enumerate(found, start=1):
+                texts[index] = answer.text
+                self._job.progress(count)
+            return Measured(texts, self._losses(loaded, model))
 
-    def _losses(self, loaded: LoadedModel, model: nn.Module, adapter: str | None) -> list[tuple[float, int]]:
+    def _losses(self, loaded: LoadedModel, model: nn.Module) -> list[tuple[float, int]]:
         with_reference = [index for index, reference in enumerate(self._references) if reference]
         self._job.phase("measuring what is remembered", len(with_reference), "prompts")
         losses = [(0.0, 0)] * len(self._probes)
@@ -157,7 +160,7 @@ class Examiner:
         for start in range(0, len(order), ROWS_PER_FORWARD):
             self._job.check_stop()
             batch = order[start : start + ROWS_PER_FORWARD]
-            found = answer_losses(loaded, model, [examples[index] for index in batch], adapter)
+            found = answer_losses(loaded, model, [examples[index] for index in batch])
             for index, loss in zip(batch, found, strict=True):
                 losses[index] = loss
             self._job.progress(start + len(batch))
@@ -180,21 +183,39 @@ class Examiner:
 
 
 def answer_losses(
-    loaded: LoadedModel, model: nn.Module, examples: Sequence[tuple[list[int], list[int]]], adapter: str | None
+    loaded: LoadedModel, model: nn.Module, examples: Sequence[tuple[list[int], list[int]]]
 ) -> list[tuple[float, int]]:
     """For each (ids, labels): cross-entropy summed over labelled tokens, and how many there are."""
-    longest = max(len(ids) for ids, _ in examples)
-    ids = torch.tensor([row + [loaded.pad_id] * (longest - len(row)) for row, _ in examples], device=loaded.device)
-    labels = torch.tensor([row + [IGNORE_INDEX] * (longest - len(row)) for _, row in examples], device=loaded.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in examples], device=loaded.device)
-    with torch.no_grad(), quiet(model), adapters_of_rows(model, [adapter or BASE_ADAPTER] * len(examples)):
-        logits = core_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    shared = _common_beginning(examples)
+    ids = _padded([ids[shared:] for ids, _ in examples], loaded.pad_id, loaded.device)
+    labels = _padded([labels[shared:] for _, labels in examples], IGNORE_INDEX, loaded.device)
+    mask = _padded([[1] * len(ids) for ids, _ in examples], 0, loaded.device)
+    core, cache = core_of(model), growing_cache()
+    with torch.no_grad(), quiet(model):
+        if shared:  # a system message, mostly: read once for all rows
+            beginning = torch.tensor([examples[0][0][:shared]], device=loaded.device)
+            core(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_select_indices(torch.zeros(len(examples), dtype=torch.long, device=loaded.device))
+        logits = core(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
     losses = []
     for row_logits, row_labels in zip(logits[:, :-1], labels[:, 1:], strict=True):
         counted = row_labels != IGNORE_INDEX
         total = cross_entropy(row_logits[counted].float(), row_labels[counted], reduction="sum")
         losses.append((float(total), int(counted.sum())))
     return losses
+
+
+def _common_beginning(examples: Sequence[tuple[list[int], list[int]]]) -> int:
+    """Number of tokens that all rows begin with, ending before the token that foretells a row's first label."""
+    counted = [next(i for i, label in enumerate(labels) if label != IGNORE_INDEX) for _, labels in examples]
+    columns = zip(*(ids[: min(counted) - 1] for ids, _ in examples), strict=True)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int, device: torch.device) -> Tensor:
+    """(rows, longest), filled up on the right."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=device)
 
 
 def read_probes(folder: Path, names: Sequence[str], limit: int) -> list[Probe]:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from studio.engine.adapters import core_of, is_adapter
+from studio.engine.cache import growing_cache
 
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 
@@ -46,6 +47,8 @@ class Decoding:
         pad_id: int,
         adapter_names: Sequence[str] | None = None,
     ) -> None:
+        if any(not prompt for prompt in prompts):
+            raise ValueError("every prompt needs at least one token")
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.ended_by_eos = [False] * len(prompts)
         self._model = model
@@ -55,8 +58,12 @@ class Decoding:
         self._rows = list(range(len(prompts)))  # rows of the caller that are in the batch now
         self._ended: set[int] = {row for row, sampling in enumerate(samplings) if sampling.max_new_tokens < 1}
         self._noise = {row: random.Random(s.seed) for row, s in enumerate(samplings) if s.temperature > 0}
-        self._cache = DynamicCache()
-        self._input, self._mask = _left_padded(prompts, pad_id, next(model.parameters()).device)
+        self._cache = growing_cache()
+        self._device = next(model.parameters()).device
+        self._shared = self._common_beginning(prompts)
+        self._input, self._mask = _left_padded(
+            [prompt[len(self._shared) :] for prompt in prompts], pad_id, self._device
+        )
 
     @property
     def running(self) -> list[int]:
@@ -95,28 +102,52 @@ class Decoding:
             return
         self._rows = [self._rows[index] for index in kept]
         if not kept:
-            self._cache = DynamicCache()  # frees the memory of a batch that is over
+            self._cache = growing_cache()  # frees the memory of a batch that is over
             return
         index = torch.tensor(kept, device=self._mask.device)
         self._input, self._mask = self._input[index], self._mask[index]
         if self._cache.get_seq_length():
             self._cache.batch_select_indices(index)
 
+    def _common_beginning(self, prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+        """What all prompts begin with (a system message, mostly): it is read once for all rows of one adapter."""
+        if len(prompts) < 2 or len(set(self._adapter_names or ())) > 1:
+            return []
+        shortest = min(len(prompt) for prompt in prompts) - 1  # each row keeps a token of its own to go on from
+        first = prompts[0]
+        same = (all(prompt[place] == first[place] for prompt in prompts) for place in range(shortest))
+        return first[: sum(1 for _ in takewhile(bool, same))]
+
+    def _read_shared(self) -> None:
+        """Read the common beginning as one row, then give every row its keys and values."""
+        ids = torch.tensor([list(self._shared)], device=self._device)
+        self._run(ids, torch.ones_like(ids), self._rows[:1])
+        self._cache.batch_select_indices(torch.zeros(len(self._rows), dtype=torch.long, device=self._device))
+        self._mask = torch.cat([self._mask.new_ones(len(self._rows), len(self._shared)), self._mask], dim=1)
+        self._shared = []
+
     def _forward(self) -> Tensor:
         """Logits of the next token, (rows, vocabulary), float32."""
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -self._input.shape[1] :]
-        names = [self._adapter_names[row] for row in self._rows] if self._adapter_names is not None else None
+        if self._shared:
+            self._read_shared()
+        logits = self._run(self._input, self._mask, self._rows)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
+        return logits[:, -1].float()
+
+    def _run(self, ids: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
+        """Read `ids`; `mask` covers them and what was read before."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        names = [self._adapter_names[row] for row in rows] if self._adapter_names is not None else None
         with torch.no_grad(), quiet(self._model), adapters_of_rows(self._model, names):
             output = core_of(self._model)(
-                input_ids=self._input,
-                attention_mask=self._mask,
+                input_ids=ids,
+                attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
-        return output.logits[:, -1].float()
+        return output.logits
 
     def _choose(self, logits: Tensor) -> Tensor:
         tokens = logits.argmax(dim=-1)
@@ -189,10 +220,26 @@ def adapters_of_rows(model: nn.Module, names: list[str] | None) -> AbstractConte
     return model.base_model._enable_peft_forward_hooks(adapter_names=names)
 
 
+@contextmanager
+def wearing(model: nn.Module, adapter: str | None) -> Iterator[None]:
+    """All rows through one adapter. In float32 it is folded into the weights for the time of the block: that is faster,
+    and exact within rounding."""
+    if adapter is None or not is_adapter(model):
+        yield
+        return
+    model.set_adapter(adapter)
+    folded = next(model.parameters()).dtype == torch.float32 and not any(_is_four_bit(type(m)) for m in model.modules())
+    if folded:
+        model.merge_adapter()
+    try:
+        yield
+    finally:
+        if folded:
+            model.unmerge_adapter()
+
+
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(ids, mask), both (rows, longest prompt)."""
-    if any(not prompt for prompt in prompts):
-        raise ValueError("every prompt needs at least one token")
     longest = max((len(prompt) for prompt in prompts), default=0)
     ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]

@@ -12,6 +12,7 @@ from studio import jobs, report
 from studio.data.tokens import IGNORE_INDEX
 from studio.engine.adapters import load_adapter
 from studio.engine.evaluate import answer_losses, identity_words, read_probes
+from studio.engine.generate import wearing
 from studio.engine.models.load import LoadedModel
 from studio.engine.weights import weights_hash
 from studio.errors import DataError, ProjectError
@@ -59,16 +60,22 @@ def adapter(project: Project, tiny_model: Path) -> Path:
 
 def test_losses_are_transformers_losses(load_tiny: Callable[..., LoadedModel], adapter: Path) -> None:
     loaded = load_tiny()
-    examples = [([5, 6, 7, 8, 9], [IGNORE_INDEX] * 2 + [7, 8, 9]), ([9, 8], [IGNORE_INDEX, 8])]
-    base = answer_losses(loaded, loaded.model, examples, None)
-    assert [count for _, count in base] == [3, 1]
+    unseen = IGNORE_INDEX
+    examples = [
+        ([5, 6, 7, 8, 9, 4], [unseen] * 3 + [8, 9, 4]),
+        ([5, 6, 9, 8], [unseen] * 3 + [8]),
+        ([5, 6, 7, 7, 9, 3, 2], [unseen] * 5 + [3, 2]),
+    ]
+    base = answer_losses(loaded, loaded.model, examples)
+    assert [count for _, count in base] == [3, 1, 2]
     for (ids, labels), (total, count) in zip(examples, base, strict=True):
         loss = loaded.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
         assert total / count == pytest.approx(loss.item(), rel=1e-5)
     model = load_adapter(loaded.model, adapter, "a")
-    tuned = answer_losses(loaded, model, examples, "a")
+    with wearing(model, "a"):
+        tuned = answer_losses(loaded, model, examples)
     assert tuned[0][0] != pytest.approx(base[0][0], rel=1e-4)
-    again = answer_losses(loaded, model, examples, None)
+    again = answer_losses(loaded, load_tiny().model, examples)
     assert [total for total, _ in again] == pytest.approx([total for total, _ in base])
 
 

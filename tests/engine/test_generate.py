@@ -8,7 +8,7 @@ import torch
 
 from studio.engine.adapters import attach, load_adapter
 from studio.engine.chat import TextStream, prompt_ids
-from studio.engine.generate import BASE_ADAPTER, Decoding, Sampling, generate, quiet
+from studio.engine.generate import BASE_ADAPTER, Decoding, Sampling, generate, quiet, wearing
 from studio.engine.models.load import LoadedModel
 from tests.engine.folders import lora_model
 
@@ -98,6 +98,33 @@ def test_base_and_adapters_in_one_batch(load_tiny: Callable[..., LoadedModel], a
     mixed = run(model, [[5, 6, 7]] * 4, eos_ids=[], adapter_names=[BASE_ADAPTER, "a", "b", BASE_ADAPTER])
     assert mixed[0] == mixed[3] == plain[0]
     assert mixed[1] == mixed[2] != plain[0]
+
+
+def test_wearing_an_adapter_is_the_same_as_naming_it(load_tiny: Callable[..., LoadedModel], adapter: Path) -> None:
+    model = load_adapter(load_tiny().model, adapter, "a")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    named = run(model, [[5, 6, 7], [8, 9]], eos_ids=[], adapter_names=["a", "a"])
+    with wearing(model, "a"):
+        assert run(model, [[5, 6, 7], [8, 9]], eos_ids=[]) == named
+    assert all(torch.allclose(before[name], parameter, atol=1e-6) for name, parameter in model.named_parameters())
+    assert run(model, [[5, 6, 7]], eos_ids=[], adapter_names=[BASE_ADAPTER]) == run(
+        load_tiny().model, [[5, 6, 7]], eos_ids=[]
+    )
+
+
+def test_a_common_beginning_changes_nothing(load_tiny: Callable[..., LoadedModel], adapter: Path) -> None:
+    model = load_adapter(load_tiny().model, adapter, "a")
+    prompts = [[5, 6, 7, 8, 20, 21], [5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 20]]
+    for names in (["a"] * 4, [BASE_ADAPTER] * 4):
+        alone = [run(model, [prompt], eos_ids=[], adapter_names=names[:1])[0] for prompt in prompts]
+        assert run(model, prompts, eos_ids=[], adapter_names=names) == alone
+
+
+def test_long_answers_outgrow_the_first_room(load_tiny: Callable[..., LoadedModel]) -> None:
+    model = load_tiny().model
+    found = run(model, [[5, 6, 7], [9, 8]], eos_ids=[], max_new_tokens=200)
+    ids = torch.tensor([[5, 6, 7, *found[0]]])
+    assert model(ids).logits[0, 2:-1].argmax(-1).tolist() == found[0]
 
 
 def test_modes_are_as_before_and_gradients_flow(
