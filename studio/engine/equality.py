@@ -21,9 +21,10 @@ PROBES = (
     "Translate to French: good morning.",
 )
 ANSWER_TOKENS = 24
-# Root mean square of the logits' difference over that of the logits. A weight rounded to bfloat16 is off by 0.1 %, and
-# over the layers of a deep model that grows about tenfold; a layer that was left out, or scaled twice, is far beyond.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Root mean square of the logits' difference over that of the logits. Measured on the starter with a LoRA of 12 steps:
+# folded 3e-6, rounded to float16 0.0016, to bfloat16 0.069; the base without its adapter 0.8. One layer left out of 210
+# is 0.005, less than bfloat16's own rounding, so the folding is checked in float32, before anything is rounded.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ def compare(loaded: LoadedModel, reference: Reference, stored: torch.dtype) -> A
     centred = both - both.mean(dim=-1, keepdim=True)
     scale = centred.square().mean().sqrt()
     tolerance = TOLERANCE.get(stored, TOLERANCE[torch.bfloat16])
-    # A logit may move by `tolerance * scale` either way, so a lead of twice that can be lost.
+    # A lead that is smaller than what rounding moves a logit by is as good as none.
     losses = [_lost_lead(ours, theirs) for ours, theirs in zip(found, reference.logits, strict=True)]
     same = sum(bool((loss == 0).all()) for loss in losses)
-    excusable = sum(bool((loss <= 2 * tolerance * scale).all()) for loss in losses)
+    excusable = sum(bool((loss <= tolerance * scale).all()) for loss in losses)
     return Agreement(
         relative_error=float(differences.square().mean().sqrt() / scale),
         tolerance=tolerance,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studio.engine import convert, merge
-from studio.engine.equality import TOLERANCE, compare, make_reference
+from studio.engine.equality import TOLERANCE, Agreement, compare, make_reference
 from studio.engine.models.load import load_base
 from studio.errors import CheckpointError, ModelError, StudioError, UnsafeFileError
 from studio.store import checkpoints as store
@@ -173,3 +173,12 @@ def test_an_update_that_overflows_is_refused(tmp_path: Path, base: Path, adapter
     with pytest.raises(CheckpointError, match="infinite or NaN"):
         merge_it(tmp_path, base, adapter)
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_fault_in_folding_shows_however_coarse_the_rounding() -> None:
+    """One layer left out of many moves logits less than bfloat16's rounding does; float32 tells them apart."""
+    figures = {"relative_error": 0.01, "tolerance": 0.1, "max_abs_difference": 0.1, "same_tokens": 1.0}
+    answers = {"same_answers": 8, "near_ties": 0, "num_answers": 8}
+    assert Agreement(**figures, **answers, folding_error=3e-6).verified
+    assert not Agreement(**figures, **answers, folding_error=4e-3).verified
+    assert not Agreement(**figures, **answers | {"same_answers": 7}).verified
