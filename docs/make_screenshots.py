@@ -120,9 +120,16 @@ def _shoot(
         prepare(page, language)
         page.mouse.move(VIEWPORT["width"] - 2, VIEWPORT["height"] - 2)
         page.wait_for_timeout(SETTLE_MS)
-        drawn(page)
+        _wait_until_settled(page)
         _store(page.screenshot(animations="disabled"), options.out / f"{name.lower()}-{theme}-{language}.png")
     context.close()
+
+
+def _wait_until_settled(page: Page) -> None:
+    """Nothing is a grey placeholder any more, and nothing is faded because it is being drawn anew."""
+    drawn(page)
+    expect(page.locator("[data-testid=stSkeleton]")).to_have_count(0, timeout=60_000)
+    page.wait_for_function("document.querySelector('[data-stale=true]') === null", polling="raf", timeout=60_000)
 
 
 def _store(png: bytes, path: Path) -> None:

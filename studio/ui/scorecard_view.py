@@ -140,7 +140,7 @@ def _tile(line: ScoreLine) -> None:
             notes.append(_("95 %: {low} to {high}").format(low=low, high=high))
         if line.base and line.name != "retention":
             notes.append(_("base: {value}").format(value=_value(line, line.base)))
-        st.caption(plain(" · ".join(notes)))
+        st.caption(plain(" · ".join(notes).replace(" %", "\u00a0%")))
         if line.met is not None and line.target is not None:
             sign = "≥" if line.higher_is_better else "≤"
             word = _("target met") if line.met else _("target missed")
