@@ -17,15 +17,14 @@ from studio.data.tokens import Example
 from studio.engine import adapters, checkpoint, devices
 from studio.engine.batches import Corpus, examples_from, load_corpus
 from studio.engine.checkpoint import CheckpointFolder
-from studio.engine.generate import generate
 from studio.engine.job import JobContext
 from studio.engine.loop import StepResult, Trainer
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.record import Recorder
+from studio.engine.sampling import take_samples
 from studio.errors import CheckpointError, DataError
 from studio.models import model_fingerprint, require
 from studio.paths import inside
-from studio.store.samples import Sample
 
 
 @dataclass
@@ -219,34 +218,14 @@ class Training:
         print(f"step {self.step}/{self.num_steps}  valid loss {loss:.4f}", flush=True)
 
     def _sample(self) -> None:
-        """Ask the sample questions. A failure is stored in place of the answer; training goes on."""
         self.requests.sample = False
         if not self.config.record.sample_prompts or self._sampled_step == self.step:
             return
         self.job.phase("sampling", total=self.num_steps, unit="steps", current=self.step)
-        prompts = self.config.record.sample_prompts
-        try:
-            texts = [Sample(self.job.run_id, self.step, *pair) for pair in zip(prompts, self._answers(), strict=True)]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end hours of training
-            reason = f"{type(error).__name__}: {error}"[:500]
-            texts = [Sample(self.job.run_id, self.step, prompt, error=reason) for prompt in prompts]
-            print(f"step {self.step}: sampling failed: {reason}", flush=True)
+        with self.trainer.precision():
+            texts = take_samples(self.model, self.loaded, self.config.record, self.job.run_id, self.step)
         self.recorder.samples(self.step, texts)
         self._sampled_step = self.step
-
-    def _answers(self) -> list[str]:
-        loaded, record = self.loaded, self.config.record
-        chats = [[{"role": "user", "content": prompt}] for prompt in record.sample_prompts]
-        ids = [loaded.tokenizer.encode(loaded.template.render(chat, add_generation_prompt=True)) for chat in chats]
-        with self.trainer.precision():
-            answers = generate(
-                self.model,
-                ids,
-                eos_ids=loaded.eos_ids,
-                pad_id=loaded.pad_id,
-                max_new_tokens=record.sample_max_new_tokens,
-            )
-        return [loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
 
     def _save(self) -> None:
         self.requests.save = False

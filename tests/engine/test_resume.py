@@ -15,6 +15,7 @@ from studio.config.schema import RunConfig
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
 from studio.store import metrics, open_db, samples
+from studio.store import runs as store_runs
 from studio.store.jobs import Job
 
 NUM_STEPS = 48
@@ -22,6 +23,7 @@ EXACT = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_killed_and_resumed_is_bit_equal(
     training_project: Project, tiny_config: Callable[..., RunConfig], method: str
@@ -29,14 +31,14 @@ def test_killed_and_resumed_is_bit_equal(
     settings = {"train.num_steps": NUM_STEPS, "record.save_every_steps": 5, "record.evaluate_every_steps": 4}
     config = tiny_config(method=method, **settings, **{"lora.dropout": 0.1})
     whole, job = runs.start_run(training_project, config)
-    runs.wait(training_project.folder, job, 300)
+    runs.wait(training_project.folder, job, 800)
 
     broken, job = runs.start_run(training_project, config)
     chance = random.Random(method)
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         interrupt(training_project, broken.id, job, chance.randint(3, 12), chance.random() * 0.02, how)
         job = runs.resume_run(training_project, broken.id)
-    ended = runs.wait(training_project.folder, job, 300)
+    ended = runs.wait(training_project.folder, job, 800)
 
     assert ended.state == "finished" and ended.result["steps"] == NUM_STEPS
     assert final(training_project, broken.id) == final(training_project, whole.id)
@@ -48,20 +50,22 @@ def test_killed_and_resumed_is_bit_equal(
 def interrupt(project: Project, run_id: str, job: Job, num_steps: int, delay_seconds: float, how: int) -> None:
     """Signal the run's process some steps after where it starts, at no particular point of a step."""
     first = None
-    for _ in range(20_000):
-        current, step = jobs.get(project.folder, job.id), runs.get_run(project, run_id).step
-        if not current.live:
-            raise AssertionError(f"the run ended before it could be interrupted: {current.state} {current.cause}")
+    while first is None or step_of(project, run_id) < first + num_steps:
+        current = jobs.get(project.folder, job.id)
+        assert current.live, f"the run ended before it could be interrupted: {current.state} {current.cause}"
         if current.phase == "training" and first is None:
-            first = step
-        if first is not None and step >= first + num_steps:
-            break
-        time.sleep(0.002)
+            first = step_of(project, run_id)
+        time.sleep(0.01)
     time.sleep(delay_seconds)
     os.kill(current.pid, how)
     while jobs.get(project.folder, job.id).live:
         time.sleep(0.02)
-    assert runs.get_run(project, run_id).step < NUM_STEPS
+    assert step_of(project, run_id) < NUM_STEPS
+
+
+def step_of(project: Project, run_id: str) -> int:
+    with open_db(project.folder) as db:
+        return store_runs.get(db, run_id).step
 
 
 def final(project: Project, run_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from studio.config.schema import RunConfig
-from studio.engine import train
+from studio.engine import sampling, train
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
 from studio.store import checkpoints, jobs, metrics, open_db, runs, samples
@@ -64,7 +64,7 @@ def test_a_failing_sample_is_stored_and_training_goes_on(
     def broken(*args: object, **options: object) -> list[list[int]]:
         raise RuntimeError("no more tokens")
 
-    monkeypatch.setattr(train, "generate", broken)
+    monkeypatch.setattr(sampling, "generate", broken)
     run_id = add_run(training_project, tiny_config())
     assert train_here(training_project, run_id).state == "finished"
     assert {sample.error for sample in asked(training_project, run_id)} == {"RuntimeError: no more tokens"}

@@ -1,0 +1,29 @@
+"""The sample questions of a run, asked to the model as it is now."""
+
+from torch import nn
+
+from studio.config.schema import RecordSection
+from studio.engine.generate import generate
+from studio.engine.models.load import LoadedModel
+from studio.store.samples import Sample
+
+
+def take_samples(model: nn.Module, loaded: LoadedModel, record: RecordSection, run_id: str, step: int) -> list[Sample]:
+    """One sample a question. A failure is stored in place of the answers: it must not end hours of training."""
+    prompts = record.sample_prompts
+    try:
+        answers = _answers(model, loaded, record)
+        return [Sample(run_id, step, prompt, text) for prompt, text in zip(prompts, answers, strict=True)]
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:500]
+        print(f"step {step}: sampling failed: {reason}", flush=True)
+        return [Sample(run_id, step, prompt, error=reason) for prompt in prompts]
+
+
+def _answers(model: nn.Module, loaded: LoadedModel, record: RecordSection) -> list[str]:
+    chats = [[{"role": "user", "content": prompt}] for prompt in record.sample_prompts]
+    ids = [loaded.tokenizer.encode(loaded.template.render(chat, add_generation_prompt=True)) for chat in chats]
+    answers = generate(
+        model, ids, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, max_new_tokens=record.sample_max_new_tokens
+    )
+    return [loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
