@@ -34,10 +34,7 @@ THEMES = ("light", "dark")
 NUM_COLORS = 192
 SETTLE_MS = 1500
 JOB_MS = 300_000
-QUESTIONS = {
-    "en": ("Who are you?", "What is the capital of France?"),
-    "zh": ("你是谁?", "What is the capital of France?"),
-}
+QUESTIONS = ("Who are you?", "What is the capital of France?")
 # A smaller demo: enough to learn the name, and to have curves, samples and a scorecard worth looking at.
 TRAINING = (
     "train.num_steps=40", "record.save_every_steps=20", "record.sample_every_steps=10", "record.evaluate_every_steps=5"
@@ -49,12 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", default="", help="slug of a project that has a converted checkpoint")
     parser.add_argument("--only", nargs="+", choices=list(SHOTS), default=list(SHOTS))
+    parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
     parser.add_argument("--out", type=Path, default=IMAGES)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with _workspace(options.project) as project, _studio() as studio, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=list(CHROMIUM_ARGS))
-        for language in LANGUAGES:
+        for language in options.languages:
             for theme in THEMES:
                 _shoot(browser, studio, project, options, theme, language)
 
@@ -152,7 +150,7 @@ def _converse(page: Page, language: str) -> None:
     page.locator(".st-key-compare-load button").click()
     question = page.get_by_test_id("stChatInputTextArea")
     expect(question).to_be_enabled(timeout=JOB_MS)
-    for number, text in enumerate(QUESTIONS[language], start=1):
+    for number, text in enumerate(QUESTIONS, start=1):
         question.fill(text)
         question.press("Enter")
         expect(page.get_by_test_id("stMain").get_by_test_id("stText")).to_have_count(2 * number, timeout=JOB_MS)
@@ -166,9 +164,11 @@ def _scorecard(page: Page, language: str) -> None:
 
 def _served(page: Page, language: str) -> None:
     """The server that Compare started is there to be seen; without one, start it."""
-    if not page.get_by_text("/v1", exact=False).first.is_visible():
+    page.wait_for_load_state("networkidle")
+    running = page.get_by_test_id("stSidebar").locator("[class*=st-key-studio-job]")
+    if running.count() == 0:
         page.get_by_test_id("stFormSubmitButton").get_by_role("button").click()
-    expect(page.get_by_text("/v1", exact=False).first).to_be_visible(timeout=JOB_MS)
+    expect(page.get_by_text("/v1/chat/completions").first).to_be_visible(timeout=JOB_MS)
 
 
 SHOTS: dict[str, tuple[str, Shot]] = {
