@@ -25,6 +25,7 @@ from studio.store.jobs import Job
 
 JOB_FILE = "job.json"
 STARTUP_GRACE_SECONDS = 15
+REAP_SECONDS = 5
 # Children of this process are zombies until they are waited for; keep the handles to do so.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -175,8 +176,7 @@ def _age_seconds(job: Job) -> float:
 
 
 def _how_it_died(job: Job) -> str:
-    child = _children.get(job.pid)
-    code = child.poll() if child else None
+    code = _exit_code(job.pid)
     if code == -signal.SIGKILL:
         how = "was killed (signal 9): by a person, or by the system because memory ran out"
     elif code is not None and code < 0:
@@ -186,6 +186,15 @@ def _how_it_died(job: Job) -> str:
     else:
         how = "is gone: it was killed, memory ran out, or the machine restarted"
     return f"The process {how}. Its log says more; a training run can be resumed from its last checkpoint."
+
+
+def _exit_code(pid: int) -> int | None:
+    """Exit code of a process that this one started and that is ending; None when it is not ours to know."""
+    child = _children.get(pid)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        # A killed process shows as a zombie while its last threads end; only then can it be waited for.
+        return child.wait(REAP_SECONDS) if child else None
+    return None
 
 
 def _kill_tree(job: Job) -> None:
