@@ -47,13 +47,14 @@ def main() -> None:
     parser.add_argument("--project", default="", help="slug of a project that has a converted checkpoint")
     parser.add_argument("--only", nargs="+", choices=list(SHOTS), default=list(SHOTS))
     parser.add_argument("--languages", nargs="+", choices=list(LANGUAGES), default=list(LANGUAGES))
+    parser.add_argument("--themes", nargs="+", choices=THEMES, default=THEMES)
     parser.add_argument("--out", type=Path, default=IMAGES)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with _workspace(options.project) as project, _studio() as studio, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=list(CHROMIUM_ARGS))
         for language in options.languages:
-            for theme in THEMES:
+            for theme in options.themes:
                 _shoot(browser, studio, project, options, theme, language)
 
 
