@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="retune-bench-") as home, sync_playwright() as playwright:
         os.environ["RETUNE_HOME"] = home
         project = create_project("Luna")
@@ -61,7 +62,7 @@ def main() -> None:
             for label, path in PAGES.items()
         }
         switches = _switches(browser, log, options.repeats)
-        page = _report(paints, switches, browser.version)
+        page = _report(paints, switches, _machine(browser.version, load_before))
     RESULT.parent.mkdir(exist_ok=True)
     atomic_write_text(RESULT, page)
     print(page)
@@ -119,7 +120,7 @@ def _wait(page: Page, label: str, began: float) -> Times:
     return painted, time.perf_counter() - began
 
 
-def _report(paints: dict[str, list[Times]], switches: dict[str, list[Times]], version: str) -> str:
+def _report(paints: dict[str, list[Times]], switches: dict[str, list[Times]], machine: str) -> str:
     return "\n".join(
         [
             "# First paint and switching pages",
@@ -127,7 +128,7 @@ def _report(paints: dict[str, list[Times]], switches: dict[str, list[Times]], ve
             "`python benchmarks/pages.py`: seconds until the heading of a page is drawn (paint) and until its",
             "script has run through (complete). First paint: a new page server and an empty browser cache every time.",
             "",
-            f"Machine: {_machine(version)}",
+            f"Machine: {machine}",
             "",
             *_table("First paint after the server's start", paints, PAINT_TARGET_SECONDS),
             "",
@@ -154,15 +155,16 @@ def _table(title: str, found: dict[str, list[Times]], target: float) -> list[str
     return lines
 
 
-def _machine(version: str) -> str:
+def _machine(version: str, load_before: float) -> str:
     cpu = next(
         (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
     )
     memory = psutil.virtual_memory().total / 2**30
-    load = os.getloadavg()[0]
+    load_after = os.getloadavg()[0]
     return (
         f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB memory; Python {platform.python_version()}, "
-        f"Chromium {version}; load average at the end {load:.1f}."
+        f"Chromium {version}. Load average {load_before:.1f} before and {load_after:.1f} after: what is above 1 or 2 is other "
+        "work, and slows the pages down."
     )
 
 
