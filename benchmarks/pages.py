@@ -163,8 +163,8 @@ def _machine(version: str, load_before: float) -> str:
     load_after = os.getloadavg()[0]
     return (
         f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB memory; Python {platform.python_version()}, "
-        f"Chromium {version}. Load average {load_before:.1f} before and {load_after:.1f} after: what is above 1 or 2 is other "
-        "work, and slows the pages down."
+        f"Chromium {version}. Load average {load_before:.1f} before and {load_after:.1f} after: "
+        "what is above 1 or 2 is other work, and slows the pages down."
     )
 
 
