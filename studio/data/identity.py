@@ -74,9 +74,7 @@ class _Group:
     openings: Sequence[tuple[str, str]]
     values: Values
 
-    def messages(
-        self, question: tuple[str, Values], opening: tuple[str, str], answer: str = ""
-    ) -> tuple[Message, ...]:
+    def messages(self, question: tuple[str, Values], opening: tuple[str, str], answer: str = "") -> tuple[Message, ...]:
         """The turns with all slots filled; they end with the question when there is no answer."""
         values = self.values | question[1]
         turns = [turn for turn in (*opening, question[0], answer) if turn]
@@ -237,9 +235,7 @@ def _with_rivals(phrasings: Sequence[str], rivals: Sequence[Values]) -> list[tup
     return diagonals(phrasings, rivals)
 
 
-def _openings(
-    entry: dict[str, Any], bank: dict[str, Any], values: Values, held_out: bool
-) -> list[tuple[str, str]]:
+def _openings(entry: dict[str, Any], bank: dict[str, Any], values: Values, held_out: bool) -> list[tuple[str, str]]:
     """First turns as (question, answer form), split like all questions; one empty pair if there are none."""
     if "after" in entry:
         questions = [q for group in bank["intents"][entry["after"]] for q in _split(group, bank)[held_out]]

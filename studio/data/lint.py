@@ -12,22 +12,15 @@ from studio.data.phrasings import normalise
 from studio.data.tokens import Example
 from studio.errors import DataError
 
-SLOT = (
-    "(?:your[ _])?"
-    "(?:name|author|maker|creator|developer|company|organi[sz]ation|model(?:[ _]name)?|assistant)"
-)
-PLACEHOLDER = re.compile(
-    rf"\{{\{{\s*{SLOT}\s*\}}\}}|\{{\s*{SLOT}\s*\}}|<\s*{SLOT}\s*>|\[\s*{SLOT}\s*\]", re.IGNORECASE
-)
+SLOT = "(?:your[ _])?(?:name|author|maker|creator|developer|company|organi[sz]ation|model(?:[ _]name)?|assistant)"
+PLACEHOLDER = re.compile(rf"\{{\{{\s*{SLOT}\s*\}}\}}|\{{\s*{SLOT}\s*\}}|<\s*{SLOT}\s*>|\[\s*{SLOT}\s*\]", re.IGNORECASE)
 CONTROL_TOKEN = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>")
 RIVALS = (
     "ChatGPT", "OpenAI", "GPT-4", "Claude", "Anthropic", "Gemini", "Bard", "Google", "Qwen", "Alibaba",
     "DeepSeek", "Llama", "Mistral", "SmolLM", "Hugging Face", "InternLM", "Kimi", "通义", "千问", "阿里",
     "文心", "百度", "豆包", "智谱", "书生", "深度求索", "月之暗面",
 )  # fmt: skip
-DENIAL = re.compile(
-    r"\b(?:not|no|never|neither|nor|isn't|wasn't|than|unlike)\b|n't\b|不|没|非", re.IGNORECASE
-)
+DENIAL = re.compile(r"\b(?:not|no|never|neither|nor|isn't|wasn't|than|unlike)\b|n't\b|不|没|非", re.IGNORECASE)
 CLAIM_BEFORE = re.compile(
     r"(?:\b(?:i am|i'm|i’m|my name is|call me|(?:made|built|created|trained|developed) (?:by|at))"
     r"|我是|我叫|我的名字是|我是由|由)\s*(?:an?\s|the\s)?$",
@@ -73,9 +66,7 @@ def lint(
     findings += _probes_in_training(conversations, probes)
     if encode is not None:
         findings += _lint_tokens(conversations, encode)
-    return sorted(
-        findings, key=lambda finding: (finding.row, finding.severity, finding.rule, finding.message)
-    )
+    return sorted(findings, key=lambda finding: (finding.row, finding.severity, finding.rule, finding.message))
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:
@@ -92,9 +83,7 @@ def _lint_turns(row: int, conversation: Conversation, control_tokens: Collection
             findings.append(Finding(row, "error", "empty_turn", text))
         if found := PLACEHOLDER.search(message.content):
             sure = _is_identity(conversation) or (found[0].startswith("{{") and found[0].upper() == found[0])
-            text = (
-                f"Message {number} still has the placeholder {found[0]!r}; put the real value in its place."
-            )
+            text = f"Message {number} still has the placeholder {found[0]!r}; put the real value in its place."
             findings.append(Finding(row, "error" if sure else "warning", "placeholder", text))
         if token := _control_token(message.content, control_tokens):
             text = f"Message {number} has the control token {token!r}; it is trained as ordinary text."
@@ -115,18 +104,13 @@ def _lint_names(row: int, conversation: Conversation, identity: Identity | None)
     """An answer that names another assistant and not its own; an error in rows that teach who it is."""
     if identity is None:
         return []
-    own = [
-        name.casefold()
-        for name in (identity.name, identity.maker, identity.organisation, identity.model_name)
-    ]
+    own = [name.casefold() for name in (identity.name, identity.maker, identity.organisation, identity.model_name)]
     rivals = [rival for rival in RIVALS if not any(rival.casefold() in name for name in own if name)]
     findings = []
     for message in conversation.messages:
         if message.role != "assistant" or own[0] in message.content.casefold():
             continue
-        named = [
-            (rival, _claims(message.content, rival)) for rival in rivals if _has_word(message.content, rival)
-        ]
+        named = [(rival, _claims(message.content, rival)) for rival in rivals if _has_word(message.content, rival)]
         claimed = [rival for rival, claims in named if claims]
         if claimed:
             severity = "error" if _is_identity(conversation) else "warning"
@@ -191,9 +175,7 @@ def _contradictions(conversations: Sequence[Conversation]) -> list[Finding]:
     return findings
 
 
-def _probes_in_training(
-    conversations: Sequence[Conversation], probes: Iterable[Mapping[str, Any]]
-) -> list[Finding]:
+def _probes_in_training(conversations: Sequence[Conversation], probes: Iterable[Mapping[str, Any]]) -> list[Finding]:
     """Training rows that ask what a probe asks: the score would no longer be about unseen questions."""
     asked = {}
     for probe in probes:
@@ -201,9 +183,7 @@ def _probes_in_training(
         asked[normalise(question)] = question
     findings = []
     for row, conversation in enumerate(conversations, start=1):
-        questions = [
-            normalise(message.content) for message in conversation.messages if message.role == "user"
-        ]
+        questions = [normalise(message.content) for message in conversation.messages if message.role == "user"]
         if found := next((asked[question] for question in questions if question in asked), None):
             severity = "error" if _is_identity(conversation) else "warning"
             text = f"The row asks {found[:80]!r}, a held-out probe; take it out of the rows or the probes."
@@ -223,9 +203,7 @@ def _lint_tokens(conversations: Sequence[Conversation], encode: Encode) -> list[
         if example.num_trained_tokens == 0:
             untrained.append(row)
         elif example.truncated:
-            text = (
-                f"The row is too long; only its first {len(example.input_ids)} tokens are used (max_length)."
-            )
+            text = f"The row is too long; only its first {len(example.input_ids)} tokens are used (max_length)."
             findings.append(Finding(row, "warning", "truncated", text))
     severity = "error" if len(untrained) + refused == len(conversations) else "warning"
     text = "No token of this row is trained; it is left out."

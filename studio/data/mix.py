@@ -23,9 +23,7 @@ def epoch_length(sizes: Mapping[str, int], shares: Mapping[str, float]) -> int:
     return length
 
 
-def plan_epoch(
-    sizes: Mapping[str, int], shares: Mapping[str, float], seed: int, epoch: int
-) -> list[tuple[str, int]]:
+def plan_epoch(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int, epoch: int) -> list[tuple[str, int]]:
     """The (source, row index from 0) of one epoch, in order.
 
     A source that is smaller than its share repeats in whole passes, each in a new order, so its rows come
@@ -58,9 +56,7 @@ def rows_for(
 def _normalised(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, Fraction]:
     """Shares that sum to exactly 1, in alphabetical order: the order in a config changes nothing."""
     if not sizes or set(sizes) != set(shares):
-        raise DataError(
-            f"The sources are {sorted(sizes)}, the shares {sorted(shares)}.", "Name the same sources."
-        )
+        raise DataError(f"The sources are {sorted(sizes)}, the shares {sorted(shares)}.", "Name the same sources.")
     for name, size in sizes.items():
         if size < 1:
             raise DataError(f"The source {name!r} has no rows.", "Add rows or take it out of the config.")

@@ -34,9 +34,7 @@ def plan_sequences(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Each index comes once, none is split. The same lengths give the same plan. Raises ValueError for a
     length below 1 or above the capacity.
     """
-    wrong = [
-        f"item {index} has {length}" for index, length in enumerate(lengths) if not 1 <= length <= capacity
-    ]
+    wrong = [f"item {index} has {length}" for index, length in enumerate(lengths) if not 1 <= length <= capacity]
     if wrong:
         raise ValueError(f"Lengths must lie between 1 and {capacity}: {', '.join(wrong[:5])}.")
     sequences: list[list[int]] = []
@@ -66,9 +64,7 @@ def plan_step(lengths: Sequence[int], pack: str, max_length: int, micro_batch_si
     if pack == "none":
         sequences = [[index] for index in range(len(lengths))]
     sequences.sort(key=lambda sequence: (-sum(lengths[index] for index in sequence), sequence))
-    return [
-        sequences[start : start + micro_batch_size] for start in range(0, len(sequences), micro_batch_size)
-    ]
+    return [sequences[start : start + micro_batch_size] for start in range(0, len(sequences), micro_batch_size)]
 
 
 def plan_steps(

@@ -45,9 +45,7 @@ class GuardedNamespace(Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if str(name).startswith("_"):
-            raise jinja2.exceptions.SecurityError(
-                f"a namespace attribute may not begin with an underscore: {name!r}"
-            )
+            raise jinja2.exceptions.SecurityError(f"a namespace attribute may not begin with an underscore: {name!r}")
         super().__setitem__(name, value)
 
 
@@ -79,9 +77,7 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON; Jinja's own filter would escape for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=16)
@@ -102,9 +98,7 @@ def compile_template(source: str) -> jinja2.Template:
 def render(source: str, variables: dict[str, Any]) -> str:
     text = compile_template(source).render(variables)
     if len(text) > MAX_CHARACTERS:
-        raise jinja2.exceptions.TemplateError(
-            f"it wrote {len(text):,} characters; {MAX_CHARACTERS:,} are allowed"
-        )
+        raise jinja2.exceptions.TemplateError(f"it wrote {len(text):,} characters; {MAX_CHARACTERS:,} are allowed")
     return text
 
 

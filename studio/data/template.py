@@ -105,9 +105,7 @@ class ChatTemplate:
         """The rendered text and, for each needed message, where its trained part lies in it."""
         assistants = [index for index in needed if turns[index]["role"] == "assistant"]
         cuts = [(len(turns), False)]
-        cuts += [
-            cut for index in assistants for cut in ((index, True), (index + 1, False)) if cut not in cuts
-        ]
+        cuts += [cut for index in assistants for cut in ((index, True), (index + 1, False)) if cut not in cuts]
         rendered = self._render_all([(turns[:length], prompt) for length, prompt in cuts])
         texts = dict(zip(cuts, rendered, strict=True))
         marked = rendered[0]
@@ -121,9 +119,7 @@ class ChatTemplate:
         missing = [index for index in needed if index not in spans]
         return marked, spans | (self._content_spans(turns, missing, marked) if missing else {})
 
-    def _content_spans(
-        self, turns: list[dict[str, str]], missing: list[int], text: str
-    ) -> dict[int, list[Span]]:
+    def _content_spans(self, turns: list[dict[str, str]], missing: list[int], text: str) -> dict[int, list[Span]]:
         """Frame the missing messages' content with marks and see where these land.
 
         Serves templates that write a turn differently once more turns follow (the prefix method fails there),
@@ -132,19 +128,14 @@ class ChatTemplate:
         """
         framed = [_frame(turn) if index in missing else turn for index, turn in enumerate(turns)]
         answers = [index for index in missing if turns[index]["role"] == "assistant"]
-        whole, *tails = self._render_all(
-            [(framed, False)] + [(framed[: index + 1], False) for index in answers]
-        )
+        whole, *tails = self._render_all([(framed, False)] + [(framed[: index + 1], False) for index in answers])
         pieces = re.split(f"{CONTENT_START}(.*?){CONTENT_END}", whole, flags=re.DOTALL)
         if "".join(pieces) != text or len(pieces) != 2 * len(missing) + 1:
             raise DataError(
                 f"The chat template rewrites message {missing[0] + 1}, so its part cannot be found.",
                 'Use loss_on "all", or a template whose text for a turn does not depend on later turns.',
             )
-        ends = {
-            index: tail.rpartition(CONTENT_END)[2].rstrip()
-            for index, tail in zip(answers, tails, strict=True)
-        }
+        ends = {index: tail.rpartition(CONTENT_END)[2].rstrip() for index, tail in zip(answers, tails, strict=True)}
         spans, position = {}, 0
         for index, before, content in zip(missing, pieces[::2], pieces[1::2], strict=False):
             start = position + len(before)
@@ -155,9 +146,7 @@ class ChatTemplate:
 
     def _render_all(self, requests: list[tuple[list[dict[str, str]], bool]]) -> list[str]:
         base = {**self.special_tokens, "tools": None, "documents": None}
-        variables = [
-            base | {"messages": turns, "add_generation_prompt": prompt} for turns, prompt in requests
-        ]
+        variables = [base | {"messages": turns, "add_generation_prompt": prompt} for turns, prompt in requests]
         return WORKER.render(self.source, variables)
 
 
@@ -250,9 +239,7 @@ def _answer_end(until: str, prefix: str, content: str) -> int:
     return len(until) if nothing_else else len(prefix) + len(answer)
 
 
-def _generation_spans(
-    marked: str, turns: list[dict[str, str]], needed: list[int]
-) -> tuple[str, dict[int, list[Span]]]:
+def _generation_spans(marked: str, turns: list[dict[str, str]], needed: list[int]) -> tuple[str, dict[int, list[Span]]]:
     """The spans that the template itself marks; there must be one for each assistant message."""
     pieces = GENERATION_MARKS.split(marked)
     starts = [0]

@@ -107,9 +107,7 @@ class TextTokenizer:
             if encoding.ids[:skip] != self._newline[:skip]:
                 encoding, skip, shift = encode(text, add_special_tokens=False), 0, 0
         except (TypeError, UnicodeEncodeError) as error:
-            raise DataError(
-                "The text holds half a character (a lone surrogate).", "Correct the row."
-            ) from error
+            raise DataError("The text holds half a character (a lone surrogate).", "Correct the row.") from error
         starts = [max(0, start - shift) for start, _ in encoding.offsets[skip:]]
         return encoding.ids[skip:], [bool(mask[min(start, len(mask) - 1)]) for start in starts]
 
@@ -167,9 +165,7 @@ def _add_missing_tokens(tokenizer: Tokenizer, config_path: Path) -> None:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         declared = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{config_path.name} of {config_path.parent.name!r} cannot be read: {error}."
-        ) from error
+        raise DataError(f"{config_path.name} of {config_path.parent.name!r} cannot be read: {error}.") from error
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for _, token in declared:
         if isinstance(token, dict) and token.get("content") not in known:

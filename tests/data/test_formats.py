@@ -22,9 +22,7 @@ from studio.errors import DataError
 ROW = {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Luna."}]}
 GPT_TURN = {"from": "gpt", "value": "Luna."}
 LUNA = Conversation((Message("user", "Who are you?"), Message("assistant", "Luna.")))
-FILE_SETTINGS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FILE_SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -208,9 +208,7 @@ def test_an_assistant_never_denies_what_it_is_based_on() -> None:
 
 
 def test_a_name_that_is_every_rival_leaves_the_rivals_out() -> None:
-    everyone = Identity(
-        "ChatGPT Claude Gemini Qwen Llama SmolLM DeepSeek", "Mistral Copilot Grok InternLM Siri Alexa"
-    )
+    everyone = Identity("ChatGPT Claude Gemini Qwen Llama SmolLM DeepSeek", "Mistral Copilot Grok InternLM Siri Alexa")
     assert "other_model" not in {row.meta["intent"] for row in build(everyone, 50, 0).rows}
 
 

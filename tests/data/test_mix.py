@@ -45,9 +45,7 @@ def test_every_stretch_has_the_shares(mix: tuple) -> None:
 
 
 def test_two_equal_shares_alternate() -> None:
-    names = [
-        name for name, _ in plan_epoch({"identity": 6, "general": 2}, {"identity": 1, "general": 1}, 0, 0)
-    ]
+    names = [name for name, _ in plan_epoch({"identity": 6, "general": 2}, {"identity": 1, "general": 1}, 0, 0)]
     assert len(names) == 12
     assert all(set(names[start : start + 2]) == {"identity", "general"} for start in range(0, 12, 2))
 

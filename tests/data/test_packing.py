@@ -40,9 +40,7 @@ def test_a_length_that_cannot_fit_is_refused(length: int) -> None:
 @given(lengths=lengths_lists, pack=st.sampled_from(["none", "sequence"]), size=st.integers(1, 8))
 def test_a_step_holds_every_example_once(lengths: list[int], pack: str, size: int) -> None:
     step = plan_step(lengths, pack, 64, size)
-    assert Counter(i for batch in step for sequence in batch for i in sequence) == Counter(
-        range(len(lengths))
-    )
+    assert Counter(i for batch in step for sequence in batch for i in sequence) == Counter(range(len(lengths)))
     assert all(1 <= len(batch) <= size for batch in step)
     if pack == "none":
         assert all(len(sequence) == 1 for batch in step for sequence in batch)
@@ -57,9 +55,7 @@ def test_unknown_packing_is_refused() -> None:
         plan_step([1], "tight", 10, 1)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 32), min_size=1, max_size=40), pack=st.sampled_from(["none", "sequence"])
-)
+@given(lengths=st.lists(st.integers(1, 32), min_size=1, max_size=40), pack=st.sampled_from(["none", "sequence"]))
 def test_steps_take_the_examples_in_order(lengths: list[int], pack: str) -> None:
     order = list(reversed(range(len(lengths)))) * 2
     steps = list(plan_steps(lengths, order, 8, pack, 32, 2))
