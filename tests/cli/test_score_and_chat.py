@@ -65,8 +65,9 @@ def test_serve_answers_until_ctrl_c(trained: Project) -> None:
         models = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()["data"]
         assert models[-1]["id"] == "tiny-1-step_4"
         assert httpx.get(f"{url}/models", timeout=30).status_code == 401
+        assert process.stdout and "ready" in process.stdout.readline()  # it watches the server now
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=300)[0]
     finally:
         process.kill()
     assert "Stopping" in said and process.returncode == 0
