@@ -1,6 +1,5 @@
 """`python -m studio.engine.doctor`: what the training libraries can do on this machine, as one JSON object."""
 
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -9,6 +8,8 @@ import sys
 from typing import Any
 
 import torch
+
+from studio.engine.devices import has_fast_bfloat16, pick_device
 
 
 def report() -> dict[str, Any]:
@@ -22,22 +23,14 @@ def report() -> dict[str, Any]:
 
 
 def _device() -> dict[str, Any]:
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return {
-            "kind": "cuda",
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "bfloat16": torch.cuda.is_bf16_supported(),
-        }
-    flags = torch.backends.cpu.get_cpu_capability()
-    return {"kind": "cpu", "name": flags, "cores": os.cpu_count(), "bfloat16": "avx512_bf16" in _cpu_flags()}
-
-
-def _cpu_flags() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        return next((line for line in file if line.startswith("flags")), "")
-    return ""
+    device = pick_device()
+    bfloat16 = has_fast_bfloat16(device)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        memory = properties.total_memory
+        return {"kind": "cuda", "name": properties.name, "memory_bytes": memory, "bfloat16": bfloat16}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"kind": "cpu", "name": capability, "cores": os.cpu_count(), "bfloat16": bfloat16}
 
 
 def _try(check: Any) -> dict[str, Any]:
