@@ -5,14 +5,16 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from slugify import slugify as ascii_slug
 
+from studio import processes
 from studio.errors import DiskFullError, ProjectError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -20,6 +22,7 @@ RESERVED_SLUGS = {"con", "prn", "aux", "nul", "studio", "archive"} | {
     f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)
 }
 MAX_SLUG_LENGTH = 60
+LEFTOVER_SECONDS = 3600
 
 
 def home() -> Path:
@@ -120,11 +123,12 @@ def fsync_tree(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and takes its place, on failure it is removed.
 
-    Serves files and folders. A folder that stands at `path` is moved aside first and removed last.
-    Raises DiskFullError when the disk filled up while writing.
+    Serves files and folders. A folder that stands at `path` is moved aside first and removed last. What a killed
+    process left beside `path` is cleared away. Raises DiskFullError when the disk filled up while writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name[:80]}")
+    clear_leftovers(path.parent)
+    temporary = _beside(path, "tmp")
     try:
         yield temporary
         fsync_tree(temporary)
@@ -142,9 +146,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def _beside(path: Path, what: str) -> Path:
+    """A name next to `path` that says which process uses it."""
+    return path.with_name(f".{what}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:80]}")
+
+
+def clear_leftovers(folder: Path, older_than_seconds: float = LEFTOVER_SECONDS) -> None:
+    """Remove what processes that were killed while they wrote left behind; a folder they had moved aside goes back.
+
+    A process of another container has no id here that lives: only what nobody touched for a while is a leftover.
+    """
+    for leftover in folder.glob(".*-*-*-*"):
+        what, pid, _mark, name = leftover.name.split("-", 3)
+        if what not in (".tmp", ".old") or not pid.isdigit() or processes.created(int(pid)):
+            continue
+        if time.time() - leftover.lstat().st_mtime < older_than_seconds:
+            continue
+        if what == ".old" and not (folder / name).exists():
+            with suppress(OSError):
+                os.rename(leftover, folder / name)
+        else:
+            remove(leftover)
+
+
 def _put_in_place(temporary: Path, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        aside = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name[:80]}")
+        aside = _beside(path, "old")
         os.rename(path, aside)
         os.rename(temporary, path)
         fsync(path.parent)

@@ -158,16 +158,14 @@ def probe_sets(project: Project) -> list[str]:
 
 
 def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0) -> Job:
-    """Score a converted checkpoint beside its base on the held-out probes, in a job; `limit` 0 asks all of them."""
+    """Score a checkpoint beside its base on the held-out probes, in a job that converts it first when need be.
+
+    `limit` 0 asks all probes.
+    """
     probes = probe_sets(project)
     if not probes:
         raise JobError("This project has no held-out probes.", "Build an identity or general dataset on the Data page.")
-    subject = {
-        "label": f"{run_id} step {step}",
-        "path": str(hf_folder(project, run_id, step)),
-        "run_id": run_id,
-        "step": step,
-    }
+    subject = {"label": f"{run_id} step {step}", "run_id": run_id, "step": step}
     args: dict[str, Any] = {
         "base": get_run(project, run_id).base,
         "subjects": [subject],

@@ -12,8 +12,8 @@ from studio.paths import REPOSITORY
 
 # Room -> shelf, counted from the bottom. A room may import rooms of lower shelves, and its neighbours without a cycle.
 SHELVES = [
-    {"errors", "paths"},
-    {"config", "store", "data", "models", "processes", "scores"},
+    {"errors", "paths", "processes"},
+    {"config", "store", "data", "models", "scores"},
     {
         "estimate",
         "jobs",

@@ -142,7 +142,22 @@ def test_a_kill_while_writing_leaves_the_old(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
         assert process.stdout and process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGKILL)
-    assert target.read_text() == "old"
+    assert target.read_text() == "old" and len(os.listdir(tmp_path)) == 2
+    paths.clear_leftovers(tmp_path)
+    assert len(os.listdir(tmp_path)) == 2  # too young: it may belong to a process that is not seen from here
+    paths.clear_leftovers(tmp_path, older_than_seconds=0)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_had_moved_aside_goes_back(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine, gone = f".tmp-{os.getpid()}-0-a", f".old-{ended.pid}-0123abcd-run-1"
+    for name in (mine, gone, ".tmp-strange", ".other-1-2-3"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    atomic_write_bytes(tmp_path / "file", b"new")
+    assert sorted(os.listdir(tmp_path)) == sorted([mine, "run-1", ".tmp-strange", ".other-1-2-3", "file"])
 
 
 @pytest.fixture

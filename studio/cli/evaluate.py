@@ -50,8 +50,6 @@ def evaluate(
 
 def score(workspace: Project, run: str, step: int, limit: int = 0, quiet: bool = False) -> Evaluation:
     """Convert the checkpoint if need be, ask the probes, and return the stored evaluation."""
-    if not runs.is_converted(workspace, run, step):
-        follow(workspace.folder, runs.start_convert(workspace, run, step), quiet)
     job = follow(workspace.folder, runs.start_evaluate(workspace, run, step, limit), quiet)
     with store.open_db(workspace.folder) as db:
         return evaluations.get(db, job.result["evaluations"][0])

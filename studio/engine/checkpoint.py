@@ -71,11 +71,6 @@ class CheckpointFolder:
         """The newest checkpoint that verifies."""
         return find_resumable(self.run_dir)
 
-    def clean_up(self) -> None:
-        """Remove what a killed process left half-written."""
-        for path in self.run_dir.glob(".tmp-*"):
-            remove(path)
-
     def _expected_bytes(self, content: dict[str, Any]) -> int:
         return max([num_tensor_bytes(content), *(path.stat().st_size for _, path in listed(self.run_dir))])
 

@@ -15,6 +15,7 @@ from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    WEIGHTS_FILE,
     Base,
     copy_tokenizer,
     known_base,
@@ -32,6 +33,7 @@ from studio.store import checkpoints as store
 from studio.store import open_db
 
 ADAPTER_METHODS = ("lora", "qlora")
+DEFAULT_SHARD_SIZE = "2GB"
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
 
 
@@ -63,15 +65,29 @@ def run(job: JobContext) -> dict[str, Any]:
     full model gets the base's own. With `fp32` every tensor is written in float32.
     Raises CheckpointError for a damaged or foreign file; `out` then stays as it was.
     """
-    limit = shard_bytes(job.args.get("max_shard_size") or "2GB")
-    pth, out, run_id, config = _places(job)
+    limit = shard_bytes(job.args.get("max_shard_size") or DEFAULT_SHARD_SIZE)
+    return _convert_to(job, *_places(job.folder, job.args), fp32=bool(job.args.get("fp32")), max_shard_bytes=limit)
+
+
+def folder_of_run(job: JobContext, run_id: str, step: int) -> Path:
+    """The Hugging Face folder of a run's checkpoint; converts it first when that was not done."""
+    pth, out, run_id, config = _places(job.folder, {"run_id": run_id, "step": step})
+    if not (out / WEIGHTS_FILE).is_file():
+        limit = shard_bytes(DEFAULT_SHARD_SIZE)
+        _convert_to(job, pth, out, run_id, config, fp32=False, max_shard_bytes=limit)
+    return out
+
+
+def _convert_to(
+    job: JobContext, pth: Path, out: Path, run_id: str, config: RunConfig | None, *, fp32: bool, max_shard_bytes: int
+) -> dict[str, Any]:
     require_replaceable(out)
     job.phase("reading the checkpoint")
     source = read_source(pth, out, config, run_id)
     job.check_stop()
     base = known_base(source.config.model.base, str(source.meta.get("base_fingerprint", "")), source.pth.name)
     job.phase("writing the weights")
-    record = convert(source, base, fp32=bool(job.args.get("fp32")), max_shard_bytes=limit)
+    record = convert(source, base, fp32=fp32, max_shard_bytes=max_shard_bytes)
     _register(job, source, record)
     kind = "adapter" if source.is_adapter else "model"
     return {"path": str(out), "kind": kind, "sha256": record["sha256"], "run_id": source.run_id, "step": source.step}
@@ -125,20 +141,19 @@ def convert(source: Source, base: Base, *, fp32: bool, max_shard_bytes: int) -> 
         return seal(folder, card, _identity(source, base))
 
 
-def _places(job: JobContext) -> tuple[Path, Path, str, RunConfig | None]:
+def _places(folder: Path, args: dict[str, Any]) -> tuple[Path, Path, str, RunConfig | None]:
     """(checkpoint, output folder, run id, config to hold it against); the id is empty outside a project's runs."""
-    args = job.args
     if args.get("run_id"):
         run_id, step = str(args["run_id"]), int(args["step"])
-        with open_db(job.folder) as db:
+        with open_db(folder) as db:
             checkpoint = store.get(db, run_id, step)
-        out = args.get("out") or inside(job.folder, Path("hf", f"{run_id}-step_{step}"))
-        return inside(job.folder, checkpoint.path), Path(out), run_id, None
+        out = args.get("out") or inside(folder, Path("hf", f"{run_id}-step_{step}"))
+        return inside(folder, checkpoint.path), Path(out), run_id, None
     if missing := [name for name in ("pth", "out") if not args.get(name)]:
         raise StudioError(f"convert needs {' and '.join(missing)}.", "Give a run and a step, or config, pth and out.")
     pth, out = Path(args["pth"]), Path(args["out"])
-    config, run_id = _config_of(job.folder, str(args.get("config") or ""))
-    return pth, out, run_id or _run_of(job.folder, pth), config
+    config, run_id = _config_of(folder, str(args.get("config") or ""))
+    return pth, out, run_id or _run_of(folder, pth), config
 
 
 def _config_of(folder: Path, given: str) -> tuple[RunConfig | None, str]:

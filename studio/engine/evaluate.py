@@ -18,6 +18,7 @@ from studio.data.tokens import IGNORE_INDEX, encode_conversation
 from studio.engine.adapters import core_of, load_adapter
 from studio.engine.answers import ask, ask_base
 from studio.engine.cache import growing_cache
+from studio.engine.convert import folder_of_run
 from studio.engine.devices import pick_device, pick_dtype, set_threads
 from studio.engine.distill import MAX_NEW_TOKENS
 from studio.engine.generate import quiet, wearing
@@ -58,8 +59,12 @@ class Measured:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Score each subject beside the base. Args: base, subjects (label, path, run_id, step), probes, limit."""
-    subjects = [_subject(job.folder, values) for values in job.args["subjects"]]
+    """Score each subject beside the base. Args: base, subjects, probes, limit.
+
+    A subject has a label, run_id and step; a checkpoint that was not converted is converted first. A `path` says where
+    its weights lie instead.
+    """
+    subjects = [_subject(job, values) for values in job.args["subjects"]]
     hashes = [_verified_hash(subject) for subject in subjects]
     probes = read_probes(job.folder, job.args["probes"], int(job.args.get("limit") or 0))
     job.phase("loading the base model")
@@ -246,12 +251,13 @@ def _evenly(items: list[Probe], limit: int) -> list[Probe]:
     return [items[index * len(items) // limit] for index in range(limit)]
 
 
-def _subject(folder: Path, values: dict[str, Any]) -> Subject:
-    path = Path(values["path"])
-    found = path if path.is_absolute() else inside(folder, path)
-    if not found.is_dir():
-        raise ModelError(f"There are no weights in {str(found)!r}.", "Convert the checkpoint first.")
-    return Subject(values["label"], found, values.get("run_id", ""), int(values.get("step") or 0))
+def _subject(job: JobContext, values: dict[str, Any]) -> Subject:
+    run_id, step = str(values.get("run_id") or ""), int(values.get("step") or 0)
+    given = values.get("path") or folder_of_run(job, run_id, step)
+    folder = given if Path(given).is_absolute() else inside(job.folder, given)
+    if not Path(folder).is_dir():
+        raise ModelError(f"There are no weights in {str(folder)!r}.", "Convert the checkpoint first.")
+    return Subject(values["label"], Path(folder), run_id, step)
 
 
 def _verified_hash(subject: Subject) -> str:

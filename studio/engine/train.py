@@ -24,7 +24,7 @@ from studio.engine.record import Recorder
 from studio.engine.sampling import take_samples
 from studio.errors import CheckpointError, DataError
 from studio.models import model_fingerprint, require
-from studio.paths import inside
+from studio.paths import clear_leftovers, inside
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Training:
 
     def resume(self, source: str) -> None:
         """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project."""
-        self.checkpoints.clean_up()
+        clear_leftovers(self.checkpoints.run_dir, older_than_seconds=0)  # only this process writes there
         path = self._chosen(source)
         if path:
             self.job.phase(f"resuming from {path.name}")

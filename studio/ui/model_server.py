@@ -88,7 +88,12 @@ def prepare(project: Project, base: str, picks: Sequence[Pick], attempt: set[str
 
 def _add_missing(project: Project, connection: Connection, picks: Sequence[Pick]) -> None:
     loaded = chat_client.list_models(connection)
-    for adapter in adapters_of(project, [pick for pick in picks if pick.name not in loaded]):
+    add_adapters(project, connection, [pick for pick in picks if pick.name not in loaded])
+
+
+def add_adapters(project: Project, connection: Connection, picks: Sequence[Pick]) -> None:
+    """Load the weights of these into a running server."""
+    for adapter in adapters_of(project, picks):
         chat_client.add_adapter(connection, adapter["name"], adapter["path"])
 
 

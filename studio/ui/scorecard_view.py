@@ -15,7 +15,7 @@ from studio.ui import state
 from studio.ui.frame import DATA, TRAIN, link
 from studio.ui.i18n import N_, _
 from studio.ui.job_panel import job_panel, newest_job
-from studio.ui.model_server import Pick, convert_next, picks_of
+from studio.ui.model_server import picks_of
 from studio.ui.verdict import signed, verdict
 from studio.ui.widgets import ago, plain
 
@@ -64,7 +64,7 @@ def _score_panel(project: Project) -> None:
         link(DATA)
         return
     by_name = {pick.name: pick for pick in picks}
-    job = _under_way(project, by_name)
+    job = _under_way(project)
     left, middle, right = st.columns([4, 3, 1], vertical_alignment="bottom")
     name = left.selectbox(
         _("Checkpoint"), list(by_name), format_func=lambda name: by_name[name].label, key="score.pick"
@@ -75,8 +75,8 @@ def _score_panel(project: Project) -> None:
     busy = job is not None and job.live
     pressed = right.button(_("Score it"), type="primary", disabled=busy, key="score.start", width="stretch")
     if pressed and not busy:
-        state.keep("score.wanted", (name, QUICK_PROBES if quick else 0))
-        state.keep("score.attempt", set())
+        pick = by_name[name]
+        state.keep("score.job", runs.start_evaluate(project, pick.run_id, pick.step, QUICK_PROBES if quick else 0).id)
         st.rerun()
     job_panel(project.folder, job, "score")
 
@@ -85,21 +85,10 @@ def _amount(quick: bool) -> str:
     return _("{n} of each kind").format(n=QUICK_PROBES) if quick else _("all")
 
 
-def _under_way(project: Project, by_name: dict[str, Pick]) -> Job | None:
-    """Do the next step of what was asked for (convert, then evaluate) and return the job to look at."""
-    wanted = state.kept("score.wanted")
-    if wanted and wanted[0] in by_name:
-        pick, attempt = by_name[wanted[0]], state.kept("score.attempt") or set()
-        if job := convert_next(project, [pick], attempt):
-            state.keep("score.attempt", attempt)
-            return job
-        state.forget("score.wanted")
-        job = runs.start_evaluate(project, pick.run_id, pick.step, wanted[1])
-        state.keep("score.job", job.id)
-        return job
+def _under_way(project: Project) -> Job | None:
+    """The evaluation that runs, or the one started here when it has ended."""
     newest = newest_job(project.folder, "evaluate")
-    mine = state.kept("score.job")
-    return newest if newest and (newest.live or newest.id == mine) else None
+    return newest if newest and (newest.live or newest.id == state.kept("score.job")) else None
 
 
 def _choose(found: Sequence[Evaluation]) -> Evaluation:

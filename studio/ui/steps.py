@@ -89,7 +89,9 @@ def _data_step(project: Project) -> Step:
 def _config_step(project: Project, has_runs: bool) -> Step:
     names = runs.list_configs(project)
     words = ngettext("{number} config", "{number} configs", len(names)).format(number=len(names))
-    return Step(CONFIG, bool(names) or has_runs, words if names else _("choose a preset"))
+    if not names:
+        return Step(CONFIG, has_runs, _("a preset was used") if has_runs else _("choose a preset"))
+    return Step(CONFIG, True, words)
 
 
 def _train_step(found: list[Run]) -> Step:

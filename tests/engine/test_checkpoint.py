@@ -144,13 +144,6 @@ def test_too_little_space_is_found_before_writing(folder: CheckpointFolder, monk
     assert folder.save(6, content(6)).is_file()
 
 
-def test_rubbish_of_a_killed_process_is_removed(folder: CheckpointFolder) -> None:
-    folder.save(5, content(5))
-    (folder.run_dir / ".tmp-0123abcd-step_6.pth").write_bytes(b"half")
-    folder.clean_up()
-    assert not [name for name in names(folder) if name.startswith(".tmp")] and find_resumable(folder.run_dir).path
-
-
 def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
     def draw() -> list[float]:
         return [random.random(), float(numpy.random.rand()), float(torch.rand(()))]

@@ -238,20 +238,15 @@ def test_verdict_in_plain_words(project, measured, good, said):
     assert said in " ".join(sentences)
 
 
-def test_scoring_converts_then_evaluates(open_page, project, checkpoint, started):
+def test_scoring_is_one_job_that_outlives_the_page(open_page, project, checkpoint, started):
     with open_db(project.folder) as db:
         store_datasets.put(
             db, store_datasets.Dataset("identity", "identity", "data/identity.jsonl", "f", num_rows=5, num_probes=5)
         )
     at = open_page(PAGE)
     at.button(key="score.start").click().run()
-    assert [kind for kind, _ in started] == ["convert"]
-    folder = runs.hf_folder(project, "lora-1", 20)
-    folder.mkdir(parents=True)
-    (folder / "retune_weights.json").write_text("{}")
-    at.run()
-    at.run()
-    assert [kind for kind, _ in started] == ["convert", "evaluate"]
+    assert [kind for kind, _ in started] == ["evaluate"]
+    assert started[0][1]["subjects"] == [{"label": "lora-1 step 20", "run_id": "lora-1", "step": 20}]
     assert at.button(key="score.start").disabled
 
 

@@ -112,9 +112,26 @@ def test_chinese(open_page, server, started):
     assert "接口地址" in [caption.value for caption in at.caption]
 
 
-def test_two_presses_start_one_server(open_page, project, started):
-    at = open_page(PAGE)
-    start = [button for button in at.button if button.label == "Start"][0]
-    start.click().run()
-    [button for button in at.button if button.label == "Start"][0].click().run()
+def test_a_server_that_loads_is_not_started_twice(open_page, project, started):
+    here, other = open_page(PAGE), open_page(PAGE)
+    for at in (here, other):
+        [button for button in at.button if button.label == "Start"][0].click().run()
+        assert not [button for button in at.button if button.label == "Start"]
     assert len(started) == 1
+
+
+def test_a_running_server_is_given_more_adapters(open_page, project, server, started):
+    with open_db(project.folder) as db:
+        store_runs.add(db, store_runs.Run("lora-1", "lora", "starter", "lora"))
+        for step in (20, 40):
+            checkpoints.put(db, checkpoints.Checkpoint("lora-1", step, f"runs/lora-1/step_{step}.pth", "", 1))
+            folder = runs.hf_folder(project, "lora-1", step)
+            folder.mkdir(parents=True)
+            (folder / "retune_weights.json").write_text("{}")
+    at = open_page(PAGE)
+    assert at.multiselect(key="serve.adapters").options == ["lora-1 · step 40"]
+    at.multiselect(key="serve.adapters").set_value(["lora-1-step_40"])
+    [button for button in at.button if button.label == "Load"][0].click().run()
+    assert server.models == ["starter", "lora-1-step_20", "lora-1-step_40"]
+    assert "Every converted checkpoint is loaded." in [caption.value for caption in at.caption]
+    assert not started

