@@ -58,14 +58,30 @@ def create_project(name: str, base: str = "starter") -> Project:
     return project
 
 
-def open_project(slug: str) -> Project:
-    """The project of a slug or of a display name. Raises ProjectError, naming the projects there are."""
-    for project in list_projects(archived=True):
-        if slug in (project.slug, project.name):
-            return project
+def open_project(name: str) -> Project:
+    """The project of a slug, else of a display name that one project alone has. Raises ProjectError, naming slugs."""
+    there = list_projects(archived=True)
+    found = [project for project in there if project.slug == name] or [p for p in there if p.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        slugs = ", ".join(sorted(project.slug for project in found))
+        raise ProjectError(f"{len(found)} projects are named {name!r}: {slugs}.", "Say which one by its slug.")
+    raise _unknown(name)
+
+
+def _of_slug(slug: str) -> Project:
+    """What hides or deletes goes by the slug alone: a name may be that of several."""
+    found = next((project for project in list_projects(archived=True) if project.slug == slug), None)
+    if found is None:
+        raise _unknown(slug)
+    return found
+
+
+def _unknown(name: str) -> ProjectError:
     names = ", ".join(project.slug for project in list_projects()) or "none yet"
-    raise ProjectError(
-        f"There is no project {slug!r} (there are: {names}).", "Make one with `retune project new NAME`."
+    return ProjectError(
+        f"There is no project {name!r} (there are: {names}).", "Make one with `retune project new NAME`."
     )
 
 
@@ -74,14 +90,16 @@ def list_projects(archived: bool = False) -> list[Project]:
     root = projects_root()
     if not root.is_dir():
         return []
-    found = [_load(folder) for folder in root.iterdir() if (folder / PROJECT_FILE).is_file()]
+    # A folder with a dot is ours: machine-wide jobs, or what a deletion that was cut short left behind.
+    folders = [path for path in root.iterdir() if not path.name.startswith(".") and (path / PROJECT_FILE).is_file()]
+    found = [_load(folder) for folder in folders]
     shown = [project for project in found if project and (archived or not project.archived_at)]
     return sorted(shown, key=lambda project: project.created_at, reverse=True)
 
 
 def archive_project(slug: str, archived: bool = True) -> Project:
     """Hide a project from lists (or show it again); nothing is deleted."""
-    project = open_project(slug)
+    project = _of_slug(slug)
     changed = Project(project.slug, project.name, project.base, project.created_at, now() if archived else "")
     _save(changed)
     return changed
@@ -89,7 +107,7 @@ def archive_project(slug: str, archived: bool = True) -> Project:
 
 def delete_project(slug: str) -> None:
     """Delete a project and all its files. Raises ProjectError while a job of it is live."""
-    project = open_project(slug)
+    project = _of_slug(slug)
     live = [job for job in jobs.refresh(project.folder) if job.live]
     if live:
         raise ProjectError(f"Project {project.slug!r} has a running job ({live[0].kind}).", "Stop it first.")

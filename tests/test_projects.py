@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,39 @@ def test_relative_paths_are_what_the_database_holds(project: Project) -> None:
 def test_a_project_that_is_not_there(project: Project, slug: str) -> None:
     with pytest.raises(ProjectError, match="there are: luna"):
         open_project(slug)
+
+
+def test_a_slug_is_itself_though_a_newer_project_bears_it_as_its_name() -> None:
+    first, second = create_project("demo"), create_project("demo")
+    assert (open_project("demo"), open_project("demo-2")) == (first, second)
+    archive_project("demo")
+    assert [project.slug for project in list_projects()] == ["demo-2"]
+    delete_project("demo")
+    assert list_projects() == [second] and second.folder.is_dir()
+
+
+def test_a_name_of_two_projects_opens_neither() -> None:
+    first, _second = create_project("Luna!"), create_project("Luna!")
+    with pytest.raises(ProjectError, match="luna, luna-2.*slug"):
+        open_project("Luna!")
+    delete_project("luna-2")
+    assert open_project("Luna!") == first
+
+
+@pytest.mark.parametrize("change", [archive_project, delete_project])
+def test_hiding_and_deleting_go_by_the_slug_alone(change: Callable[[str], object]) -> None:
+    project = create_project("Luna's school")
+    with pytest.raises(ProjectError, match="no project"):
+        change("Luna's school")
+    assert list_projects() == [project]
+
+
+def test_a_deletion_that_was_cut_short_shows_no_project(project: Project) -> None:
+    doomed = project.folder.rename(projects_root() / ".deleted-luna")
+    assert list_projects(archived=True) == []
+    again = create_project("Luna")
+    delete_project(again.slug)
+    assert not doomed.exists()
 
 
 def test_archived_projects_are_hidden_and_can_come_back(project: Project) -> None:

@@ -15,7 +15,7 @@ from studio.cli.follow import follow
 from studio.cli.lazy import catalog, configs, datasets, identity, projects, runs
 from studio.cli.models import fetch_if_missing
 from studio.cli.options import SetOption
-from studio.errors import JobError, ProjectError
+from studio.errors import JobError
 from studio.paths import human_bytes
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ def _config(seed: int, tutorial: bool, settings: list[str] | None) -> RunConfig:
 
 
 def _workspace(name: str, base: str) -> Project:
-    try:
-        return projects.open_project(name)
-    except ProjectError:
-        return projects.create_project(name, base)
+    """The project of that slug or name. Two of one name are an error, and no reason to make a third."""
+    known = any(name in (one.slug, one.name) for one in projects.list_projects(archived=True))
+    return projects.open_project(name) if known else projects.create_project(name, base)
 
 
 def _data(project: Project, config: RunConfig, who: Identity, seed: int, tutorial: bool, limit: int) -> None:

@@ -79,7 +79,7 @@ def archive(
 
     Example: retune project archive demo
     """
-    changed = projects.archive_project(project, archived=not undo)
+    changed = projects.archive_project(projects.open_project(project).slug, archived=not undo)
     show.say(f"{changed.slug} is {'archived' if changed.archived_at else 'shown again'}.")
 
 

@@ -72,6 +72,16 @@ def test_delete_asks_first(retune: Retune) -> None:
     assert list_projects() == []
 
 
+def test_with_two_projects_of_one_name_the_slug_says_which(retune: Retune) -> None:
+    for _ in range(2):
+        retune("project", "new", "Luna!")
+    for command in ("delete", "archive", "show"):
+        assert "luna, luna-2" in retune("project", command, "Luna!", code=1)
+    retune("project", "archive", "luna-2")
+    retune("project", "delete", "luna", "--yes")
+    assert [project.slug for project in list_projects(archived=True)] == ["luna-2"]
+
+
 def test_delete_is_refused_while_a_job_is_live(retune: Retune) -> None:
     retune("project", "new", "Luna")
     (made,) = list_projects()

@@ -98,6 +98,12 @@ def test_demo_goes_the_whole_way(retune: Retune, tiny_model: Path, tmp_path: Pat
     assert "Mira" in (demo.folder / "data" / "identity.jsonl").read_text(encoding="utf-8")
 
 
+def test_demo_makes_no_third_project_of_a_name(retune: Retune, tiny_model: Path) -> None:
+    for _ in range(2):
+        create_project("My demo")
+    assert "my-demo, my-demo-2" in retune("demo", "--project", "My demo", *settings(tiny_model), code=1)
+
+
 def test_demo_that_cannot_start_makes_nothing(retune: Retune, tmp_path: Path) -> None:
     assert "not a complete model" in retune("demo", "--set", f"model.base={tmp_path}", code=1)
     assert "1 problem" in retune("demo", "--set", "lora.rank=0", code=1)
