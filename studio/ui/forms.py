@@ -1,5 +1,6 @@
 """The config as a form, made from the schema: a field's type picks the widget, its description is the help."""
 
+import math
 import types
 import typing
 from typing import Any, Literal, get_args, get_origin
@@ -102,9 +103,11 @@ def _number(label: str, kind: type, field: FieldInfo, value: Any, optional: bool
     if not text and optional:
         return None
     try:
-        return kind(text)
+        number = kind(text)
     except ValueError:
         return text  # the schema names what is wrong with it
+    # Not a number is not equal to itself: as a value it would look changed on every run of the page.
+    return number if math.isfinite(number) else text
 
 
 def _bound(field: FieldInfo, rule: type) -> float:

@@ -73,6 +73,13 @@ def test_all_problems_of_the_form_are_shown_at_once(opened):
     assert opened.button(key="config.start").disabled and opened.button(key="config.save").disabled
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "1e999"])
+def test_what_is_no_finite_number_is_a_problem_and_the_page_comes_to_rest(opened, text):
+    field(opened, "train.learning_rate").input(text).run()
+    assert "train\\.learning\\_rate" in texts(opened.error)
+    assert field(opened, "train.learning_rate").value == text
+
+
 def test_five_mistakes_in_the_yaml_are_five_lines(opened):
     yaml_area(opened).set_value(
         "name: A B\nmethod: lorra\ntrain:\n  num_stepz: 3\n  learning_rate: 7\n  seed: -1\n"
