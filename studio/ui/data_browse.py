@@ -38,8 +38,8 @@ def browse_tab(project: Project) -> None:
         st.info(_("No dataset yet. Build one in the first tab, or upload a file."), icon=":material/inbox:")
         return
     dataset = _pick(there)
+    _headline(project, dataset)  # first: a dataset that cannot be read can be deleted
     rows = _rows(str(project.path(dataset.path)), dataset.fingerprint, project, dataset.name)
-    _headline(project, dataset)
     shown = _filtered(rows)
     table, detail = st.columns([3, 2], gap="large")
     with table:
@@ -133,7 +133,9 @@ def _table(project: Project, dataset: Dataset, rows: list[Conversation], numbers
     )  # fmt: skip
     edits = st.session_state.get(key) or {}
     changed, deleted = edits.get("edited_rows", {}), edits.get("deleted_rows", [])
-    if changed or deleted:
+    if len(deleted) == len(rows):
+        st.warning(_("A dataset needs at least one row. To be rid of all of them, delete the dataset above."))
+    elif changed or deleted:
         label = _("Save {changed} changed and {deleted} deleted rows").format(
             changed=len(changed), deleted=len(deleted)
         )
@@ -177,7 +179,7 @@ def _edited(row: Conversation, cells: dict[str, str]) -> Conversation:
 
 def _findings(project: Project, dataset: Dataset) -> None:
     if dataset.num_rows > LINT_LIMIT:
-        st.caption(_("The check of the rows is left to `retune data inspect` for a dataset of this size."))
+        st.caption(_("The check of the rows is left to `retune data lint` for a dataset of this size."))
         return
     base = project.base if models.resolve(project.base).present else ""
     found = _lint(str(project.path(dataset.path)), dataset.fingerprint, base, project, dataset.name)

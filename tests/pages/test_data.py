@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import streamlit as st
 
 from studio import datasets, models
 from studio.data.formats import Conversation, Message
@@ -176,6 +177,29 @@ def test_a_dataset_whose_file_vanished_says_so(open_tab, project):
     project.path("data", "identity.jsonl").unlink()
     at = open_tab("browse")
     assert "There is no file" in texts(at.error)
+
+
+def test_the_last_rows_cannot_be_deleted_from_the_table(open_tab, project, monkeypatch):
+    datasets.save(project, "mine", [row("q", "a")], kind="import")
+    edits = {"edited_rows": {}, "deleted_rows": [0]}
+    monkeypatch.setattr(st, "data_editor", lambda frame, key, **_: st.session_state.update({key: edits}))
+    at = open_tab("browse")
+    assert "at least one row" in texts(at.warning)
+    assert "data.browse.save" not in [button.key for button in at.button]
+
+
+def test_a_dataset_without_rows_says_so_and_can_be_deleted(open_tab, project):
+    datasets.save(project, "mine", [], kind="import")
+    at = open_tab("browse")
+    assert "mine" in texts(at.error)
+    at.button(key="data.browse.delete.sure").click().run()
+    assert not datasets.listed(project)
+
+
+def test_a_large_dataset_names_the_command_that_checks_it(open_tab, project, monkeypatch):
+    monkeypatch.setattr("studio.ui.data_browse.LINT_LIMIT", 0)
+    datasets.save(project, "mine", [row("q", "a")], kind="import")
+    assert "`retune data lint`" in texts(open_tab("browse").caption)
 
 
 def test_deleting_a_dataset(open_tab, project):
