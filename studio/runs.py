@@ -11,6 +11,7 @@ from studio import datasets, jobs
 from studio.chat_client import Connection
 from studio.config.schema import RunConfig
 from studio.config.yaml import load_config, save_config
+from studio.data import mix
 from studio.errors import ConfigError, JobError, Problem
 from studio.models import require
 from studio.paths import remove, slugify
@@ -44,6 +45,20 @@ def problems_before_start(project: Project, config: RunConfig) -> list[Problem]:
             allowed = ", ".join(sorted(there)) or "none yet: build one on the Data page"
             problems.append(Problem("data.sources", f"there is no dataset {name!r} in this project", allowed))
     return problems
+
+
+def epoch_rows(project: Project, config: RunConfig) -> int:
+    """Rows of one epoch, as the trainer counts them if it can use every row. Raises DataError when there is none."""
+    sizes = {name: datasets.get(project, name).num_rows for name in config.data.sources}
+    trained = {name: size - mix.num_valid_rows(size, config.data.valid_share) for name, size in sizes.items()}
+    return mix.epoch_length(trained, config.data.sources)
+
+
+def planned_steps(project: Project, config: RunConfig) -> int:
+    """Optimizer steps of a run. Raises DataError when they are counted in epochs of what is not there."""
+    if config.train.num_steps is not None:
+        return config.train.num_steps
+    return mix.num_steps(epoch_rows(project, config), config.train.num_epochs or 1, config.examples_per_step)
 
 
 def start_run(project: Project, config: RunConfig) -> tuple[Run, Job]:

@@ -9,6 +9,7 @@ from itertools import count, islice
 from studio.errors import DataError
 
 MAX_EPOCH_ROWS = 20_000_000
+MAX_VALID_ROWS = 256  # of one source; more would cost time and tell little
 
 
 def epoch_length(sizes: Mapping[str, int], shares: Mapping[str, float]) -> int:
@@ -21,6 +22,18 @@ def epoch_length(sizes: Mapping[str, int], shares: Mapping[str, float]) -> int:
             f"At most {MAX_EPOCH_ROWS:,} are allowed: give it a larger share, or use fewer of its rows.",
         )
     return length
+
+
+def num_steps(epoch_rows: int, num_epochs: float, rows_per_step: int) -> int:
+    """Optimizer steps that see `num_epochs` epochs, the last step filled up."""
+    return max(1, math.ceil(num_epochs * epoch_rows / rows_per_step))
+
+
+def num_valid_rows(num_rows: int, share: float) -> int:
+    """Rows of a source that are kept out of training: at least one when there are ten, never all."""
+    if share == 0 or num_rows < 2:
+        return 0
+    return min(max(round(num_rows * share), int(num_rows >= 10)), MAX_VALID_ROWS)
 
 
 def plan_epoch(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int, epoch: int) -> list[tuple[str, int]]:

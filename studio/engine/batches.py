@@ -19,8 +19,6 @@ from studio.errors import DataError
 from studio.paths import inside, sha256_of
 from studio.store import datasets, open_db
 
-MAX_VALID_ROWS = 256  # of one source; more would cost time and tell little
-
 
 @dataclass(frozen=True)
 class Corpus:
@@ -180,8 +178,6 @@ def _usable(examples: list[Example], name: str, data: DataSection) -> list[Examp
 
 
 def _valid_rows(num_rows: int, share: float, seed: int, name: str) -> frozenset[int]:
-    """Rows that are kept out of training: at least one when there are ten, never all."""
-    if share == 0 or num_rows < 2:
-        return frozenset()
-    wanted = max(round(num_rows * share), int(num_rows >= 10))
-    return frozenset(random.Random(f"{seed}-{name}-valid").sample(range(num_rows), min(wanted, MAX_VALID_ROWS)))
+    """Rows that are kept out of training."""
+    wanted = mix.num_valid_rows(num_rows, share)
+    return frozenset(random.Random(f"{seed}-{name}-valid").sample(range(num_rows), wanted))

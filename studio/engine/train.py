@@ -1,6 +1,5 @@
 """The `train` verb: a run from its frozen config to its last checkpoint, with numbers and samples on the way."""
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -274,8 +273,8 @@ def count_steps(corpus: Corpus, config: RunConfig) -> int:
     """Optimizer steps of the run: as configured, or enough for the configured epochs."""
     if config.train.num_steps is not None:
         return config.train.num_steps
-    rows = (config.train.num_epochs or 1) * mix.epoch_length(corpus.sizes, config.data.sources)
-    return max(1, math.ceil(rows / config.examples_per_step))
+    rows = mix.epoch_length(corpus.sizes, config.data.sources)
+    return mix.num_steps(rows, config.train.num_epochs or 1, config.examples_per_step)
 
 
 def _due(step: int, interval: int) -> bool:

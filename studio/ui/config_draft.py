@@ -1,14 +1,12 @@
 """The config being edited: values and YAML text of one object, kept for the session. Draws nothing."""
 
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
-from studio import datasets, runs
+from studio import runs
 from studio.config.catalog import preset, preset_names, preset_text
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import load_text, read_text, update_text
-from studio.data.mix import epoch_length
 from studio.errors import ConfigError, DataError, Problem
 from studio.paths import atomic_write_text
 from studio.projects import Project
@@ -154,19 +152,10 @@ class Derived:
 
 def derived(project: Project, config: RunConfig) -> Derived:
     """Rows of an epoch, steps, and examples seen in all."""
-    rows = _epoch_rows(project, config)
     per_step = config.examples_per_step
-    steps = config.train.num_steps or ceil((config.train.num_epochs or 0) * rows / per_step)
-    return Derived(per_step, rows, steps, steps * per_step)
-
-
-def _epoch_rows(project: Project, config: RunConfig) -> int:
-    sizes = {dataset.name: dataset.num_rows for dataset in datasets.listed(project)}
-    shares = config.data.sources
-    if not all(sizes.get(name) for name in shares):
-        return 0
-    kept = {name: sizes[name] - int(sizes[name] * config.data.valid_share) for name in shares}
     try:
-        return epoch_length(kept, shares)
-    except DataError:
-        return 0
+        rows = runs.epoch_rows(project, config)
+    except DataError:  # the page names what is missing beside these numbers
+        return Derived(per_step, 0, config.train.num_steps or 0, (config.train.num_steps or 0) * per_step)
+    steps = runs.planned_steps(project, config)
+    return Derived(per_step, rows, steps, steps * per_step)

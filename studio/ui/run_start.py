@@ -1,7 +1,6 @@
 """The panel that starts a run: what the config will do, what stands in the way, and a start that happens once."""
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from studio.store import open_db
 from studio.store import runs as store_runs
 from studio.store.jobs import Job
 from studio.store.runs import Run
+from studio.ui.config_draft import derived
 from studio.ui.frame import CONFIG, DATA, link
 from studio.ui.i18n import _, ngettext
 from studio.ui.widgets import guarded, plain, show_progress
@@ -67,11 +67,10 @@ def _choose_config(project: Project) -> RunConfig:
 
 
 def _summary(project: Project, config: RunConfig) -> None:
-    steps = planned_steps(project, config)
     facts = [
         (_("Method"), config.method),
         (_("Base model"), config.model.base),
-        (_("Steps"), str(steps) if steps else "–"),
+        (_("Steps"), str(derived(project, config).num_steps or "–")),
         (_("Rows a step"), str(config.examples_per_step)),
         (_("Learning rate"), f"{config.train.learning_rate:g}"),
     ]
@@ -81,17 +80,6 @@ def _summary(project: Project, config: RunConfig) -> None:
     total = sum(config.data.sources.values())
     mix = ", ".join(f"{name} {share / total:.0%}" for name, share in config.data.sources.items())
     st.caption(_("Learns from: {mix}").format(mix=plain(mix)))
-
-
-def planned_steps(project: Project, config: RunConfig) -> int:
-    """Optimizer steps of a config; 0 while a dataset that it counts in epochs is not there."""
-    if config.train.num_steps is not None:
-        return config.train.num_steps
-    sizes = {dataset.name: dataset.num_rows for dataset in datasets.listed(project)}
-    if any(name not in sizes for name in config.data.sources):
-        return 0
-    num_rows = sum(sizes[name] for name in config.data.sources) * (1 - config.data.valid_share)
-    return math.ceil(num_rows * (config.train.num_epochs or 0) / config.examples_per_step)
 
 
 def checks(project: Project, config: RunConfig) -> list[Check]:
@@ -115,14 +103,17 @@ def _check_model(base: str) -> Check:
 
 
 def _check_rows(project: Project, config: RunConfig) -> Check:
-    sizes = {dataset.name: dataset.num_rows for dataset in datasets.listed(project)}
-    num_rows = sum(sizes[name] for name in config.data.sources)
-    steps = planned_steps(project, config)
+    try:
+        epoch = runs.epoch_rows(project, config)
+    except StudioError as error:
+        return Check("error", str(error))
+    steps = runs.planned_steps(project, config)
     seen = steps * config.examples_per_step
-    text = _("{rows} rows in {count} datasets; {steps} steps see {seen} rows: each about {times} times.").format(
-        rows=num_rows, count=len(config.data.sources), steps=steps, seen=seen, times=f"{seen / max(1, num_rows):.1f}"
+    text = _("{steps} steps see {seen} rows: {passes} passes over the mix of {rows} rows from {count} datasets.")
+    return Check(
+        "ok",
+        text.format(steps=steps, seen=seen, passes=f"{seen / epoch:.1f}", rows=epoch, count=len(config.data.sources)),
     )
-    return Check("ok" if num_rows else "error", text)
 
 
 def _check_lint(project: Project, config: RunConfig) -> Check:

@@ -13,6 +13,7 @@ from studio.store import metrics, open_db, samples
 from studio.store import runs as store_runs
 from studio.ui import run_start
 from studio.ui.run_view import samples_table, seconds_left
+from studio.ui.widgets import plain
 
 PAGE = "pages/3_Train.py"
 
@@ -75,6 +76,16 @@ def ready(project, monkeypatch):
     monkeypatch.setattr(run_start, "_check_model", lambda base: run_start.Check("ok", base))
     monkeypatch.setattr(run_start, "_findings", lambda project, name, config: datasets.lint_dataset(project, name))
     return config
+
+
+def test_steps_counted_in_epochs_are_those_of_the_config_page(open_page, project, monkeypatch):
+    config = ready(project, monkeypatch)
+    epochs = with_settings(config, ["train.num_steps=null", "train.num_epochs=2", "data.valid_share=0.1"])
+    save_config(runs.config_path(project, "starter_lora"), epochs)
+    # 22 of 24 identity rows and all 4 general rows are trained; half and half, an epoch is 44 rows: 88 in steps of 16.
+    at = open_page(PAGE)
+    assert "**6**" in texts(at) and plain("6 steps see 96 rows: 2.2 passes over the mix of 44 rows") in texts(at)
+    assert "Steps **6**" in texts(open_page("pages/2_Config.py"))
 
 
 def test_two_presses_start_one_run(project, monkeypatch):
