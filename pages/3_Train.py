@@ -6,7 +6,7 @@ from studio import runs
 from studio.ui import state
 from studio.ui.frame import frame
 from studio.ui.i18n import _
-from studio.ui.run_list import NEW_RUN, choose_run
+from studio.ui.run_list import KEPT, NEW_RUN, choose_run
 from studio.ui.run_start import start_panel
 from studio.ui.run_view import run_view
 from studio.ui.widgets import guarded
@@ -22,5 +22,5 @@ with guarded():
         else:
             st.subheader(_("New run"), anchor=False)
             if started := start_panel(project):
-                state.keep("train.run", started.id)
+                state.keep(KEPT, started.id)
                 st.rerun()

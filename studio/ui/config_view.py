@@ -15,6 +15,7 @@ from studio.ui.config_draft import Derived, Draft
 from studio.ui.forms import config_form
 from studio.ui.frame import DATA, TRAIN, go, link
 from studio.ui.i18n import _
+from studio.ui.run_list import prepare_new
 from studio.ui.widgets import guarded, plain, show_problems
 
 FORM, YAML = "form", "yaml"
@@ -105,7 +106,7 @@ def _actions(project: Project, draft: Draft, config: RunConfig | None) -> None:
         ):  # fmt: skip
             with guarded():
                 _save(project, draft)
-                state.keep("train.config", drafts.current(project).config.name)
+                prepare_new(drafts.current(project).config.name)
                 go(TRAIN)
         label = _("Saved") if is_saved else _("Save")
         if st.button(label, icon=":material/save:", disabled=is_saved or config is None, key="config.save"):

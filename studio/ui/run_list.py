@@ -12,6 +12,7 @@ from studio.ui.widgets import ago, plain, state_word
 
 NEW_RUN = ""
 KEPT = "train.run"
+KEPT_CONFIG = "train.config"
 LIST_HEIGHT = 620
 
 
@@ -34,6 +35,12 @@ def choose_run(found: Sequence[Run]) -> str:
             on_change=lambda: state.keep(KEPT, st.session_state["train.choice"]),
         )
     return chosen
+
+
+def prepare_new(config_name: str) -> None:
+    """Have the Train page open on a new run of this config."""
+    state.keep(KEPT, NEW_RUN)
+    state.keep(KEPT_CONFIG, config_name)
 
 
 def _chosen(found: Sequence[Run]) -> str:

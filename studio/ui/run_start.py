@@ -21,9 +21,11 @@ from studio.store import open_db
 from studio.store import runs as store_runs
 from studio.store.jobs import Job
 from studio.store.runs import Run
-from studio.ui.config_draft import derived
+from studio.ui import state
+from studio.ui.config_draft import DEFAULT_PRESET, derived
 from studio.ui.frame import CONFIG, DATA, link
 from studio.ui.i18n import _, ngettext
+from studio.ui.run_list import KEPT_CONFIG
 from studio.ui.widgets import guarded, plain, show_progress
 
 SAME_START_SECONDS = 15
@@ -60,7 +62,13 @@ def _choose_config(project: Project) -> RunConfig:
     saved = runs.list_configs(project)
     left, right = st.columns([2, 3], vertical_alignment="bottom")
     label = _("Config") if saved else _("Built-in config")
-    name = left.selectbox(label, saved or preset_names(), key="train.config")
+    names = saved or preset_names()
+    wish = state.kept(KEPT_CONFIG, DEFAULT_PRESET)
+    st.session_state["train.config"] = wish if wish in names else names[0]
+    name = left.selectbox(
+        label, names, key="train.config",
+        on_change=lambda: state.keep(KEPT_CONFIG, st.session_state["train.config"]),
+    )  # fmt: skip
     with right:
         link(CONFIG, _("Edit it on the Config page") if saved else _("Make your own on the Config page"))
     return load_config(runs.config_path(project, name)) if saved else preset(name)

@@ -173,6 +173,29 @@ def test_time_left_counts_only_this_process_steps():
     assert seconds_left(old, 10) is None
 
 
+def test_start_training_on_the_config_page_offers_that_config(open_page, project):
+    add_run(project, "finished")
+    for name in ("aaa", "mine"):
+        save_config(runs.config_path(project, name), with_settings(preset("starter_lora"), [f"name={name}"]))
+    at = open_page(PAGE)
+    assert at.radio(key="train.choice").value == "starter_lora-1"
+    at.switch_page("pages/2_Config.py").run()
+    [picker] = [box for box in at.selectbox if ".source." in (box.key or "")]
+    picker.select("own:mine").run()
+    at.button(key="config.start").click().run()
+    assert at.title[0].value.endswith("Train") and not at.exception
+    assert (at.radio(key="train.choice").value, at.selectbox(key="train.config").value) == ("", "mine")
+
+
+def test_the_config_chosen_for_a_new_run_outlives_the_page(open_page, project):
+    at = open_page(PAGE)
+    assert at.selectbox(key="train.config").value == "starter_lora"
+    at.selectbox(key="train.config").select("starter_qlora").run()
+    at.switch_page("pages/2_Config.py").run()
+    at.switch_page(PAGE).run()
+    assert at.selectbox(key="train.config").value == "starter_qlora"
+
+
 def test_another_project_shows_its_own_configs_and_runs(open_page, project):
     other = create_project("Other")
     for each, name in ((project, "here"), (other, "there")):
