@@ -31,7 +31,8 @@ def train(
     """Train. The run is a process of its own: it goes on when this command is detached or its window closed.
 
     With --resume, CONFIG is a run (starter_lora-1), or a config whose newest run is resumed. Ctrl-C stops the run
-    at its next step and saves; a second one kills it.
+    at its next step and saves; a second one kills it. A run that goes on from an earlier checkpoint
+    gives up its later ones.
 
     Example: retune train starter_lora --set train.num_steps=40
     """
@@ -77,8 +78,10 @@ def _checkpoint_of(project: Project, run_id: str, text: str) -> str:
     """`auto`, or a checkpoint's path relative to the project: typed as a file, or as its name among the run's."""
     if text == "auto":
         return text
-    among_run = runs.run_folder(project, run_id) / Path(text).name
-    path = Path(text).resolve() if Path(text).exists() else among_run
+    folder = runs.run_folder(project, run_id)
+    path = folder / text if Path(text).name == text else Path(text).resolve()
+    if path.parent.resolve() != folder.resolve():
+        raise JobError(f"{text!r} is no checkpoint of run {run_id}.", f"`retune checkpoints list {run_id}` shows them.")
     if not path.exists():
         raise JobError(f"There is no checkpoint {text!r}.", f"`retune checkpoints list {run_id}` shows what there is.")
     return project.relative(path)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written whole or not at all, verified before they are used, rotated last.
 
 `step_N.pth` holds all that is needed to go on after step N; `step_N.manifest.json` (size, sha256) is written after it
-and makes it valid; `last_checkpoint` names the newest.
+and makes it valid; `last_checkpoint` names the newest, for people and for other tools.
 """
 
 import errno
@@ -61,11 +61,23 @@ class CheckpointFolder:
             sha256, size = sha256_of(temporary), temporary.stat().st_size
         _write_manifest(path, step, sha256, size)
         atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
-        relative = str(path.resolve().relative_to(self._folder.resolve()))
-        with open_db(self._folder) as db:
-            store.put(db, store.Checkpoint(self._run_id, step, relative, sha256, size))
+        self._register(step, path, sha256, size)
         self._rotate(step)
         return path
+
+    def go_on_from(self, step: int, path: Path) -> None:
+        """The run goes on after this checkpoint: later ones belong to a way that was left, and are deleted."""
+        for later, left in listed(self.run_dir):
+            if later > step:
+                self._delete(later, left)
+        with open_db(self._folder) as db:
+            registered = {row.step: row.sha256 for row in store.listed(db, self._run_id)}
+            for gone in (later for later in registered if later > step):
+                store.remove(db, self._run_id, gone)
+        manifest = _read_manifest(path)
+        if registered.get(step) != manifest["sha256"]:  # it was written, and the run killed before it said so
+            self._register(step, path, manifest["sha256"], manifest["size_bytes"])
+        atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
 
     def find_resumable(self) -> Found:
         """The newest checkpoint that verifies."""
@@ -77,10 +89,18 @@ class CheckpointFolder:
     def _rotate(self, newest: int) -> None:
         others = [(step, path) for step, path in listed(self.run_dir) if step != newest]
         for step, path in others[max(0, self._keep_last - 1) :]:
-            with open_db(self._folder) as db:
-                store.remove(db, self._run_id, step)
-            remove(manifest_path(path))
-            remove(path)
+            self._delete(step, path)
+
+    def _register(self, step: int, path: Path, sha256: str, size: int) -> None:
+        relative = str(path.resolve().relative_to(self._folder.resolve()))
+        with open_db(self._folder) as db:
+            store.put(db, store.Checkpoint(self._run_id, step, relative, sha256, size))
+
+    def _delete(self, step: int, path: Path) -> None:
+        with open_db(self._folder) as db:
+            store.remove(db, self._run_id, step)
+        remove(manifest_path(path))
+        remove(path)
 
 
 def listed(run_dir: Path) -> list[tuple[int, Path]]:

@@ -117,7 +117,7 @@ class Training:
         if self.step == 0:
             self._evaluate()
             self._sample()
-        steps = examples_from(self.corpus, self.config, self.step * self.config.examples_per_step)
+        steps = examples_from(self.corpus, self.config, self._position_at(self.step))
         self._training_phase()
         while self.step < self.num_steps and not self._stop_asked():
             self._train_step(steps)
@@ -160,10 +160,16 @@ class Training:
         self.step = saved["meta"]["step"]
         self.tokens_seen = saved["data"]["tokens_seen"]
         self.saved, self._saved_step = path, self.step
+        self.checkpoints.go_on_from(self.step, path)
 
     def _require_same_run(self, saved: dict[str, Any]) -> None:
         """Resuming on other data, weights or length would not be the same run. Raises CheckpointError or DataError."""
         meta = saved["meta"]
+        if meta["run_id"] != self.job.run_id:
+            raise CheckpointError(
+                f"The checkpoint is one of run {meta['run_id']!r}, not of {self.job.run_id!r}.",
+                f"Choose one of {self.job.run_id}, or resume {meta['run_id']}.",
+            )
         if meta["method"] != self.config.method or meta["base_fingerprint"] != self._base_fingerprint():
             raise CheckpointError(
                 f"The checkpoint was trained with {meta['method']} on another base than this run's config says.",
@@ -178,6 +184,14 @@ class Training:
             raise DataError(
                 f"The dataset {', '.join(changed)} changed since the checkpoint was saved, so the run cannot go on.",
                 "Start a new run on the new data, or put the old data back.",
+            )
+        step = meta["step"]
+        if saved["schedule"] != self._schedule_at(step) or saved["data"]["position"] != self._position_at(step):
+            raise CheckpointError(
+                f"The checkpoint is of a run of {saved['schedule']['num_steps']} steps, at row "
+                f"{saved['data']['position']} of its data; this run is one of {self.num_steps} steps, and would be at "
+                f"row {self._position_at(step)}.",
+                "Put the run's config back as it was, or start a new run.",
             )
 
     def _train_step(self, steps: Iterator[list[Example]]) -> None:
@@ -252,18 +266,21 @@ class Training:
             "state_dict": adapters.trainable_state(self.model),
             "optimizer": self.trainer.optimizer.state_dict(),
             "scaler": self.trainer.scaler.state_dict(),
-            "schedule": {
-                "step": self.step,
-                "num_steps": self.num_steps,
-                "warmup_steps": self.trainer.warmup_steps,
-            },
+            "schedule": self._schedule_at(self.step),
             "data": {
-                "position": self.step * self.config.examples_per_step,
+                "position": self._position_at(self.step),
                 "tokens_seen": self.tokens_seen,
                 "fingerprints": self.corpus.fingerprints,
             },
             "rng": checkpoint.rng_state(),
         }
+
+    def _schedule_at(self, step: int) -> dict[str, int]:
+        return {"step": step, "num_steps": self.num_steps, "warmup_steps": self.trainer.warmup_steps}
+
+    def _position_at(self, step: int) -> int:
+        """Rows of the mixture that the steps up to this one have used."""
+        return step * self.config.examples_per_step
 
     def _base_fingerprint(self) -> str:
         return model_fingerprint(self.loaded.folder)

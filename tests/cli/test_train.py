@@ -1,6 +1,7 @@
 """`retune train`, `runs`, `checkpoints` and `convert` on a tiny model: real processes, a few steps."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,11 @@ def test_what_is_not_there_or_not_live_is_said(trained: Project, retune: Retune)
     for words in (["stop"], ["stop", "--kill"], ["save"], ["sample"]):
         assert "is finished" in retune("runs", *words, "tiny-1", code=1)
     assert "no checkpoint" in retune("train", "tiny-1", "--resume", "step_3.pth", code=1)
+    other = trained.path("runs", "tiny-2", "step_2.pth")
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes(trained.path("runs", "tiny-1", "step_2.pth").read_bytes())
+    assert "no checkpoint of run tiny-1" in retune("train", "tiny-1", "--resume", other, code=1)
+    shutil.rmtree(other.parent)
     assert "keeps the config" in retune("train", "tiny-1", "--resume", "auto", "--set", "train.seed=1", code=1)
 
 

@@ -67,6 +67,36 @@ def test_rotation_never_takes_the_one_just_saved(project: Project, folder: Check
     assert steps_in_db(project) == [5, 30]
 
 
+def test_going_on_from_an_earlier_one_gives_up_the_later_ones(project: Project, folder: CheckpointFolder) -> None:
+    earlier = folder.save(5, content(5))
+    folder.save(10, content(10))
+    with open_db(project.folder) as db:
+        checkpoints.put(db, checkpoints.Checkpoint("tiny-1", 15, "runs/tiny-1/step_15.pth", "0" * 64, 1))
+        checkpoints.put(db, checkpoints.Checkpoint("tiny-2", 15, "runs/tiny-2/step_15.pth", "0" * 64, 1))
+    folder.go_on_from(5, earlier)
+    assert names(folder) == ["last_checkpoint", "step_5.manifest.json", "step_5.pth"]
+    assert (folder.run_dir / "last_checkpoint").read_text().strip() == "step_5.pth"
+    assert steps_in_db(project) == [5] and find_resumable(folder.run_dir).path == earlier
+    with open_db(project.folder) as db:
+        assert checkpoints.get(db, "tiny-2", 15)
+
+
+@pytest.mark.parametrize("stale", [None, "0" * 64])
+def test_going_on_from_one_that_was_never_registered(
+    project: Project, folder: CheckpointFolder, stale: str | None
+) -> None:
+    path = folder.save(5, content(5))
+    with open_db(project.folder) as db:
+        saved = checkpoints.get(db, "tiny-1", 5)
+        checkpoints.remove(db, "tiny-1", 5)
+        if stale:
+            checkpoints.put(db, checkpoints.Checkpoint("tiny-1", 5, saved.path, stale, 1))
+    folder.go_on_from(5, path)
+    with open_db(project.folder) as db:
+        row = checkpoints.get(db, "tiny-1", 5)
+    assert (row.path, row.sha256, row.size_bytes) == (saved.path, saved.sha256, saved.size_bytes)
+
+
 def damage(path: Path, how: str) -> None:
     manifest = path.with_suffix(".manifest.json")
     if how == "truncated":

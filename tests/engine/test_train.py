@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from studio.config.schema import RunConfig
+from studio.config.yaml import save_config
 from studio.engine import sampling, train
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
@@ -169,6 +170,40 @@ def test_resume_falls_back_to_the_checkpoint_before_and_says_so(
     assert job.state == "finished" and job.result["final_loss"] == whole["final_loss"]
     printed = capsys.readouterr().out
     assert "step_6.pth was passed over" in printed and "resuming from step_3.pth" in printed
+
+
+def test_resumed_from_an_earlier_step_the_way_that_was_left_is_forgotten(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = add_run(training_project, tiny_config(**{"record.save_every_steps": 2, "record.keep_last": 5}))
+    train_here(training_project, run_id)
+    with monkeypatch.context() as patch:
+        stop_after(3, "discard", patch)
+        train_here(training_project, run_id, resume=f"runs/{run_id}/step_2.pth")
+    with open_db(training_project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, run_id)] == [2]
+    assert train_here(training_project, run_id, resume="auto").result["steps"] == 6
+    with open_db(training_project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, run_id)] == [6, 4, 2]
+
+
+def test_a_checkpoint_of_another_run_is_refused(training_project: Project, tiny_config: Make) -> None:
+    first, second = (add_run(training_project, tiny_config()) for _ in range(2))
+    train_here(training_project, first)
+    job = train_here(training_project, second, resume=f"runs/{first}/step_6.pth")
+    assert job.state == "failed" and f"one of run {first!r}, not of {second!r}" in job.cause
+    assert training_project.path("runs", first, "step_6.pth").is_file()
+
+
+@pytest.mark.parametrize("settings", [{"train.num_steps": 8}, {"train.gradient_accumulation_steps": 1}])
+def test_a_run_of_another_length_cannot_go_on(
+    training_project: Project, tiny_config: Make, settings: dict[str, int]
+) -> None:
+    run_id = add_run(training_project, tiny_config())
+    train_here(training_project, run_id)
+    save_config(training_project.path("runs", run_id, "config.yaml"), tiny_config(**settings))
+    job = train_here(training_project, run_id, resume="auto")
+    assert job.state == "failed" and "6 steps, at row 24" in job.cause and "new run" in job.cause
 
 
 def test_a_checkpoint_outside_the_project_is_refused(training_project: Project, tiny_config: Make) -> None:
