@@ -15,7 +15,7 @@ from typing import Any
 from slugify import slugify as ascii_slug
 
 from studio import processes
-from studio.errors import DiskFullError, ProjectError
+from studio.errors import DiskFullError, ProjectError, StudioError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESERVED_SLUGS = {"con", "prn", "aux", "nul", "studio", "archive"} | {
@@ -189,6 +189,20 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
     if "No space left" in text or "os error 28" in text or "os error 27" in text:
         return True
     return "inline_container" in text and "unexpected pos" in text and shutil.disk_usage(folder).free < 64 * 2**20
+
+
+def as_studio_error(error: OSError) -> StudioError:
+    """What the operating system refused, in words that say what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    if is_disk_full(error, projects_root()):
+        return DiskFullError(
+            f"The disk is full{where}.",
+            "Free some space (old checkpoints, exports) and try again; what is saved stays.",
+        )
+    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    return StudioError(
+        f"{reason}{where}.", "See that the file or folder is there and may be read and written, then try again."
+    )
 
 
 def remove(path: Path) -> None:

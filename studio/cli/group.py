@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from studio.cli import show
 from studio.errors import StudioError
+from studio.paths import as_studio_error
 
 # The order of the work, for the list of commands.
 ORDER = (
@@ -39,7 +40,7 @@ class Edge(Verbs):
         except BrokenPipeError:
             show.drop_output()  # the reader of a pipe, such as `head`, has seen enough
         except OSError as error:
-            show.fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
+            show.fail(str(as_studio_error(error)))
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import streamlit as st
 
 from studio import jobs
 from studio.errors import ConfigError, Problem, StudioError
+from studio.paths import as_studio_error
 from studio.store.jobs import Job
 from studio.ui.i18n import N_, _, ngettext
 
@@ -59,11 +61,14 @@ def plain(text: object) -> str:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """The edge of a page: a StudioError raised inside is shown, with what to do next, and the page goes on."""
+    """The edge of a page: what a person can mend is shown, with what to do next, and the page goes on."""
     try:
         yield
     except StudioError as error:
         show_error(error)
+    except OSError as error:
+        traceback.print_exception(error)  # the page shows a sentence; the server's log keeps where it came from
+        show_error(as_studio_error(error))
 
 
 def show_error(error: StudioError) -> None:

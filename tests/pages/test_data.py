@@ -1,6 +1,8 @@
 """The Data page: build, keep, upload, browse; empty, filled, wrong, Chinese."""
 
+import errno
 import json
+import os
 
 import pytest
 import streamlit as st
@@ -11,6 +13,7 @@ from studio.data.identity import Identity
 from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store.jobs import Job
+from studio.ui.widgets import plain
 
 PAGE = "pages/1_Data.py"
 BUILD = "data.luna.build"
@@ -66,6 +69,23 @@ def test_tutorial_mode_repeats_the_rows(open_tab, project):
     at.button(key="data.build.go").click().run()
     rows = datasets.load(project, "tutorial")
     assert len(rows) == 7 * len(set(json.dumps(each.to_row()) for each in rows))
+
+
+@pytest.mark.parametrize(
+    "code, told",
+    [(errno.ENOSPC, "The disk is full"), (errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only file system")],
+)
+def test_what_the_system_refuses_is_a_sentence(open_tab, monkeypatch, code, told):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code), "/data/identity.jsonl")
+
+    monkeypatch.setattr(datasets, "build_identity", refuse)
+    at = open_tab("build")
+    at.text_input(key=f"{BUILD}.name").input("Luna")
+    at.text_input(key=f"{BUILD}.maker").input("Shane").run()
+    at.button(key="data.build.go").click().run()
+    assert not at.exception
+    assert plain(told) in texts(at.error) and "identity" in texts(at.error) and "try again" in texts(at.error)
 
 
 def test_a_name_that_cannot_be_used_says_why(open_tab):
