@@ -64,11 +64,12 @@ class DataSection(Section):
         description="Datasets of the project and the share of training rows that each gives.",
     )
     max_length: int = Field(512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut.")
-    pack: Literal["none", "sequence"] = Field(
-        "sequence",
+    pack: Literal["none", "sequence", "tree"] = Field(
+        "tree",
         description=(
-            "sequence: several examples fill one line of a batch without seeing each other; "
-            "same gradient, less padding."
+            "none: one example a line. sequence: several examples fill one line of a batch without seeing each other. "
+            "tree: examples that begin alike also share the computation of that beginning. The gradient is the same; "
+            "with dropout, shared beginnings share what is dropped."
         ),
     )
     loss_on: Literal["assistant", "all", "last"] = Field(

@@ -1,18 +1,27 @@
-"""Decides which examples share a sequence and which sequences share a micro-batch. Arithmetic on lengths."""
+"""Decides which examples share a row of a batch and which rows share a micro-batch. Lists of ints in, plans out.
+
+A plan depends on lengths or ids alone: the same on every machine and on every rank, at whatever step it begins.
+"""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from studio.data.tokens import IGNORE_INDEX, Example
 from studio.errors import DataError
 
-PACKS = ("none", "sequence")
-MicroBatch = list[list[int]]
+PACKS = ("none", "sequence", "tree")
+TREE_NODES = 256  # in one row, unless an example is longer: attention between examples that share nothing is waste
+MicroBatch = list[list[int]]  # rows of a batch; a row is a list of examples, by index
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What packing saves. Padding in tokens: `without` one example per sequence, `with` the plan."""
+    """What packing saves. Padding in tokens: `without` one example per row as they come, `with` the plan.
+
+    `prefix_tokens_saved`: tokens that a tree computes for one example instead of for each, or not at all because
+    nothing trained follows. `longest` in tokens; `truncations` are the examples that were cut.
+    """
 
     num_examples: int
     num_sequences: int
@@ -20,12 +29,82 @@ class PackingReport:
     padding_without: int
     padding_with: int
     longest: int
+    prefix_tokens_saved: int
+    truncations: int
 
     @property
     def padding_saved(self) -> float:
         """Share of the padded batch that the plan no longer computes, 0 to 1."""
         padded = self.num_tokens + self.padding_without
         return (self.padding_without - self.padding_with) / padded if padded else 0.0
+
+    @property
+    def prefix_saved(self) -> float:
+        """Share of the tokens that a tree does not compute, 0 to 1."""
+        return self.prefix_tokens_saved / self.num_tokens if self.num_tokens else 0.0
+
+
+@dataclass
+class PrefixTree:
+    """Tokens are nodes, a node's position is its depth, it attends to its ancestors.
+
+    Examples are added in alphabetical order of their ids, so the descendants of a node follow it without a gap.
+    `weights` counts the examples that train a token after a node: (node, token) -> examples.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    weights: dict[tuple[int, int], int] = field(default_factory=dict)
+    num_tokens: int = 0  # of all examples, shared ones counted every time
+    _children: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def add(self, input_ids: Sequence[int], labels: Sequence[int]) -> None:
+        """Add an example; it must have a trained token after its first."""
+        self.num_tokens += len(input_ids)
+        needed = needed_length(labels)
+        node = -1
+        for depth, token in enumerate(input_ids[:needed]):
+            if depth and labels[depth] != IGNORE_INDEX:
+                self._train(node, token)
+            node = self._child(node, token, depth)
+        self._train(node, labels[needed])
+
+    def ends(self) -> list[int]:
+        """For each node, the first one after it that is not its descendant."""
+        ends = list(range(1, len(self.tokens) + 1))
+        for node in range(len(self.tokens) - 1, 0, -1):
+            if self.parents[node] >= 0:
+                ends[self.parents[node]] = max(ends[self.parents[node]], ends[node])
+        return ends
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node branches: a single example, or one that repeats."""
+        return self.parents == list(range(-1, len(self.tokens) - 1))
+
+    def _train(self, node: int, token: int) -> None:
+        self.weights[node, token] = self.weights.get((node, token), 0) + 1
+
+    def _child(self, node: int, token: int, depth: int) -> int:
+        found = self._children.get((node, token))
+        if found is None:
+            found = self._children[node, token] = len(self.tokens)
+            self.tokens.append(token)
+            self.parents.append(node)
+            self.depths.append(depth)
+        return found
+
+
+def needed_length(labels: Sequence[int]) -> int:
+    """Tokens up to the one that predicts the last trained token; what follows changes nothing.
+
+    Raises ValueError when no token after the first is trained.
+    """
+    for index in range(len(labels) - 1, 0, -1):
+        if labels[index] != IGNORE_INDEX:
+            return index
+    raise ValueError("An example without a trained token cannot be part of a tree.")
 
 
 def plan_sequences(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -51,42 +130,107 @@ def plan_sequences(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sequences
 
 
-def plan_step(lengths: Sequence[int], pack: str, max_length: int, micro_batch_size: int) -> list[MicroBatch]:
-    """The micro-batches of one optimizer step: lists of sequences, which are lists of indices into `lengths`.
+def plan_trees(ids: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
+    """Indices of `ids` in groups whose trees have at most `capacity` nodes (or hold a single example).
 
-    pack "none": one example per sequence; "sequence": best fit into sequences of `max_length` tokens.
-    Sequences of like length share a micro-batch, `micro_batch_size` at most, so little is padded. Raises
-    ValueError for a length above `max_length`, DataError for an unknown `pack`.
+    In alphabetical order neighbours share most, and what a new example shares with a tree it shares with its
+    predecessor. The largest tree comes first.
+    """
+    groups: list[list[int]] = []
+    sizes: list[int] = []
+    for index in sorted(range(len(ids)), key=lambda index: (ids[index], index)):
+        new = len(ids[index]) - (num_shared(ids[groups[-1][-1]], ids[index]) if groups else 0)
+        if groups and sizes[-1] + new <= capacity:
+            groups[-1].append(index)
+            sizes[-1] += new
+        else:
+            groups.append([index])
+            sizes.append(len(ids[index]))
+    return [groups[number] for number in sorted(range(len(groups)), key=lambda number: -sizes[number])]
+
+
+def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for index, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return index
+    return min(len(one), len(other))
+
+
+def plan_step(examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int) -> list[MicroBatch]:
+    """The micro-batches of one optimizer step: lists of rows, which are lists of indices into `examples`.
+
+    pack "none": one example per row; "sequence": best fit into rows of `max_length` tokens; "tree": a row holds
+    examples that share their beginnings. Rows of like size share a micro-batch, `micro_batch_size` at most, so
+    little is padded. Raises ValueError for an example longer than `max_length`, DataError for an unknown `pack`.
     """
     if pack not in PACKS:
         raise DataError(f"pack is {pack!r}.", f"Allowed: {', '.join(PACKS)}.")
-    sequences = plan_sequences(lengths, max_length)
-    if pack == "none":
-        sequences = [[index] for index in range(len(lengths))]
-    sequences.sort(key=lambda sequence: (-sum(lengths[index] for index in sequence), sequence))
-    return [sequences[start : start + micro_batch_size] for start in range(0, len(sequences), micro_batch_size)]
+    lengths = [len(example.input_ids) for example in examples]
+    if pack == "tree":
+        ids = [example.input_ids[: needed_length(example.labels)] for example in examples]
+        rows = plan_trees(ids, max([min(TREE_NODES, max_length), *lengths]))
+    else:
+        rows = plan_sequences(lengths, max_length)
+        if pack == "none":
+            rows = [[index] for index in range(len(lengths))]
+        rows.sort(key=lambda row: (-sum(lengths[index] for index in row), row))
+    return [rows[start : start + micro_batch_size] for start in range(0, len(rows), micro_batch_size)]
 
 
 def plan_steps(
-    lengths: Sequence[int],
+    examples: Sequence[Example],
     order: Sequence[int],
     examples_per_step: int,
     pack: str,
     max_length: int,
     micro_batch_size: int,
+    first_step: int = 0,
 ) -> Iterator[list[MicroBatch]]:
-    """Yield every step's micro-batches, as indices into `lengths`; a step takes the next examples of `order`.
+    """Yield every step's micro-batches from `first_step` (from 0) on, as indices into `examples`.
 
-    A step always has the same number of examples (the last may have fewer), however they are packed.
+    A step takes the next examples of `order`, always the same number (the last may have fewer), however they are
+    packed; so a plan that begins later is the end of the whole one.
     """
-    for start in range(0, len(order), examples_per_step):
+    for start in range(first_step * examples_per_step, len(order), examples_per_step):
         chosen = order[start : start + examples_per_step]
-        step = plan_step([lengths[index] for index in chosen], pack, max_length, micro_batch_size)
-        yield [[[chosen[index] for index in sequence] for sequence in batch] for batch in step]
+        step = plan_step([examples[index] for index in chosen], pack, max_length, micro_batch_size)
+        yield [[[chosen[index] for index in row] for row in batch] for batch in step]
+
+
+def plan_rank(
+    plan: Sequence[MicroBatch], rank: int, world: int, cost: Callable[[list[int]], int] = len
+) -> list[MicroBatch]:
+    """The part of a step's plan that `rank` (from 0) of `world` computes; all parts together are the plan.
+
+    `cost` says the tokens of a row; ranks get about the same sum. Every rank has the same number of micro-batches,
+    none of them larger than the plan's; where there are fewer rows than ranks, a rank's micro-batch is empty.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"Rank {rank} is not one of {world}.")
+    if world == 1 or not plan:
+        return list(plan)
+    rows = [row for batch in plan for row in batch]
+    num_batches = -(-len(rows) // (max(len(batch) for batch in plan) * world))
+    mine = _balanced(rows, world, max(len(batch) for batch in plan) * num_batches, cost)[rank]
+    ends = [len(mine) * number // num_batches for number in range(num_batches + 1)]
+    return [mine[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _balanced(rows: list[list[int]], world: int, most: int, cost: Callable[[list[int]], int]) -> list[MicroBatch]:
+    """The dearest row goes to whoever has least, `most` rows each."""
+    parts: list[MicroBatch] = [[] for _ in range(world)]
+    loads = [0] * world
+    for number in sorted(range(len(rows)), key=lambda number: (-cost(rows[number]), number)):
+        free = [rank for rank in range(world) if len(parts[rank]) < most]
+        rank = min(free, key=lambda rank: (loads[rank], len(parts[rank]), rank))
+        parts[rank].append(rows[number])
+        loads[rank] += cost(rows[number])
+    return parts
 
 
 def packing_report(
-    lengths: Sequence[int],
+    examples: Sequence[Example],
     order: Sequence[int],
     examples_per_step: int,
     pack: str,
@@ -94,21 +238,34 @@ def packing_report(
     micro_batch_size: int,
 ) -> PackingReport:
     """Compare the plan of `plan_steps` with padding the examples in the order they come."""
-    sizes = (micro_batch_size, len(order) or 1)
-    naive = [[[index] for index in order[start : start + sizes[0]]] for start in range(0, sizes[1], sizes[0])]
-    steps = plan_steps(lengths, order, examples_per_step, pack, max_length, micro_batch_size)
-    planned = [batch for step in steps for batch in step]
+    lengths = {index: len(examples[index].input_ids) for index in order}
+    starts = range(0, len(order), micro_batch_size)
+    naive = [[lengths[index] for index in order[start : start + micro_batch_size]] for start in starts]
+    steps = plan_steps(examples, order, examples_per_step, pack, max_length, micro_batch_size)
+    planned = [[_row_tokens(examples, row, pack) for row in batch] for step in steps for batch in step]
+    num_tokens = sum(lengths[index] for index in order)
     return PackingReport(
         num_examples=len(order),
         num_sequences=sum(len(batch) for batch in planned),
-        num_tokens=sum(lengths[index] for index in order),
-        padding_without=sum(_padding(lengths, batch) for batch in naive),
-        padding_with=sum(_padding(lengths, batch) for batch in planned),
-        longest=max((lengths[index] for index in order), default=0),
+        num_tokens=num_tokens,
+        padding_without=sum(_padding(batch) for batch in naive),
+        padding_with=sum(_padding(batch) for batch in planned),
+        longest=max(lengths.values(), default=0),
+        prefix_tokens_saved=num_tokens - sum(sum(batch) for batch in planned),
+        truncations=sum(examples[index].truncated for index in order),
     )
 
 
-def _padding(lengths: Sequence[int], batch: MicroBatch) -> int:
-    """Tokens that fill the sequences of a micro-batch up to its longest."""
-    totals = [sum(lengths[index] for index in sequence) for sequence in batch]
-    return max(totals, default=0) * len(totals) - sum(totals)
+def _row_tokens(examples: Sequence[Example], row: Sequence[int], pack: str) -> int:
+    """Tokens that a row of a plan computes."""
+    if pack != "tree":
+        return sum(len(examples[index].input_ids) for index in row)
+    tree = PrefixTree()
+    for index in row:
+        tree.add(examples[index].input_ids, examples[index].labels)
+    return len(tree.tokens)
+
+
+def _padding(widths: Sequence[int]) -> int:
+    """Tokens that fill the rows of a micro-batch up to its longest."""
+    return max(widths, default=0) * len(widths) - sum(widths)

@@ -100,9 +100,8 @@ def examples_from(corpus: Corpus, config: RunConfig, position: int) -> Iterator[
 def make_batches(
     examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, pad_id: int
 ) -> list[Batch]:
-    """The micro-batches of one step, packed as `studio.data.packing` plans."""
-    lengths = [len(example.input_ids) for example in examples]
-    plan = plan_step(lengths, pack, max_length, micro_batch_size)
+    """The micro-batches of one step: one example (pack "none") or several (pack "sequence") a row."""
+    plan = plan_step(examples, pack, max_length, micro_batch_size)
     return [collate([[examples[index] for index in sequence] for sequence in batch], pad_id) for batch in plan]
 
 

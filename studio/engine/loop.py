@@ -21,7 +21,6 @@ from studio.engine.prefix_tree import make_tree_batches
 from studio.errors import ConfigError, Problem, StudioError
 
 HEAD_ROWS = 1024  # positions that go through the output head at once; bounds the memory of the logits
-TREE_NODES = 512  # in one row, unless an example is longer: attention between examples that share nothing is waste
 
 
 class NotFiniteError(StudioError):
@@ -132,8 +131,7 @@ class Trainer:
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         size, data = self._config.train.micro_batch_size, self._config.data
         if self.packing == "tree":
-            longest = max(len(example.input_ids) for example in examples)
-            return make_tree_batches(examples, max(longest, min(TREE_NODES, data.max_length)), size, self._pad_id)
+            return make_tree_batches(examples, data.max_length, size, self._pad_id)
         return make_batches(examples, self.packing, data.max_length, size, self._pad_id)
 
     def _hidden(self, batch: Batch) -> Tensor:
@@ -197,20 +195,15 @@ class Trainer:
             return False
 
     def _choose_packing(self) -> str:
-        """How examples are laid out: as a prefix tree where that has the gradient of `pack: sequence`."""
-        if self._config.data.pack == "none":
-            return "none"
-        if self.traits.follows_trees and not self._has_dropout() and self._sees_everything():
-            return "tree"
-        if self.traits.isolates_packed:
-            return "sequence"
-        print("This model lets packed examples see each other, so they are padded instead (pack: none).", flush=True)
-        return "none"
-
-    def _has_dropout(self) -> bool:
-        """Whether two computations of the same tokens would differ."""
-        dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules())
-        return dropout or getattr(self._core.config, "attention_dropout", 0.0) > 0
+        """How examples are laid out: as the config says, where this model computes the same gradient that way."""
+        pack = self._config.data.pack
+        if pack == "tree" and not (self.traits.follows_trees and self._sees_everything()):
+            pack = "sequence"
+            print("This model's attention cannot follow a tree, so examples are packed as sequences.", flush=True)
+        if pack == "sequence" and not self.traits.isolates_packed:
+            pack = "none"
+            print("This model lets packed examples see each other, so they are padded (pack: none).", flush=True)
+        return pack
 
     def _sees_everything(self) -> bool:
         """Whether attention reaches back over the longest example; a mask of our own would switch a window off."""

@@ -1,4 +1,4 @@
-"""Every example is packed exactly once, nothing is split, and nothing is longer than allowed."""
+"""Every example is packed exactly once, nothing is split, nothing is longer than allowed, and ranks share fairly."""
 
 from collections import Counter
 
@@ -6,10 +6,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio.data.packing import packing_report, plan_sequences, plan_step, plan_steps
+from studio.data.packing import (
+    PACKS,
+    MicroBatch,
+    PrefixTree,
+    needed_length,
+    packing_report,
+    plan_rank,
+    plan_sequences,
+    plan_step,
+    plan_steps,
+    plan_trees,
+)
+from studio.data.tokens import IGNORE_INDEX, Example
 from studio.errors import DataError
 
 lengths_lists = st.lists(st.integers(1, 64), max_size=60)
+packs = st.sampled_from(PACKS)
+
+
+def make_example(ids: list[int], first_trained: int = 1, truncated: bool = False) -> Example:
+    return Example(ids, [IGNORE_INDEX] * first_trained + ids[first_trained:], truncated)
+
+
+def of_lengths(lengths: list[int]) -> list[Example]:
+    return [make_example([index + 1] * length) for index, length in enumerate(lengths)]
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> list[Example]:
+    """Examples of few different tokens, so that many begin alike."""
+    rows = draw(st.lists(st.lists(st.integers(1, 3), min_size=2, max_size=24), max_size=30))
+    return [make_example(ids, draw(st.integers(1, len(ids) - 1))) for ids in rows]
+
+
+def members(plan: list[MicroBatch]) -> list[int]:
+    return sorted(index for batch in plan for row in batch for index in row)
 
 
 @given(lengths=lengths_lists)
@@ -37,40 +69,131 @@ def test_a_length_that_cannot_fit_is_refused(length: int) -> None:
         plan_sequences([3, length], 10)
 
 
-@given(lengths=lengths_lists, pack=st.sampled_from(["none", "sequence"]), size=st.integers(1, 8))
-def test_a_step_holds_every_example_once(lengths: list[int], pack: str, size: int) -> None:
-    step = plan_step(lengths, pack, 64, size)
-    assert Counter(i for batch in step for sequence in batch for i in sequence) == Counter(range(len(lengths)))
+def grow(rows: list[Example], group: list[int]) -> PrefixTree:
+    tree = PrefixTree()
+    for index in group:
+        tree.add(rows[index].input_ids, rows[index].labels)
+    return tree
+
+
+@given(rows=examples(), capacity=st.integers(1, 60))
+def test_trees_hold_every_example_once_within_capacity(rows: list[Example], capacity: int) -> None:
+    groups = plan_trees([row.input_ids[: needed_length(row.labels)] for row in rows], capacity)
+    assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+    sizes = [len(grow(rows, group).tokens) for group in groups]
+    assert all(size <= capacity or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@given(rows=examples())
+def test_a_tree_trains_what_its_examples_train(rows: list[Example]) -> None:
+    """Nodes are the different beginnings, and the weight of an edge the number of examples trained there."""
+    (group,) = plan_trees([row.input_ids[: needed_length(row.labels)] for row in rows], 10_000) or [[]]
+    tree = grow(rows, group)
+    asked = Counter(
+        (tuple(row.input_ids[:index]), row.labels[index])
+        for row in rows
+        for index in range(1, len(row.labels))
+        if row.labels[index] != IGNORE_INDEX
+    )
+    assert {(beginning_of(tree, node), token): n for (node, token), n in tree.weights.items()} == asked
+    assert len({beginning_of(tree, node) for node in range(len(tree.tokens))}) == len(tree.tokens)
+    assert all(tree.parents[other] >= node for node, end in enumerate(tree.ends()) for other in range(node + 1, end))
+
+
+def beginning_of(tree: PrefixTree, node: int) -> tuple[int, ...]:
+    ids: list[int] = []
+    while node >= 0:
+        ids.append(tree.tokens[node])
+        assert tree.depths[node] == (tree.depths[tree.parents[node]] + 1 if tree.parents[node] >= 0 else 0)
+        node = tree.parents[node]
+    return tuple(reversed(ids))
+
+
+def test_what_follows_the_last_trained_token_is_not_needed() -> None:
+    assert needed_length([IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX]) == 2
+    with pytest.raises(ValueError, match="trained"):
+        needed_length([1, IGNORE_INDEX])
+
+
+@given(rows=examples(), pack=packs, size=st.integers(1, 8))
+def test_a_step_holds_every_example_once(rows: list[Example], pack: str, size: int) -> None:
+    step = plan_step(rows, pack, 64, size)
+    assert members(step) == list(range(len(rows)))
     assert all(1 <= len(batch) <= size for batch in step)
+    assert step == plan_step(rows, pack, 64, size)
     if pack == "none":
-        assert all(len(sequence) == 1 for batch in step for sequence in batch)
+        assert all(len(row) == 1 for batch in step for row in batch)
 
 
 def test_without_packing_like_lengths_share_a_micro_batch() -> None:
-    assert plan_step([9, 1, 8, 2], "none", 10, 2) == [[[0], [2]], [[3], [1]]]
+    assert plan_step(of_lengths([9, 2, 8, 3]), "none", 10, 2) == [[[0], [2]], [[3], [1]]]
 
 
 def test_unknown_packing_is_refused() -> None:
-    with pytest.raises(DataError, match="none, sequence"):
-        plan_step([1], "tight", 10, 1)
+    with pytest.raises(DataError, match="none, sequence, tree"):
+        plan_step(of_lengths([2]), "tight", 10, 1)
 
 
-@given(lengths=st.lists(st.integers(1, 32), min_size=1, max_size=40), pack=st.sampled_from(["none", "sequence"]))
-def test_steps_take_the_examples_in_order(lengths: list[int], pack: str) -> None:
-    order = list(reversed(range(len(lengths)))) * 2
-    steps = list(plan_steps(lengths, order, 8, pack, 32, 2))
-    taken = [sorted(i for batch in step for sequence in batch for i in sequence) for step in steps]
-    assert taken == [sorted(order[start : start + 8]) for start in range(0, len(order), 8)]
+@given(rows=examples(), pack=packs, first_step=st.integers(0, 12))
+def test_steps_take_the_examples_in_order_from_any_step_on(rows: list[Example], pack: str, first_step: int) -> None:
+    order = list(reversed(range(len(rows)))) * 2
+    steps = list(plan_steps(rows, order, 8, pack, 32, 2))
+    assert [members(step) for step in steps] == [sorted(order[start : start + 8]) for start in range(0, len(order), 8)]
+    assert list(plan_steps(rows, order, 8, pack, 32, 2, first_step)) == steps[first_step:]
+
+
+@given(rows=examples(), pack=packs, size=st.integers(1, 4), world=st.integers(1, 5))
+def test_ranks_partition_a_plan(rows: list[Example], pack: str, size: int, world: int) -> None:
+    plan = plan_step(rows, pack, 64, size)
+    parts = [
+        plan_rank(plan, rank, world, lambda row: sum(len(rows[i].input_ids) for i in row)) for rank in range(world)
+    ]
+    assert Counter(tuple(row) for part in parts for batch in part for row in batch) == Counter(
+        tuple(row) for batch in plan for row in batch
+    )
+    assert len({len(part) for part in parts}) == 1
+    assert all(len(batch) <= size for part in parts for batch in part)
+    if sum(map(len, plan)) >= world * len(parts[0]):
+        assert all(batch for part in parts for batch in part)
+
+
+@given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=60), world=st.integers(2, 4))
+def test_ranks_get_about_the_same_number_of_tokens(lengths: list[int], world: int) -> None:
+    """With room to choose, no rank has more than another by more than the longest row."""
+    plan = [[[index] for index in range(len(lengths))]]
+    loads = [
+        sum(lengths[row[0]] for batch in plan_rank(plan, rank, world, lambda row: lengths[row[0]]) for row in batch)
+        for rank in range(world)
+    ]
+    assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_one_rank_has_the_whole_plan_and_a_rank_too_many_is_refused() -> None:
+    plan = [[[0], [1]], [[2]]]
+    assert plan_rank(plan, 0, 1) == plan
+    assert [plan_rank([], rank, 2) for rank in (0, 1)] == [[], []]
+    with pytest.raises(ValueError, match="Rank 2"):
+        plan_rank(plan, 2, 2)
 
 
 def test_report_counts_padding_by_hand() -> None:
-    report = packing_report([9, 1, 8, 2], [0, 1, 2, 3], 4, "sequence", 10, 2)
-    assert (report.num_examples, report.num_tokens, report.longest) == (4, 20, 9)
-    assert report.padding_without == (9 - 1) + (8 - 2)
-    assert (report.num_sequences, report.padding_with) == (2, 0)
-    assert report.padding_saved == pytest.approx(14 / 34)
+    rows = [*of_lengths([9, 2, 8]), make_example([7, 7], truncated=True)]
+    report = packing_report(rows, [0, 1, 2, 3], 4, "none", 10, 2)
+    assert (report.num_examples, report.num_tokens, report.longest, report.truncations) == (4, 21, 9, 1)
+    assert report.padding_without == (9 - 2) + (8 - 2)
+    assert (report.num_sequences, report.padding_with, report.prefix_tokens_saved) == (4, (9 - 8), 0)
+    assert report.padding_saved == pytest.approx(12 / 34)
+    assert packing_report(rows, [0, 1, 2, 3], 4, "sequence", 11, 2).num_sequences == 2
+
+
+def test_report_counts_shared_beginnings_by_hand() -> None:
+    """Sixteen equal rows of 5 tokens are 4 nodes: the last token predicts nothing."""
+    report = packing_report([make_example([5, 6, 7, 8, 9], 2)] * 16, list(range(16)), 16, "tree", 64, 4)
+    assert (report.num_sequences, report.num_tokens, report.prefix_tokens_saved) == (1, 80, 76)
+    assert (report.padding_with, report.prefix_saved) == (0, 0.95)
 
 
 def test_report_of_nothing() -> None:
     report = packing_report([], [], 4, "sequence", 10, 2)
-    assert (report.num_sequences, report.padding_saved) == (0, 0.0)
+    assert (report.num_sequences, report.padding_saved, report.prefix_saved) == (0, 0.0, 0.0)

@@ -15,7 +15,7 @@ from studio.data.formats import Conversation, Message
 from studio.data.template import ChatTemplate
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
 from studio.engine.batches import Corpus, collate, examples_from, load_corpus, make_batches
-from studio.engine.prefix_tree import PrefixTree, collate_trees, make_tree_batches, needed_ids, plan_trees
+from studio.engine.prefix_tree import collate_trees, make_tree_batches, tree_of
 from studio.errors import DataError
 from studio.projects import Project
 from tests.engine.conftest import add_dataset, conversations
@@ -114,13 +114,13 @@ def test_batches_ask_for_every_trained_token_once(rows: list[Example], pack: str
 
 @given(examples(), st.integers(12, 40), st.integers(1, 4))
 def test_trees_ask_for_every_trained_token_as_often_as_it_is_trained(
-    rows: list[Example], capacity: int, micro_batch_size: int
+    rows: list[Example], max_length: int, micro_batch_size: int
 ) -> None:
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
-    batches = make_tree_batches(rows, capacity, micro_batch_size, pad_id=0)
+    batches = make_tree_batches(rows, max_length, micro_batch_size, pad_id=0)
     for batch in batches:
         width = batch.input_ids.shape[1]
-        assert width <= capacity
+        assert width <= max_length
         mask = batch.mask if batch.mask is not None else torch.ones(len(batch.input_ids), 1, width, width).tril()
         for place, target, weight in zip(batch.places, batch.targets, batch.weights, strict=True):
             row, column = divmod(int(place), width)
@@ -139,27 +139,9 @@ def test_equal_rows_are_computed_once() -> None:
     assert batch.targets.tolist() == [7, 8] and batch.weights.tolist() == [16, 16]
 
 
-def test_groups_of_trees_hold_every_example_and_respect_the_capacity() -> None:
-    rows = [make_example([1, 2, n, n, n, n], 3) for n in range(10)]
-    groups = plan_trees(rows, 12)
-    assert sorted(index for group in groups for index in group) == list(range(10))
-    for group in groups:
-        tree = PrefixTree()
-        for index in group:
-            tree.add(rows[index])
-        assert len(tree.tokens) <= 12
-    assert len(groups) == 4  # 2 shared tokens and 3 of its own each: three fit into 12
-
-
-def test_what_follows_the_last_trained_token_is_not_computed() -> None:
-    assert needed_ids(Example([1, 2, 3, 4, 5], [IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX])) == [1, 2]
-
-
 def test_rows_of_different_size_are_padded_on_the_right() -> None:
-    small, large = PrefixTree(), PrefixTree()
-    small.add(make_example([1, 2], 1))
-    large.add(make_example([1, 2, 3, 4], 1))
-    large.add(make_example([1, 5, 6], 1))
+    small = tree_of([make_example([1, 2], 1)])
+    large = tree_of([make_example([1, 2, 3, 4], 1), make_example([1, 5, 6], 1)])
     batch = collate_trees([large, small], pad_id=9)
     assert batch.input_ids.tolist() == [[1, 2, 3, 5], [1, 9, 9, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 1], [0, 1, 2, 3]]

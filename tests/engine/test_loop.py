@@ -70,14 +70,14 @@ SPLITS = [
     {"data.pack": "none", "train.micro_batch_size": 12, "train.gradient_accumulation_steps": 1},
     {"data.pack": "none", "train.micro_batch_size": 1, "train.gradient_accumulation_steps": 12},
     {"data.pack": "none", "train.micro_batch_size": 5, "train.gradient_accumulation_steps": 3},
-    {"data.pack": "sequence", "train.micro_batch_size": 1},
+    {"data.pack": "tree", "train.micro_batch_size": 1},
+    {"data.pack": "tree", "train.micro_batch_size": 4},
+    {"data.pack": "tree", "data.max_length": 500, "train.micro_batch_size": 4},
+    {"data.pack": "tree", "model.attention": "eager", "train.micro_batch_size": 4},
+    {"data.pack": "sequence", "data.max_length": 500, "train.micro_batch_size": 1},
     {"data.pack": "sequence", "train.micro_batch_size": 4},
-    {"data.pack": "sequence", "data.max_length": 500, "train.micro_batch_size": 4},
-    {"data.pack": "sequence", "model.attention": "eager", "train.micro_batch_size": 4},
-    {"data.pack": "sequence", "data.max_length": 500, "train.micro_batch_size": 1, "layout": "sequence"},
-    {"data.pack": "sequence", "train.micro_batch_size": 4, "layout": "sequence"},
-    {"data.pack": "sequence", "model.attention": "eager", "layout": "sequence"},
-    {"data.pack": "sequence", "train.gradient_checkpointing": True},
+    {"data.pack": "sequence", "model.attention": "eager"},
+    {"data.pack": "tree", "train.gradient_checkpointing": True},
 ]
 
 
@@ -86,15 +86,11 @@ SPLITS = [
 def test_every_split_has_the_gradient_of_one_big_batch(
     load_tiny: Load, tiny_config: Make, method: str, split: dict
 ) -> None:
-    layout = split.get("layout", "tree" if split["data.pack"] == "sequence" else "none")
-    settings = {key: value for key, value in split.items() if key != "layout"}
-    config = tiny_config(method=method, **{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0, **settings})
+    config = tiny_config(method=method, **{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0, **split})
     loaded = load_tiny(attention=config.model.attention)
     examples = encode(loaded)
     trainer = make_trainer(loaded, config)
-    if layout == "sequence":
-        trainer.packing = layout
-    assert trainer.packing == layout
+    assert trainer.packing == split["data.pack"]
     expected_loss, expected = reference(loaded, trainer.model, examples)
     loss, found = step_gradients(trainer, examples)
     assert abs(loss - expected_loss) < 1e-6 * max(1.0, abs(expected_loss)) * 2
@@ -142,8 +138,25 @@ def test_model_that_leaks_between_packed_examples_is_padded(
     embed = loaded.model.get_input_embeddings()
     embed.register_forward_hook(lambda module, inputs, output: output + output.mean(1, keepdim=True))
     trainer = make_trainer(loaded, tiny_config())
-    assert not trainer.traits.isolates_packed
+    assert not trainer.traits.isolates_packed and trainer.packing == "none"
     assert "pack: none" in capsys.readouterr().out
+
+
+def test_model_that_cannot_follow_a_tree_is_packed_as_sequences(
+    load_tiny: Load, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An attention window of its own would be lost under a tree's mask."""
+    loaded = load_tiny()
+    loaded.model.config.sliding_window = 64
+    trainer = make_trainer(loaded, tiny_config())
+    assert trainer.packing == "sequence"
+    assert "cannot follow a tree" in capsys.readouterr().out
+
+
+def test_dropout_leaves_the_packing_as_it_was_chosen(load_tiny: Load, tiny_config: Make) -> None:
+    assert make_trainer(load_tiny(), tiny_config(**{"lora.dropout": 0.1})).packing == "tree"
+    settings = {"lora.dropout": 0.1, "data.pack": "sequence"}
+    assert make_trainer(load_tiny(), tiny_config(**settings)).packing == "sequence"
 
 
 def test_ten_steps_have_the_golden_losses(load_tiny: Load, tiny_config: Make) -> None:
