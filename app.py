@@ -2,14 +2,15 @@
 
 import streamlit as st
 
-from studio.ui import home
 from studio.ui.frame import frame
-from studio.ui.widgets import guarded
 
 project = frame("Home", ":material/home:", needs_project=False)
 
+from studio.ui import home
+from studio.ui.widgets import guarded
+
 with guarded():
-    home.starter_model()
+    home.base_model(project)
 with guarded():
     if project:
         home.continue_here(project)

@@ -2,12 +2,13 @@
 
 import streamlit as st
 
-from studio.ui import config_view
-from studio.ui.config_draft import current
 from studio.ui.frame import frame
-from studio.ui.widgets import guarded
 
 project = frame("Config", ":material/tune:")
+
+from studio.ui import config_view
+from studio.ui.config_draft import current
+from studio.ui.widgets import guarded
 
 with guarded():
     config_view.pick(project, current(project))

@@ -2,16 +2,18 @@
 
 import streamlit as st
 
+from studio.ui.frame import frame
+
+project = frame("Train", ":material/model_training:")
+
 from studio import runs
 from studio.ui import state
-from studio.ui.frame import frame
 from studio.ui.i18n import _
 from studio.ui.run_list import KEPT, NEW_RUN, choose_run
 from studio.ui.run_start import start_panel
 from studio.ui.run_view import run_view
 from studio.ui.widgets import guarded
 
-project = frame("Train", ":material/model_training:")
 with guarded():
     left, right = st.columns([1, 4], gap="medium")
     with left:

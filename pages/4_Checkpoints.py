@@ -2,12 +2,14 @@
 
 import streamlit as st
 
-from studio.ui.checkpoint_view import checkpoint_view, choose_row, load_rows
 from studio.ui.frame import TRAIN, frame, link
+
+project = frame("Checkpoints", ":material/inventory_2:")
+
+from studio.ui.checkpoint_view import checkpoint_view, choose_row, load_rows
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded
 
-project = frame("Checkpoints", ":material/inventory_2:")
 with guarded():
     rows = load_rows(project)
     if rows:

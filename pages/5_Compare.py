@@ -2,13 +2,15 @@
 
 import streamlit as st
 
-from studio.ui.compare_view import compare_view
 from studio.ui.frame import frame
+
+project = frame("Compare", ":material/compare:")
+
+from studio.ui.compare_view import compare_view
 from studio.ui.i18n import _
 from studio.ui.scorecard_view import scorecard_view
 from studio.ui.widgets import guarded
 
-project = frame("Compare", ":material/compare:")
 side_by_side, scorecard = st.tabs([_("Side by side"), _("Scorecard")])
 with side_by_side, guarded():
     compare_view(project)

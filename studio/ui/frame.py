@@ -53,15 +53,17 @@ def frame(title: str, icon: str, needs_project: bool = True) -> Project | None:
     """Draw the frame and return the project in use. Without any project, a page that needs one leads Home and stops."""
     projects = state.projects_of_session()
     project = state.current_project(projects)
-    st.set_page_config(_tab_title(title, project), TAB_ICON, layout="wide", menu_items={"About": PRODUCT})
+    st.set_page_config(_tab_title(title, project), layout="wide", menu_items={"About": PRODUCT})
+    st.html(STYLE)
+    # What follows takes longer, the icon most of all (Streamlit loads its image libraries): the heading shows before.
+    st.title(f"{icon} {_(title)}", anchor=False)
     if project:
         state.choose_project(project.slug)
-    st.html(STYLE)
     with st.sidebar:
         _sidebar(projects, project)
+    st.set_page_config(page_icon=TAB_ICON)
     state.show_flashes()
     _warn_if_open()
-    st.title(f"{icon} {_(title)}", anchor=False)
     if project is None and needs_project:
         _lead_home()
     return project
