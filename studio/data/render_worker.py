@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from studio.data import rendering
 from studio.errors import DataError
 
 MAX_SOURCE_CHARACTERS = 200_000
+Chat = tuple[list[dict[str, str]], list[tuple[int, bool]]]
 
 
 class RenderWorker:
@@ -23,24 +25,28 @@ class RenderWorker:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def render(self, source: str, variables: list[dict[str, Any]]) -> list[str]:
-        """One text per set of variables. Raises DataError with what went wrong in the template."""
+    def render(self, source: str, base: dict[str, Any], chats: Sequence[Chat]) -> list[list[str] | DataError]:
+        """For each chat one text per cut, or the DataError that its rendering ended in.
+
+        A cut (number, prompt) is the first `number` messages with or without the generation prompt; `base` are the
+        template's other variables. Raises DataError when the template's source is too long for any chat.
+        """
         if len(source) > MAX_SOURCE_CHARACTERS:
             raise DataError(
                 f"The chat template has {len(source):,} characters.", f"Allowed: {MAX_SOURCE_CHARACTERS:,}."
             )
-        line = json.dumps({"source": source, "variables": variables})
+        wanted = [{"messages": messages, "cuts": cuts} for messages, cuts in chats]
         with self._lock:
-            reply = self._exchange(line)
-        if "error" in reply:
-            raise DataError(
-                f"The chat template failed: {reply['error'][:500]}.",
-                "Check the messages against the template.",
-            )
-        texts: list[str] = reply["texts"]
-        return texts
+            replies = self._exchange(json.dumps({"source": source, "base": base, "chats": wanted}))
+        if replies is not None:
+            return [_result(reply) for reply in replies]
+        if len(chats) == 1:
+            limits = f"{rendering.MAX_SECONDS:.0f} seconds or {rendering.MAX_MEMORY_BYTES >> 20} MB"
+            return [_result({"error": f"it was stopped because it needs more than {limits}"})]
+        return [result for chat in chats for result in self.render(source, base, [chat])]
 
-    def _exchange(self, line: str) -> dict[str, Any]:
+    def _exchange(self, line: str) -> list[dict[str, Any]] | None:
+        """The process's answer; None when it was stopped over the question."""
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -50,11 +56,10 @@ class RenderWorker:
         except BrokenPipeError:
             answer = ""
         if answer.endswith("\n"):
-            reply: dict[str, Any] = json.loads(answer)
-            return reply
+            replies: list[dict[str, Any]] = json.loads(answer)
+            return replies
         self.close()
-        limits = f"{rendering.MAX_SECONDS:.0f} seconds or {rendering.MAX_MEMORY_BYTES >> 20} MB"
-        return {"error": f"it was stopped because it needs more than {limits}"}
+        return None
 
     def _running(self) -> subprocess.Popen[str]:
         # A forked child must not talk through its parent's pipe.
@@ -76,6 +81,14 @@ class RenderWorker:
             return
         process.kill()
         process.communicate()
+
+
+def _result(reply: dict[str, Any]) -> list[str] | DataError:
+    if "error" in reply:
+        reason = f"The chat template failed: {reply['error'][:500]}."
+        return DataError(reason, "Check the messages against the template.")
+    texts: list[str] = reply["texts"]
+    return texts
 
 
 WORKER = RenderWorker()

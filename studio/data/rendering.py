@@ -95,21 +95,28 @@ def compile_template(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def render(source: str, variables: dict[str, Any]) -> str:
-    text = compile_template(source).render(variables)
+def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
+    text = template.render(variables)
     if len(text) > MAX_CHARACTERS:
         raise jinja2.exceptions.TemplateError(f"it wrote {len(text):,} characters; {MAX_CHARACTERS:,} are allowed")
     return text
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """{"texts": [...]} for {"source", "variables": [...]}, or {"error"} with whatever the template raised."""
+def render_chat(source: str, base: dict[str, Any], chat: dict[str, Any]) -> dict[str, Any]:
+    """{"texts": [...]}, one for each cut (number of messages, generation prompt or not); {"error"} if it raises."""
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
-        return {"texts": [render(request["source"], variables) for variables in request["variables"]]}
+        template, messages = compile_template(source), chat["messages"]
+        cuts = [
+            base | {"messages": messages[:number], "add_generation_prompt": prompt} for number, prompt in chat["cuts"]
+        ]
+        return {"texts": [render(template, variables) for variables in cuts]}
     except MemoryError:
         return {"error": "it needs more memory than a chat template may use"}
     except Exception as error:
         return {"error": f"{error}" or type(error).__name__}
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def serve() -> None:
@@ -119,10 +126,8 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
-        reply = answer(request)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps(reply) + "\n")
+        replies = [render_chat(request["source"], request["base"], chat) for chat in request["chats"]]
+        sys.stdout.write(json.dumps(replies) + "\n")
         sys.stdout.flush()
 
 

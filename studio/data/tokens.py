@@ -2,19 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
 from studio.data.formats import Conversation, canonical_json
-from studio.data.template import ChatTemplate, Segment
+from studio.data.named import Template
+from studio.data.segments import ChatMessage, Segment
 from studio.errors import DataError
 
 IGNORE_INDEX = -100
+BATCH_ROWS = 256
+BATCH_CHARACTERS = 1_000_000
+
+Encoded = tuple[list[int], list[int]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which control tokens count as such; nothing is added."""
-        return self._encode([Segment(text, False)], first=True)[0]
+        return self.encode_segments([Segment(text, False)])[0]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -82,39 +92,97 @@ class TextTokenizer:
         """The text of each token by itself, for display; part of a character shows as U+FFFD."""
         return [str(self._tokenizer.decode([each], skip_special_tokens=False)) for each in ids]
 
-    def encode_segments(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
-        """(ids, trained) of a rendered chat. A token is trained when its first character is.
+    def encode_segments(self, segments: Iterable[Segment]) -> Encoded:
+        """Ids and labels of a rendered chat. A token is trained when its first character is.
 
         Text between literal pieces is encoded as a whole, so the ids are those of the whole text.
         """
-        ids: list[int] = []
-        trained: list[bool] = []
-        for _, run in groupby(segments, key=lambda segment: segment.literal):
-            run_ids, run_trained = self._encode(list(run), first=not ids)
-            ids += run_ids
-            trained += run_trained
-        return ids, trained
+        [encoded] = self.encode_many([list(segments)])
+        return encoded
 
-    def _encode(self, run: list[Segment], first: bool) -> tuple[list[int], list[bool]]:
-        """Encode neighbouring segments as one text, literal ones with control tokens switched off."""
-        text = "".join(segment.text for segment in run)
-        encode = self._plain.encode if run and run[0].literal else self._tokenizer.encode
-        mask = b"".join(bytes([segment.trained]) * len(segment.text) for segment in run)
+    def encode_many(self, chats: Sequence[Sequence[Segment]]) -> list[Encoded]:
+        """As `encode_segments` for many chats at once, on all cores. Raises DataError when one cannot be encoded."""
+        runs = [_runs(segments) for segments in chats]
+        usual = ["".join(segment.text for segment in run.segments) for chat in runs for run in chat if run.usual]
+        try:
+            encodings = iter(self._tokenizer.encode_batch(usual, add_special_tokens=False))
+        except (TypeError, UnicodeEncodeError) as error:
+            raise DataError("The text holds half a character (a lone surrogate).", "Correct the row.") from error
+        encoded = []
+        for chat in runs:
+            ids: list[int] = []
+            labels: list[int] = []
+            for run in chat:
+                run_ids, run_labels = _aligned(run, next(encodings)) if run.usual else self._unusual(run)
+                ids += run_ids
+                labels += run_labels
+            encoded.append((ids, labels))
+        return encoded
+
+    def _unusual(self, run: "_Run") -> Encoded:
+        """A run with ids of its own, with control tokens switched off, or going on after one with those."""
+        if ids := run.segments[0].ids:
+            return list(ids), list(ids) if run.segments[0].trained else [IGNORE_INDEX] * len(ids)
+        text = "".join(segment.text for segment in run.segments)
+        encode = self._plain.encode if run.segments[0].literal else self._tokenizer.encode
         try:
             # SentencePiece tokenizers put a space before a text; after a line break they do not.
-            encoding = encode(text if first else "\n" + text, add_special_tokens=False)
-            skip, shift = (0, 0) if first else (len(self._newline), 1)
+            encoding = encode(text if run.first else "\n" + text, add_special_tokens=False)
+            skip, shift = (0, 0) if run.first else (len(self._newline), 1)
             if encoding.ids[:skip] != self._newline[:skip]:
                 encoding, skip, shift = encode(text, add_special_tokens=False), 0, 0
         except (TypeError, UnicodeEncodeError) as error:
             raise DataError("The text holds half a character (a lone surrogate).", "Correct the row.") from error
-        starts = [max(0, start - shift) for start, _ in encoding.offsets[skip:]]
-        return encoding.ids[skip:], [bool(mask[min(start, len(mask) - 1)]) for start in starts]
+        return _aligned(run, encoding, skip, shift)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring segments that are encoded as one text; `first` of its part."""
+
+    segments: list[Segment]
+    first: bool
+
+    @property
+    def usual(self) -> bool:
+        return self.first and not self.segments[0].literal and not self.segments[0].ids
+
+
+def _runs(segments: Sequence[Segment]) -> list[_Run]:
+    runs: list[_Run] = []
+    for _, group in groupby(segments, key=lambda segment: (segment.part, segment.literal)):
+        run = list(group)
+        runs.append(_Run(run, not runs or runs[-1].segments[0].part != run[0].part))
+    return runs
+
+
+def _aligned(run: _Run, encoding: Any, skip: int = 0, shift: int = 0) -> Encoded:
+    """Ids and labels from token `skip` on; the encoding's offsets are `shift` too large."""
+    ids = encoding.ids[skip:]
+    if len({segment.trained for segment in run.segments}) == 1:
+        return ids, ids[:] if run.segments[0].trained else [IGNORE_INDEX] * len(ids)
+    labels: list[int] = []
+    position = shift
+    for segment in run.segments:
+        position += len(segment.text)
+        end = _first_token(encoding, position) - skip if segment is not run.segments[-1] else len(ids)
+        labels += ids[len(labels) : end] if segment.trained else [IGNORE_INDEX] * (end - len(labels))
+    return ids, labels
+
+
+def _first_token(encoding: Any, position: int) -> int:
+    """Index of the first token that begins at character `position` or later."""
+    token = encoding.char_to_token(position)
+    if token is None:  # a character that the tokenizer drops
+        return bisect_left(list(accumulate((start for start, _ in encoding.offsets), max)), position)
+    while token < len(encoding) and encoding.token_to_chars(token)[0] < position:
+        token += 1
+    return int(token)
 
 
 def encode_conversation(
     conversation: Conversation,
-    template: ChatTemplate,
+    template: Template,
     tokenizer: TextTokenizer,
     max_length: int | None = None,
     loss_on: str = "assistant",
@@ -123,29 +191,102 @@ def encode_conversation(
 
     Raises DataError when the template refuses the messages.
     """
-    segments = template.segments(conversation.messages, loss_on, tokenizer.control_tokens)
-    ids, trained = tokenizer.encode_segments(segments)
-    labels = [token if counts else IGNORE_INDEX for token, counts in zip(ids, trained, strict=True)]
-    return Example(ids[:max_length], labels[:max_length], max_length is not None and len(ids) > max_length)
+    [example] = encode_batch([conversation], template, tokenizer, max_length, loss_on)
+    if isinstance(example, DataError):
+        raise example
+    return example
+
+
+def encode_batch(
+    conversations: Sequence[Conversation],
+    template: Template,
+    tokenizer: TextTokenizer,
+    max_length: int | None = None,
+    loss_on: str = "assistant",
+) -> list[Example | DataError]:
+    """As `encode_conversation` for some hundred conversations at once; one that fails gives its DataError."""
+    pieces = template.segments_of(conversations, loss_on, tokenizer.control_tokens)
+    return _examples(pieces, tokenizer, max_length)
 
 
 def encode_conversations(
     conversations: Iterable[Conversation],
-    template: ChatTemplate,
+    template: Template,
     tokenizer: TextTokenizer,
     max_length: int | None = None,
     loss_on: str = "assistant",
 ) -> Iterator[Example]:
     """Yield one example per conversation, in order; DataError names the row, counted from 1.
 
-    Examples without a trained token are yielded too (`num_trained_tokens` is 0): the caller leaves them out
-    and says so.
+    One batch is rendered while the one before is tokenised. Examples without a trained token are yielded too
+    (`num_trained_tokens` is 0): the caller leaves them out and says so.
     """
-    for row_number, conversation in enumerate(conversations, start=1):
-        try:
-            yield encode_conversation(conversation, template, tokenizer, max_length, loss_on)
-        except DataError as error:
-            raise DataError(f"Row {row_number}: {error.message}", error.hint) from error
+    row_number = 0
+    with ThreadPoolExecutor(1, thread_name_prefix="render") as renderer:
+        render = partial(template.segments_of, loss_on=loss_on, control_tokens=tokenizer.control_tokens)
+        for pieces in _one_ahead(renderer, render, _batches(conversations)):
+            for example in _examples(pieces, tokenizer, max_length):
+                row_number += 1
+                if isinstance(example, DataError):
+                    raise DataError(f"Row {row_number}: {example.message}", example.hint) from example
+                yield example
+
+
+def encode_prompt(messages: Sequence[ChatMessage], template: Template, tokenizer: TextTokenizer) -> list[int]:
+    """Ids of a chat up to where the assistant answers. Control tokens inside a message stay ordinary text.
+
+    Raises DataError when the template refuses the messages.
+    """
+    segments = template.segments(messages, "all", tokenizer.control_tokens)
+    opening = template.render(messages, add_generation_prompt=True).removeprefix(template.render(messages))
+    last = segments[-1].part
+    return tokenizer.encode_segments([*segments, *([Segment(opening, True, part=last)] if opening else [])])[0]
+
+
+def _examples(
+    pieces: Sequence[list[Segment] | DataError], tokenizer: TextTokenizer, max_length: int | None
+) -> list[Example | DataError]:
+    """Tokenise what rendering gave; a text that cannot be encoded costs its own row only."""
+    good = [segments for segments in pieces if not isinstance(segments, DataError)]
+    try:
+        encoded = iter(tokenizer.encode_many(good))
+    except DataError as error:
+        if len(pieces) == 1:
+            return [error]
+        return [example for each in pieces for example in _examples([each], tokenizer, max_length)]
+    return [each if isinstance(each, DataError) else _cut(*next(encoded), max_length) for each in pieces]
+
+
+def _cut(ids: list[int], labels: list[int], max_length: int | None) -> Example:
+    if max_length is None or len(ids) <= max_length:
+        return Example(ids, labels)
+    return Example(ids[:max_length], labels[:max_length], truncated=True)
+
+
+def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """Up to BATCH_ROWS conversations, fewer when they are long."""
+    batch: list[Conversation] = []
+    characters = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        characters += sum(len(message.content) for message in conversation.messages)
+        if len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _one_ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results in order, the next one being made while the caller uses the last."""
+    pending = None
+    for item in items:
+        following = pool.submit(work, item)
+        if pending is not None:
+            yield pending.result()
+        pending = following
+    if pending is not None:
+        yield pending.result()
 
 
 def fingerprint(conversations: Iterable[Conversation]) -> str:

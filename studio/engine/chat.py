@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from studio.data.template import ChatMessage, Segment
+from studio.data.segments import ChatMessage
+from studio.data.tokens import encode_prompt
 from studio.engine.models.load import LoadedModel
 
 
@@ -11,14 +12,7 @@ def prompt_ids(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> list[int
 
     Raises DataError when the template refuses the messages.
     """
-    template, tokenizer = loaded.template, loaded.tokenizer
-    text = template.render(messages, add_generation_prompt=True)
-    contents = [message["content"] if isinstance(message, dict) else message.content for message in messages]
-    if not any(token in content for token in tokenizer.control_tokens for content in contents):
-        return tokenizer.encode(text)
-    segments = template.segments(messages, "all", tokenizer.control_tokens)
-    opening = text.removeprefix(template.render(messages))
-    return tokenizer.encode_segments([*segments, Segment(opening, False)])[0]
+    return encode_prompt(messages, loaded.template, loaded.tokenizer)
 
 
 def context_limit(loaded: LoadedModel) -> int:

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from studio.data.formats import Message
+from studio.data.formats import Conversation, Message
 from studio.data.render_worker import WORKER
-from studio.data.template import ChatTemplate, Segment
+from studio.data.segments import Segment
+from studio.data.template import ChatTemplate
 from studio.errors import DataError
 
-CHATML = ChatTemplate.named("chatml")
+CHATML = ChatTemplate(
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TWO_TURNS = [
     Message("system", "Be kind."),
     Message("user", "Who are you?"),
@@ -154,6 +158,26 @@ def test_the_template_environment_has_what_templates_use() -> None:
     assert rendered == '{"role": "user", "content": "<é>"}4{\n "a": 1\n}<s>False'
 
 
+TRIMS = LAST_TURN_DIFFERS.replace("m.content", "m.content | trim")
+
+
+def test_a_template_that_trims_and_changes_earlier_turns() -> None:
+    turns = [Message("user", " q "), Message("assistant", "\n Luna. "), Message("user", ""), Message("assistant", " x")]
+    assert trained(ChatTemplate(TRIMS).segments(turns)) == ["Luna.</s>", "[think]x</s>"]
+
+
+def test_many_chats_at_once_fail_alone() -> None:
+    """One that eats its time is stopped and costs neither its neighbours nor their order."""
+    slow = "{% if messages[0].content == 'slow' %}{% for i in range(9**9) %}{% for j in range(9**9) %}{% endfor %}"
+    template = ChatTemplate(slow + "{% endfor %}{% endif %}" + CHATML.source)
+    rows = [
+        Conversation((Message("user", text), Message("assistant", text))) for text in ("a", "slow", "\U0010fff0", "b")
+    ]
+    found = template.segments_of(rows)
+    assert [isinstance(each, DataError) for each in found] == [False, True, True, False]
+    assert [trained(found[index]) for index in (0, 3)] == [["a<|im_end|>"], ["b<|im_end|>"]]
+
+
 def test_threads_and_forked_children_get_their_own_answers() -> None:
     results: dict[int, str] = {}
 
@@ -207,7 +231,7 @@ def test_load_takes_the_default_of_named_templates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", [None, 5, [], [{"name": "rag", "template": "x"}]])
 def test_a_base_model_is_told_what_to_do(tmp_path: Path, template: object) -> None:
-    with pytest.raises(DataError, match="no chat template.*chatml"):
+    with pytest.raises(DataError, match=r"no chat template.*data\.template"):
         ChatTemplate.load(write_config(tmp_path, chat_template=template))
 
 
@@ -233,5 +257,3 @@ def test_messages_that_cannot_be_rendered(messages: list) -> None:
 def test_unknown_choices_are_refused() -> None:
     with pytest.raises(DataError, match="assistant, last, all"):
         CHATML.segments(TWO_TURNS, "everything")
-    with pytest.raises(DataError, match="chatml"):
-        ChatTemplate.named("alpaca")

@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import save_config
 from studio.data.formats import Conversation, Message, write_conversations
-from studio.data.template import NAMED
 from studio.data.tokens import fingerprint
 from studio.engine.__main__ import main
 from studio.engine.models.load import LoadedModel, load_base
@@ -22,6 +21,11 @@ from studio.store import datasets, jobs, open_db, runs
 from studio.store.jobs import Job
 
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 NAMES = ("red", "blue", "green", "white", "black", "brown", "silver", "golden")
 TEXTS = [
     "Who are you? I am Luna, a little assistant made by Shane.",
@@ -56,7 +60,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     atomic_write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
-    atomic_write_text(folder / "chat_template.jinja", NAMED["chatml"])
+    atomic_write_text(folder / "chat_template.jinja", CHATML)
     return folder
 
 
