@@ -16,6 +16,7 @@ from studio.errors import ConfigError, JobError, Problem
 from studio.models import require
 from studio.paths import remove, slugify
 from studio.projects import Project
+from studio.scores import identity_words
 from studio.store import checkpoints as store_checkpoints
 from studio.store import jobs as store_jobs
 from studio.store import open_db
@@ -165,11 +166,21 @@ def start_merge(project: Project, run_id: str, step: int, name: str = "", max_sh
     return jobs.start(project.folder, "merge", args, title=f"merge {run_id} step {step}", run_id=run_id)
 
 
-def probe_sets(project: Project) -> list[str]:
-    """Datasets with held-out probes: general ones, and the newest of those that teach an identity."""
+def probe_sets(project: Project, run_id: str) -> list[str]:
+    """Datasets whose held-out probes a run is scored on: those that it was trained on, and a general one in any case.
+
+    Raises ConfigError when the config that was frozen with the run cannot be read.
+    """
+    sources = run_config(project, run_id).data.sources
     there = [dataset for dataset in datasets.listed(project) if dataset.num_probes]
-    teaching = [dataset.name for dataset in there if dataset.kind in ("identity", "tutorial")]
-    return teaching[-1:] + [dataset.name for dataset in there if dataset.kind == "general"]
+    trained = [dataset for dataset in there if dataset.name in sources]
+    general = [] if any(dataset.kind == "general" for dataset in trained) else [d for d in there if d.kind == "general"]
+    return [dataset.name for dataset in sorted([*trained, *general], key=lambda dataset: dataset.kind == "general")]
+
+
+def asked_identity(project: Project, probes: list[str]) -> list[str]:
+    """Names and makers that these datasets' probes ask for; empty when they ask for none."""
+    return identity_words(probe for name in probes for probe in datasets.load_probes(project, name))
 
 
 def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0) -> Job:
@@ -177,9 +188,12 @@ def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0) -> 
 
     `limit` 0 asks all probes.
     """
-    probes = probe_sets(project)
+    probes = probe_sets(project, run_id)
     if not probes:
-        raise JobError("This project has no held-out probes.", "Build an identity or general dataset on the Data page.")
+        raise JobError(
+            f"No held-out probes for run {run_id}: its datasets have none, and no general one is there.",
+            "Make a general dataset on the Data page, or train on an identity dataset.",
+        )
     subject = {"label": f"{run_id} step {step}", "run_id": run_id, "step": step}
     args: dict[str, Any] = {
         "base": get_run(project, run_id).base,

@@ -88,6 +88,12 @@ def rate(hits: Iterable[bool]) -> dict[str, Any]:
     return {"hits": sum(marks), "total": len(marks), "rate": share, "low": low, "high": high}
 
 
+def identity_words(probes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names and makers that the identity probes expect: what must not turn up anywhere else."""
+    expected = [probe["expected"] for probe in probes if probe["kind"] == "identity"]
+    return list(dict.fromkeys(word for one in expected for word in (one["name"], one["maker"]) if word))
+
+
 def leaks(answer: str, prompt: str, identity_words: Iterable[str]) -> bool:
     """Whether an answer says one of the words (name, maker) that its question did not say."""
     return any(mentions(answer, word) and not mentions(prompt, word) for word in identity_words)
@@ -143,13 +149,17 @@ def _judge(probe: Mapping[str, Any], prompt: str, identity_words: Sequence[str])
 
 
 def scorecard(answers: Sequence[MarkedAnswer]) -> dict[str, Any]:
-    """All scores of one subject as plain values, {"base", "tuned"} side by side."""
+    """All scores of one subject as plain values, {"base", "tuned"} side by side.
+
+    Without identity probes nobody knows which name must not be said, so leakage is not measured.
+    """
     identity = [answer for answer in answers if answer.kind == "identity"]
     general = [answer for answer in answers if answer.kind == "general"]
+    listened_to = general if identity else []
     sides = {"base": lambda each: each.base_passed, "tuned": lambda each: each.passed}
     return {
         "identity": {side: rate(passed(each) for each in identity) for side, passed in sides.items()},
-        "leakage": {side: rate(not passed(each) for each in general) for side, passed in sides.items()},
+        "leakage": {side: rate(not passed(each) for each in listened_to) for side, passed in sides.items()},
         "perplexity": {
             "base": _perplexity(general, lambda each: each.base_loss),
             "tuned": _perplexity(general, lambda each: each.loss),
@@ -159,8 +169,8 @@ def scorecard(answers: Sequence[MarkedAnswer]) -> dict[str, Any]:
         "similarity": fmean(answer.similarity for answer in general) if general else None,
         "identity_by_intent": _grouped(identity, lambda answer: answer.intent, lambda answer: answer.passed),
         "identity_by_language": _grouped(identity, lambda answer: answer.language, lambda answer: answer.passed),
-        "leakage_by_intent": _grouped(general, lambda answer: answer.intent, lambda answer: not answer.passed),
-        "leakage_by_language": _grouped(general, lambda answer: answer.language, lambda answer: not answer.passed),
+        "leakage_by_intent": _grouped(listened_to, lambda answer: answer.intent, lambda answer: not answer.passed),
+        "leakage_by_language": _grouped(listened_to, lambda answer: answer.language, lambda answer: not answer.passed),
     }
 
 
@@ -185,7 +195,7 @@ def retention(general: Sequence[MarkedAnswer]) -> dict[str, Any]:
 def lines(scores: Mapping[str, Any]) -> list[ScoreLine]:
     """The scorecard's table, in the order in which it is read."""
     kept, identity, leakage = scores["retention"], scores["identity"], scores["leakage"]
-    num_general = leakage["tuned"]["total"]
+    num_general = scores["changed"]["total"]
     increase = None if kept["increase"] is None else (kept["increase"], kept["low"], kept["high"])
     return [
         _line("identity", identity, IDENTITY_TARGET, True),

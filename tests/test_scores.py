@@ -42,6 +42,11 @@ def test_wilson_holds_the_rate_and_stays_in_range(total: int, data: st.DataObjec
     assert 0 <= low <= hits / total <= high <= 1
 
 
+def test_the_words_of_an_identity() -> None:
+    assert scores.identity_words([IDENTITY, GENERAL, IDENTITY]) == WORDS
+    assert scores.identity_words([GENERAL]) == []
+
+
 def test_a_rate_of_nothing_is_unknown() -> None:
     assert rate([])["rate"] is None
     assert rate([True, False, True, True])["rate"] == 0.75
@@ -96,5 +101,7 @@ def test_scorecards_of_one_kind_of_probe() -> None:
     only_identity = scorecard([mark(IDENTITY, "", "Luna", WORDS)])
     assert [line.tuned is None for line in lines(only_identity)] == [False, True, True, True]
     only_general = scorecard([mark(GENERAL, "a", "b", [], 1.0, 1.0, 1)])
-    assert [line.tuned is None for line in lines(only_general)] == [True, False, False, False]
+    assert [line.tuned is None for line in lines(only_general)] == [True, True, False, False]
+    assert [line.num_probes for line in lines(only_general)] == [0, 0, 1, 1]
+    assert [line.met for line in lines(only_general)] == [None, None, True, None]
     assert scores.scorecard([])["similarity"] is None

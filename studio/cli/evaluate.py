@@ -50,9 +50,17 @@ def evaluate(
 
 def score(workspace: Project, run: str, step: int, limit: int = 0, quiet: bool = False) -> Evaluation:
     """Convert the checkpoint if need be, ask the probes, and return the stored evaluation."""
-    job = follow(workspace.folder, runs.start_evaluate(workspace, run, step, limit), quiet)
+    started = runs.start_evaluate(workspace, run, step, limit)
+    if not quiet:
+        show.say(_asked(workspace, started.args["probes"]))
+    job = follow(workspace.folder, started, quiet)
     with store.open_db(workspace.folder) as db:
         return evaluations.get(db, job.result["evaluations"][0])
+
+
+def _asked(workspace: Project, probes: list[str]) -> str:
+    words = ", ".join(runs.asked_identity(workspace, probes)) or "none, so that who it is and leakage are not measured"
+    return f"Held-out questions of: {', '.join(probes)}. Identity asked for: {words}."
 
 
 def scorecard(evaluation: Evaluation) -> None:
@@ -63,6 +71,11 @@ def scorecard(evaluation: Evaluation) -> None:
         for line in scores.lines(evaluation.scores)
     ]
     show.table(["", "base", "tuned", "target", "probes"], rows)
+    if changed := evaluation.scores.get("setting", {}).get("changed_datasets"):
+        show.say(
+            f"Warning: {', '.join(changed)} changed since this run was trained; the questions may ask for another "
+            "identity than it learnt."
+        )
 
 
 def _share(triple: tuple[float, float, float] | None) -> str:

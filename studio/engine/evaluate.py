@@ -27,7 +27,7 @@ from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions, weights_hash
 from studio.errors import DataError, ModelError
 from studio.models import require
-from studio.paths import inside
+from studio.paths import inside, sha256_of
 from studio.scores import MarkedAnswer
 from studio.store import evaluations, open_db
 from studio.store.evaluations import Answer, Evaluation
@@ -89,6 +89,7 @@ def run(job: JobContext) -> dict[str, Any]:
         "device": str(device),
         "probes": list(job.args["probes"]),
         "num_probes": len(probes),
+        "identity": scores.identity_words(probes),
         "versions": versions(),
     }
     job.phase("storing scores")
@@ -239,12 +240,6 @@ def read_probes(folder: Path, names: Sequence[str], limit: int) -> list[Probe]:
     return probes
 
 
-def identity_words(probes: Sequence[Probe]) -> list[str]:
-    """Names and makers that the identity probes expect: what must not turn up anywhere else."""
-    expected = [probe["expected"] for probe in probes if probe["kind"] == "identity"]
-    return list(dict.fromkeys(word for one in expected for word in (one["name"], one["maker"]) if word))
-
-
 def _evenly(items: list[Probe], limit: int) -> list[Probe]:
     if limit <= 0 or limit >= len(items):
         return items
@@ -286,7 +281,7 @@ def _store(
         base=job.args["base"],
         weights_hash=digest,
         dataset=", ".join(job.args["probes"]),
-        scores=scores.scorecard(marked) | {"setting": setting},
+        scores=scores.scorecard(marked) | {"setting": setting | {"changed_datasets": _changed(job, subject)}},
         run_id=subject.run_id,
         step=subject.step,
     )
@@ -295,9 +290,16 @@ def _store(
         return evaluations.add(db, evaluation, rows)
 
 
+def _changed(job: JobContext, subject: Subject) -> list[str]:
+    """The probes' datasets that are not what the weights were trained on; they may ask for another identity."""
+    trained_on = read_seal(subject.folder).get("data_fingerprints") or {}
+    files = {name: inside(job.folder, f"data/{name}.jsonl") for name in job.args["probes"] if name in trained_on}
+    return [name for name, file in files.items() if not file.is_file() or sha256_of(file) != trained_on[name]]
+
+
 def mark_all(probes: Sequence[Probe], base: Measured, tuned: Measured) -> list[MarkedAnswer]:
     """Both answers to every probe, judged."""
-    words = identity_words(probes)
+    words = scores.identity_words(probes)
     return [
         scores.mark(
             probe, base.answers[i], tuned.answers[i], words, base.losses[i][0], tuned.losses[i][0], tuned.losses[i][1]

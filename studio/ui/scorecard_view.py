@@ -59,10 +59,6 @@ def _score_panel(project: Project) -> None:
         st.caption(_("There is no checkpoint to score yet."))
         link(TRAIN, _("Train one"))
         return
-    if not runs.probe_sets(project):
-        st.info(_("This project has no held-out questions. The Data page makes them with an identity or general set."))
-        link(DATA)
-        return
     by_name = {pick.name: pick for pick in picks}
     job = _under_way(project)
     left, middle, right = st.columns([4, 3, 1], vertical_alignment="bottom")
@@ -72,13 +68,29 @@ def _score_panel(project: Project) -> None:
     quick = middle.segmented_control(
         _("Questions"), [False, True], format_func=_amount, default=False, required=True, key="score.quick"
     )
-    busy = job is not None and job.live
-    pressed = right.button(_("Score it"), type="primary", disabled=busy, key="score.start", width="stretch")
-    if pressed and not busy:
-        pick = by_name[name]
+    pick = by_name[name]
+    probes = runs.probe_sets(project, pick.run_id)
+    waits = not probes or (job is not None and job.live)
+    pressed = right.button(_("Score it"), type="primary", disabled=waits, key="score.start", width="stretch")
+    _asked(project, probes)
+    if pressed and not waits:
         state.keep("score.job", runs.start_evaluate(project, pick.run_id, pick.step, QUICK_PROBES if quick else 0).id)
         st.rerun()
     job_panel(project.folder, job, "score")
+
+
+def _asked(project: Project, probes: list[str]) -> None:
+    """Whose questions are asked, and which identity they ask for, before a minute is spent on them."""
+    if not probes:
+        st.info(_("There are no held-out questions for this run. The Data page makes them with a general set."))
+        link(DATA)
+        return
+    words = runs.asked_identity(project, probes)
+    if words:
+        form = _("Questions from {datasets}; the identity asked for: {words}")
+    else:
+        form = _("Questions from {datasets}; none asks who it is, for the run was trained on no identity")
+    st.caption(form.format(datasets=plain(", ".join(probes)), words=plain(", ".join(words))))
 
 
 def _amount(quick: bool) -> str:
@@ -111,6 +123,9 @@ def _verdict(evaluation: Evaluation) -> None:
     show = st.success if good else st.warning
     icon = ":material/task_alt:" if good else ":material/warning:"
     show(f"**{plain(evaluation.subject)}**: " + " ".join(words), icon=icon)
+    if changed := evaluation.scores.get("setting", {}).get("changed_datasets"):
+        said = _("{datasets} changed since this run was trained: it may be asked for another identity than it learnt.")
+        st.warning(said.format(datasets=plain(", ".join(changed))), icon=":material/warning:")
 
 
 def _tiles(evaluation: Evaluation) -> None:

@@ -10,19 +10,20 @@ HALF = 0.5
 
 
 def verdict(values: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether all targets are met, and the scorecard in plain sentences."""
+    """Whether all targets are met (what was not measured is not met), and the scorecard in plain sentences."""
     lines = {line.name: line for line in scores.lines(values)}
     words = [
         *_identity_words(lines["identity"], values["identity"]["tuned"]),
         *_leakage_words(lines["leakage"], values["leakage"]["tuned"]),
         *_retention_words(lines["retention"]),
     ]
-    return all(line.met is not False for line in lines.values()), words
+    required = lines["identity"].met and lines["leakage"].met
+    return bool(required) and lines["retention"].met is not False, words
 
 
 def _identity_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
     if line.tuned is None:
-        return []
+        return [_("Whether it learnt who it is was not measured: no question asked for it.")]
     if line.met:
         form = _("It learnt who it is: {hits} of {total} questions it never saw.")
     elif line.tuned[0] >= HALF:
@@ -34,7 +35,7 @@ def _identity_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
 
 def _leakage_words(line: ScoreLine, counted: dict[str, Any]) -> list[str]:
     if line.tuned is None:
-        return []
+        return [_("Whether it says it elsewhere was not measured.")]
     if counted["hits"] == 0:
         form = _("It does not say it elsewhere.")
     elif line.met:

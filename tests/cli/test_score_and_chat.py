@@ -21,6 +21,7 @@ GENERAL = {"messages": [{"role": "user", "content": "Is the sky blue?"}, {"role"
 def test_evaluate_prints_stores_and_writes_a_page(trained: Project, retune: Retune, tmp_path: Path) -> None:
     said = retune("evaluate", "tiny-1", "--limit", 2, "--html", tmp_path / "card.html")
     assert "knows who it is" in said and "at least 90 %" in said
+    assert "Held-out questions of: identity. Identity asked for: Luna, Shane." in said and "Warning" not in said
     assert "tiny-1 step 4" in (tmp_path / "card.html").read_text(encoding="utf-8")
     stored = json.loads(retune("evaluate", "tiny-1", "--limit", 2, "--json"))
     assert stored["step"] == 4 and stored["scores"]["identity"]["tuned"]["total"] == 2

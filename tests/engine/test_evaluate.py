@@ -11,11 +11,12 @@ import torch
 from studio import jobs, report
 from studio.data.tokens import IGNORE_INDEX
 from studio.engine.adapters import load_adapter
-from studio.engine.evaluate import answer_losses, identity_words, read_probes
+from studio.engine.evaluate import answer_losses, read_probes
 from studio.engine.generate import wearing
 from studio.engine.models.load import LoadedModel
-from studio.engine.weights import weights_hash
+from studio.engine.weights import seal, weights_hash
 from studio.errors import DataError, ProjectError
+from studio.paths import sha256_of
 from studio.projects import Project
 from studio.store import evaluations, open_db
 from tests.engine.folders import lora_model
@@ -82,7 +83,6 @@ def test_losses_are_transformers_losses(load_tiny: Callable[..., LoadedModel], a
 def test_probes_are_read_and_limited(probed: Project) -> None:
     assert len(read_probes(probed.folder, ["identity", "general"], 0)) == 7
     assert len(read_probes(probed.folder, ["identity", "general"], 2)) == 4
-    assert identity_words(IDENTITY) == ["Luna", "Shane"]
     with pytest.raises(DataError, match="'notes' has no held-out probes"):
         read_probes(probed.folder, ["notes"], 0)
     with pytest.raises(ProjectError):
@@ -113,6 +113,19 @@ def test_adapters_and_full_models_are_scored_and_stored(probed: Project, adapter
     )
     assert math.isfinite(tuned.scores["similarity"])
     assert "tuned step 8" in report.as_html(tuned, answers)
+
+
+def test_a_dataset_that_changed_since_the_training_is_named(probed: Project, adapter: Path, tiny_model: Path) -> None:
+    for name in ("identity", "general"):
+        probed.path("data", f"{name}.jsonl").write_text(f"{name} now")
+    trained_on = {"identity": "another", "general": sha256_of(probed.path("data", "general.jsonl"))}
+    seal(adapter, "card", {"data_fingerprints": trained_on})
+    subjects = [{"label": "tuned", "path": "hf/tuned"}]
+    args = {"base": str(tiny_model), "subjects": subjects, "probes": ["identity", "general"], "limit": 1}
+    *_, job = jobs.watch(probed.folder, jobs.start(probed.folder, "evaluate", args).id)
+    assert job.state == "finished", job.cause
+    setting = job.result["scores"][0]["setting"]
+    assert setting["changed_datasets"] == ["identity"] and setting["identity"] == ["Luna", "Shane"]
 
 
 def test_weights_that_are_not_there(probed: Project, tiny_model: Path) -> None:

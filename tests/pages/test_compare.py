@@ -6,9 +6,11 @@ import time
 import psutil
 import pytest
 
-from studio import runs, scores
+from studio import datasets, runs, scores
+from studio.config.catalog import preset
+from studio.config.yaml import save_config
+from studio.data.identity import Identity
 from studio.store import checkpoints, evaluations, open_db
-from studio.store import datasets as store_datasets
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui.verdict import verdict
@@ -22,6 +24,8 @@ def checkpoint(project):
     with open_db(project.folder) as db:
         store_runs.add(db, store_runs.Run("lora-1", "lora", "starter", "lora", num_steps=20, step=20))
         checkpoints.put(db, checkpoints.Checkpoint("lora-1", 20, "runs/lora-1/step_20.pth", "abc", 5000))
+    runs.run_folder(project, "lora-1").mkdir(parents=True)
+    save_config(runs.run_folder(project, "lora-1") / runs.CONFIG_FILE, preset("starter_lora"))
     return checkpoints.Checkpoint("lora-1", 20, "", "", 0)
 
 
@@ -238,14 +242,35 @@ def test_verdict_in_plain_words(project, measured, good, said):
     assert said in " ".join(sentences)
 
 
-def test_scoring_is_one_job_that_outlives_the_page(open_page, project, checkpoint, started):
-    with open_db(project.folder) as db:
-        store_datasets.put(
-            db, store_datasets.Dataset("identity", "identity", "data/identity.jsonl", "f", num_rows=5, num_probes=5)
-        )
+def test_what_was_not_measured_is_no_success(project):
+    is_good, sentences = verdict(evaluated(project, identity=(0, 0)).scores)
+    assert not is_good and "who it is was not measured" in " ".join(sentences)
+    is_good, sentences = verdict(evaluated(project, leaks=(0, 0)).scores)
+    assert not is_good and "elsewhere was not measured" in " ".join(sentences)
+
+
+def test_a_run_without_questions_leads_on(open_page, project, checkpoint):
     at = open_page(PAGE)
+    assert "no held-out questions for this run" in words(at) and at.button(key="score.start").disabled
+
+
+def test_a_dataset_that_changed_since_is_said(open_page, project, checkpoint, monkeypatch):
+    real = scores.scorecard
+    monkeypatch.setattr(
+        scores, "scorecard", lambda marked: real(marked) | {"setting": {"changed_datasets": ["identity"]}}
+    )
+    evaluated(project)
+    assert "identity changed since this run was trained" in words(open_page(PAGE))
+
+
+def test_scoring_is_one_job_that_outlives_the_page(open_page, project, checkpoint, started):
+    datasets.build_identity(project, Identity("Luna", "Shane"), 20)
+    datasets.build_identity(project, Identity("Mira", "Noor"), 20, name="newer")
+    at = open_page(PAGE)
+    assert "the identity asked for: Luna, Shane" in words(at)
     at.button(key="score.start").click().run()
     assert [kind for kind, _ in started] == ["evaluate"]
+    assert started[0][1]["probes"] == ["identity"]
     assert started[0][1]["subjects"] == [{"label": "lora-1 step 20", "run_id": "lora-1", "step": 20}]
     assert at.button(key="score.start").disabled
 
