@@ -75,9 +75,14 @@ def _measure(mode: str, extra: list[str], seed: int, options: argparse.Namespace
         newest = evaluations.listed(db)[0]
         run = runs.get(db, newest.run_id)
     return {
-        "mode": mode, "seed": seed, "steps": run.step, "minutes": round(minutes, 1),
-        "load": round(os.getloadavg()[2], 1), "machine": _machine(newest.setting["device"]), "scores": newest.scores,
-    }  # fmt: skip
+        "mode": mode,
+        "seed": seed,
+        "steps": run.step,
+        "minutes": round(minutes, 1),
+        "load": round(os.getloadavg()[2], 1),
+        "machine": _machine(newest.scores["setting"]["device"]),
+        "scores": newest.scores,
+    }
 
 
 def _page(rows: list[dict[str, Any]]) -> str:
