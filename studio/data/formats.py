@@ -1,76 +1,64 @@
-"""Recognises the common layouts of chat data (see FORMATS) and turns rows into conversations."""
+"""Recognises the common layouts of chat data and turns rows and files into conversations."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.data.rows import RawRow, defect, place, read_rows, scan_rows
+from studio.data.columns import Columns, guess_columns, messages_from
+from studio.data.conversation import (
+    Conversation,
+    Message,
+    canonical_json,
+    canonical_line,
+    checked,
+    own_meta,
+    role_order_problem,
+)
+from studio.data.files import ReadOptions, read_rows, scan
+from studio.data.layouts import LAYOUTS, from_preference, from_turns, image_of
+from studio.data.rows import BadRow, RawRow, kind_of, place, shortened
+from studio.data.xtuner_maps import ALIASES, IMAGE, XTUNER_MAPS, XTUNER_PREFERENCE_MAPS, map_name
 from studio.errors import DataError
 from studio.paths import atomic_path
 
 __all__ = [
+    "ALL_FORMATS",
     "FORMATS",
     "Conversation",
     "FormatGuess",
     "Imported",
     "Message",
     "RowProblem",
+    "canonical_json",
     "import_rows",
     "read_conversations",
     "read_rows",
     "recognise",
+    "role_order_problem",
     "to_conversation",
+    "turns_to_conversation",
     "write_conversations",
 ]
 
-ROLES = ("system", "user", "assistant")
-FORMATS = ("messages", "xtuner", "alpaca", "sharegpt")
+FORMATS = tuple(LAYOUTS)
+ALL_FORMATS = (*FORMATS, *XTUNER_MAPS, *XTUNER_PREFERENCE_MAPS)
+# Formats that decode text inside a row: what comes out was not checked when the row was read.
+DECODING = ("sharegpt", "question_answer", "msagent_react", "columns")
 SHOWN_PROBLEMS = 20
-LAYOUTS = (
-    'Allowed rows: {"messages": [{"role", "content"}]}, {"conversation": [{"system", "input", "output"}]}, '
-    '{"instruction", "input", "output"} or {"conversations": [{"from", "value"}]}.'
+KNOWN = (
+    'Known are rows with "messages", "conversation", "conversations", "instruction" and "output", "prompt" and '
+    '"completion", "chosen" and "rejected", "text", or columns named like a question and an answer.'
 )
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. `trained` None follows the config's rule, True or False overrides it for this turn."""
-
-    role: str
-    content: str
-    trained: bool | None = None
-
-    def to_row(self) -> dict[str, Any]:
-        row: dict[str, Any] = {"role": self.role, "content": self.content}
-        return row if self.trained is None else row | {"trained": self.trained}
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages that alternate user and assistant after an optional system message, and notes about them."""
-
-    messages: tuple[Message, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def to_row(self) -> dict[str, Any]:
-        """The canonical row of a data file."""
-        row: dict[str, Any] = {"messages": [message.to_row() for message in self.messages]}
-        return row | {"meta": self.meta} if self.meta else row
-
-    @classmethod
-    def from_row(cls, row: object) -> "Conversation":
-        """Read a canonical row; DataError when it is not one."""
-        return to_conversation(row, "messages", 1)
 
 
 @dataclass(frozen=True)
 class FormatGuess:
-    """The layout of a row (one of FORMATS, None when it is none of them) and the reason in words."""
+    """The layout of a sample of rows (None when it is none we know), how sure that is (0 to 1), and why."""
 
     name: str | None
+    confidence: float
     reason: str
 
 
@@ -95,231 +83,178 @@ class Imported:
     row_numbers: list[int]
 
 
-class _Bad(Exception):
-    """What is wrong with the row at hand; becomes a DataError or a RowProblem."""
+class LeftOut(BadRow):
+    """The row is fine, and the format leaves it out on purpose."""
 
 
-def recognise(row: object) -> FormatGuess:
-    """Tell the layout of a row by its keys. Never raises."""
+def recognise(rows: Sequence[object]) -> FormatGuess:
+    """Tell the layout of a sample of rows by their keys and texts. Never raises."""
+    if not rows:
+        return FormatGuess(None, 0.0, "there are no rows to look at.")
+    guesses = [_layout(row) for row in rows]
+    names = Counter(guess.name for guess in guesses)
+    name, count = names.most_common(1)[0]
+    first = next(guess for guess in guesses if guess.name == name)
+    if name is None or count == len(rows):
+        return first
+    reason = f"{first.reason} {count} of {len(rows)} rows looked at are like that."
+    return FormatGuess(name, round(first.confidence * count / len(rows), 3), reason)
+
+
+def _layout(row: object) -> FormatGuess:
     if not isinstance(row, dict):
-        return FormatGuess(None, f"a row must be an object, this one is {_kind(row)}. {LAYOUTS}")
-    for key, name in (("messages", "messages"), ("conversation", "xtuner")):
-        if isinstance(row.get(key), list):
-            return FormatGuess(name, f'it has a list "{key}".')
+        return FormatGuess(None, 0.0, f"a row must be an object, this one is {kind_of(row)}. {KNOWN}")
+    if "chosen" in row and "rejected" in row:
+        return FormatGuess("preference", 0.95, 'it has "chosen" and "rejected".')
+    if isinstance(row.get("messages"), list):
+        return FormatGuess("messages", 1.0, 'it has a list "messages".')
+    if isinstance(row.get("conversation"), list):
+        return FormatGuess("xtuner", 1.0, 'it has a list "conversation".')
     if isinstance(row.get("conversations"), list):
-        turns = row["conversations"]
-        if turns and isinstance(turns[0], dict) and "role" in turns[0]:
-            return FormatGuess("messages", 'it has a list "conversations" of role and content.')
-        return FormatGuess("sharegpt", 'it has a list "conversations".')
+        return _spoken_layout(row)
     if "instruction" in row and "output" in row:
-        return FormatGuess("alpaca", 'it has "instruction" and "output".')
+        return FormatGuess("instruction", 0.95, 'it has "instruction" and "output", as Alpaca has.')
+    if "instruction_zh" in row and "output_zh" in row:
+        return FormatGuess("alpaca_zh", 0.95, 'it has "instruction_zh" and "output_zh".')
+    if "prompt" in row and "completion" in row:
+        return FormatGuess("prompt_completion", 0.95, 'it has "prompt" and "completion".')
+    return _layout_by_columns(row)
+
+
+def _spoken_layout(row: dict[str, Any]) -> FormatGuess:
+    first = next((turn for turn in row["conversations"] if isinstance(turn, dict)), {})
+    if "role" in first:
+        return FormatGuess("messages", 0.95, 'it has a list "conversations" of role and content.')
+    if isinstance(row.get("image"), str) and IMAGE in str(first.get("value", "")):
+        return FormatGuess("llava", 0.95, f'it has "image", and its first question holds {IMAGE}.')
+    return FormatGuess("sharegpt", 0.95, 'it has a list "conversations".')
+
+
+def _layout_by_columns(row: dict[str, Any]) -> FormatGuess:
+    if columns := guess_columns(row):
+        sure = 0.9 if len(row) == 2 else 0.7
+        reason = f"column {columns.question!r} is named like a question and {columns.answer!r} like an answer."
+        return FormatGuess("question_answer", sure, reason)
+    text = row.get("text")
+    if isinstance(text, str) and "### Human:" in text and "### Assistant:" in text:
+        return FormatGuess("oasst1", 0.9, 'its "text" holds ### Human: and ### Assistant:.')
+    if isinstance(text, str):
+        return FormatGuess("text", 0.9 if len(row) == 1 else 0.6, 'it has "text" and no question.')
     keys = ", ".join(repr(str(key)[:40]) for key in list(row)[:8]) or "none"
-    return FormatGuess(None, f"its keys are {keys}. {LAYOUTS}")
+    return FormatGuess(None, 0.0, f"its keys are {keys}. {KNOWN} Or say which column is what.")
 
 
-def to_conversation(row: object, format: str | None, row_number: int) -> Conversation:
-    """Turn a row of the given format (None: recognise it) into a conversation. DataError names the row."""
+def to_conversation(row: object, format: str | None, row_number: int, columns: Columns | None = None) -> Conversation:
+    """Turn a row of the given format (None: recognise it) into a conversation. DataError names the row.
+
+    `columns` say by hand which column is what, and go before a format.
+    """
+    require_format(format)
     try:
-        return _convert(row, format)
-    except _Bad as bad:
+        return _convert(row, format, columns)
+    except BadRow as bad:
         raise DataError(f"row {row_number}: {bad}", "Correct the row, or leave it out.") from None
 
 
-def import_rows(path: Path, format: str | None = None) -> Imported:
+def turns_to_conversation(turns: Sequence[dict[str, Any]]) -> Conversation:
+    """XTuner's turns as a conversation. Raises DataError."""
+    try:
+        return checked(*from_turns(turns))
+    except BadRow as bad:
+        raise DataError(f"The turns cannot be used: {bad}", "Correct the row, or leave it out.") from None
+
+
+def convert_rows(
+    rows: Iterable[RawRow], format: str | None = None, columns: Columns | None = None
+) -> Iterator[tuple[RawRow, Conversation | RowProblem]]:
+    """Each row with its conversation or what is wrong with it; rows that the format leaves out are left out."""
+    require_format(format)
+    for raw in rows:
+        try:
+            if raw.problem:
+                raise BadRow(raw.problem)
+            yield raw, _convert(raw.value, format, columns, fresh=False)
+        except LeftOut:
+            continue
+        except BadRow as bad:
+            yield raw, RowProblem(raw.number, place(raw), str(bad))
+
+
+def import_rows(
+    path: Path, format: str | None = None, columns: Columns | None = None, options: ReadOptions | None = None
+) -> Imported:
     """Read a whole file and keep the good rows beside the problems of the bad ones.
 
     Raises DataError only when the file as a whole cannot be read.
     """
-    _require_format(format)
     imported = Imported([], [], [])
-    for raw in scan_rows(path):
-        try:
-            imported.conversations.append(_convert_raw(raw, format))
+    for raw, result in convert_rows(scan(path, options), format, columns):
+        if isinstance(result, RowProblem):
+            imported.problems.append(result)
+        else:
+            imported.conversations.append(result)
             imported.row_numbers.append(raw.number)
-        except _Bad as bad:
-            imported.problems.append(RowProblem(raw.number, place(raw), str(bad)))
     return imported
 
 
-def read_conversations(path: Path, format: str | None = None) -> list[Conversation]:
+def read_conversations(
+    path: Path, format: str | None = None, columns: Columns | None = None, options: ReadOptions | None = None
+) -> list[Conversation]:
     """All rows of a file as conversations; one DataError lists every row that cannot be used."""
-    imported = import_rows(path, format)
-    if not imported.problems:
-        return imported.conversations
-    shown = "\n".join(f"  - {problem}" for problem in imported.problems[:SHOWN_PROBLEMS])
-    more = len(imported.problems) - SHOWN_PROBLEMS
+    imported = import_rows(path, format, columns, options)
+    if imported.problems:
+        total = len(imported.problems) + len(imported.conversations)
+        raise bad_rows(Path(path).name, imported.problems, len(imported.problems), total)
+    return imported.conversations
+
+
+def bad_rows(name: str, problems: Sequence[RowProblem], num_problems: int, total: int) -> DataError:
+    """The error that lists the first rows that cannot be used."""
+    shown = "\n".join(f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS])
+    more = num_problems - SHOWN_PROBLEMS
     tail = f"\n  and {more} more" if more > 0 else ""
-    total = len(imported.problems) + len(imported.conversations)
-    raise DataError(
-        f"{Path(path).name}: {len(imported.problems)} of {total} rows cannot be used:\n{shown}{tail}\n",
-        "Correct these rows, or import the good ones only.",
-    )
+    message = f"{name}: {num_problems} of {total} rows cannot be used:\n{shown}{tail}\n"
+    return DataError(message, "Correct these rows, or import the good ones only.")
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
     """Write the canonical data file; what stood there stays until the new one is complete."""
-    with atomic_path(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for conversation in conversations:
-            file.write(canonical_json(conversation.to_row()) + "\n")
+    with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
+        file.writelines(map(canonical_line, conversations))
 
 
-def canonical_json(value: Any) -> str:
-    """JSON on one line, characters as they are; DataError for what JSON or UTF-8 cannot hold."""
-    if problem := defect(value):
-        raise DataError(f"The conversation {problem}", "Correct the text before it is saved.")
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+def require_format(format: str | None) -> None:
+    """Raises DataError for the name of no format."""
+    if format is not None and format not in ALL_FORMATS and format not in ALIASES:
+        raise DataError(f"Unknown format {format!r}.", f"Allowed: {', '.join(ALL_FORMATS)}.")
 
 
-def _require_format(format: str | None) -> None:
-    if format not in (None, *FORMATS):
-        raise DataError(f"Unknown format {format!r}.", f"Allowed: {', '.join(FORMATS)}.")
+def _convert(row: object, format: str | None, columns: Columns | None, fresh: bool = True) -> Conversation:
+    """`fresh` False: the row comes from a reader, and has no text that could not be stored."""
+    if not isinstance(row, dict):
+        raise BadRow(f"the format is not recognised: {_layout(row).reason}")
+    name = "columns" if columns else map_name(format or "") or _recognised(row)
+    messages, meta = _converted(row, name, columns)
+    meta = own_meta(row) | meta
+    return checked(messages, meta, decoded=fresh or name in DECODING)
 
 
-def _convert_raw(raw: RawRow, format: str | None) -> Conversation:
-    if raw.problem:
-        raise _Bad(raw.problem)
-    return _convert(raw.value, format)
+def _recognised(row: dict[str, Any]) -> str:
+    guess = _layout(row)
+    if guess.name is None:
+        raise BadRow(f"the format is not recognised: {guess.reason}")
+    return guess.name
 
 
-def _convert(row: object, format: str | None) -> Conversation:
-    _require_format(format)
-    guess = recognise(row)
-    name = format or guess.name
-    if name is None or not isinstance(row, dict):
-        raise _Bad(f"the format is not recognised: {guess.reason}")
-    messages = CONVERTERS[name](row)
-    if problem := role_order_problem(messages):
-        raise _Bad(problem)
-    meta = row.get("meta")
-    if meta is not None and not isinstance(meta, dict):
-        raise _Bad(f'"meta" must be an object, not {_kind(meta)}.')
-    conversation = Conversation(tuple(messages), dict(meta or {}))
-    if problem := defect(conversation.to_row()):
-        raise _Bad(problem)
-    return conversation
-
-
-def role_order_problem(messages: Iterable[Message]) -> str:
-    """Why this order of roles cannot be trained; "" when user and assistant alternate, assistant last."""
-    roles = [message.role for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
+def _converted(row: dict[str, Any], name: str, columns: Columns | None) -> tuple[list[Message], dict[str, Any]]:
+    if columns:
+        return messages_from(row, columns), {}
+    if name in LAYOUTS:
+        return LAYOUTS[name](row)
+    if name in XTUNER_PREFERENCE_MAPS:
+        return from_preference(XTUNER_PREFERENCE_MAPS[name](row))
+    turns = XTUNER_MAPS[name].convert(row)
     if not turns:
-        return "the conversation is empty; it needs at least a user and an assistant message."
-    for index, role in enumerate(turns):
-        expected = "user" if index % 2 == 0 else "assistant"
-        if role != expected:
-            number = index + 1 + len(roles) - len(turns)
-            return f"message {number} is from {role!r}, expected {expected!r}: they must alternate."
-    if turns[-1] != "assistant":
-        return "the last message is from 'user'; it must be the assistant's answer."
-    return ""
-
-
-def _from_messages(row: dict[str, Any]) -> list[Message]:
-    turns = row.get("messages", row.get("conversations"))
-    return [_message(turn, index) for index, turn in enumerate(_list(turns, "messages"), start=1)]
-
-
-def _message(turn: object, number: int) -> Message:
-    if not isinstance(turn, dict):
-        raise _Bad(f"message {number} must be an object with role and content, not {_kind(turn)}.")
-    role = turn.get("role")
-    if role not in ROLES:
-        raise _Bad(f"message {number} has the role {_short(role)}; allowed are {', '.join(ROLES)}.")
-    if turn.get("tool_calls"):
-        raise _Bad(f"message {number} calls a tool; allowed are text messages from {', '.join(ROLES)}.")
-    content = _text(turn.get("content"), f"the content of message {number}")
-    return Message(role, content, _trained(turn, number))
-
-
-def _trained(turn: dict[str, Any], number: int) -> bool | None:
-    """The override under our name, XTuner's (`loss`, `output_with_loss`) or OpenAI's (`weight`)."""
-    for key in ("trained", "loss", "output_with_loss", "weight"):
-        value = turn.get(key)
-        if value is None:
-            continue
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        if value in (0, 1):
-            return bool(value)
-        raise _Bad(f'"{key}" of message {number} is {_short(value)}; allowed are true and false.')
-    return None
-
-
-def _text(content: object, where: str) -> str:
-    """A string, or a list of text blocks joined by line breaks."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content:
-        if all(isinstance(block, dict) and isinstance(block.get("text"), str) for block in content):
-            return "\n".join(block["text"] for block in content)
-        raise _Bad(f"{where} must hold text blocks only; images and other blocks cannot be trained.")
-    raise _Bad(f"{where} must be text, not {_kind(content)}.")
-
-
-def _from_xtuner(row: dict[str, Any]) -> list[Message]:
-    messages = []
-    for number, turn in enumerate(_list(row.get("conversation"), "conversation"), start=1):
-        if not isinstance(turn, dict):
-            raise _Bad(f"turn {number} must be an object with input and output, not {_kind(turn)}.")
-        system = turn.get("system") or ""
-        if system and number > 1:
-            raise _Bad(f"turn {number} has a system message; only the first turn may have one.")
-        if system:
-            messages.append(Message("system", _text(system, "system")))
-        messages.append(Message("user", _text(turn.get("input"), f"the input of turn {number}")))
-        answer = _text(turn.get("output"), f"the output of turn {number}")
-        messages.append(Message("assistant", answer, _trained(turn, number)))
-    return messages
-
-
-def _from_alpaca(row: dict[str, Any]) -> list[Message]:
-    system = _text(row.get("system") or "", "system")
-    messages = [Message("system", system)] if system else []
-    for number, pair in enumerate(_list(row.get("history") or [], "history", allow_empty=True), start=1):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise _Bad(f"history entry {number} must be a list of question and answer, not {_short(pair)}.")
-        messages.append(Message("user", _text(pair[0], f"the question of history entry {number}")))
-        messages.append(Message("assistant", _text(pair[1], f"the answer of history entry {number}")))
-    parts = [_text(row.get("instruction"), "instruction"), _text(row.get("input") or "", "input")]
-    messages.append(Message("user", "\n".join(part for part in parts if part)))
-    messages.append(Message("assistant", _text(row.get("output"), "output")))
-    return messages
-
-
-def _from_sharegpt(row: dict[str, Any]) -> list[Message]:
-    system = _text(row.get("system") or "", "system")
-    messages = [Message("system", system)] if system else []
-    for number, turn in enumerate(_list(row.get("conversations"), "conversations"), start=1):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if not isinstance(turn, dict) or not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-            raise _Bad(f"turn {number} is from {_short(speaker)}; allowed are {', '.join(SHAREGPT_ROLES)}.")
-        content = _text(turn.get("value"), f"the value of turn {number}")
-        messages.append(replace(Message(SHAREGPT_ROLES[speaker], content), trained=_trained(turn, number)))
-    return messages
-
-
-CONVERTERS = {
-    "messages": _from_messages,
-    "xtuner": _from_xtuner,
-    "alpaca": _from_alpaca,
-    "sharegpt": _from_sharegpt,
-}
-
-
-def _list(value: object, name: str, allow_empty: bool = False) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Bad(f'"{name}" must be a list, not {_kind(value)}.')
-    if not value and not allow_empty:
-        raise _Bad(f'"{name}" is empty; it needs at least a user and an assistant message.')
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), f"the number {_short(value)}")
+        raise LeftOut(f"XTuner's map {name!r} leaves this row out: {shortened(row)}")
+    messages, meta = from_turns(turns)
+    return messages, meta | image_of(row) if name.startswith("llava") else meta

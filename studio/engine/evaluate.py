@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio import scores
+from studio.data.files import read_rows
 from studio.data.formats import Conversation, Message
-from studio.data.rows import read_rows
 from studio.data.tokens import IGNORE_INDEX, encode_conversation
 from studio.engine.adapters import core_of, load_adapter
 from studio.engine.answers import ask, ask_base

@@ -2,14 +2,15 @@
 
 import tempfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from studio import datasets
+from studio.data.files import SUFFIXES, scan
 from studio.data.formats import FORMATS, FormatGuess, Imported, import_rows, recognise
-from studio.data.rows import scan_rows
 from studio.errors import DataError
 from studio.paths import slugify
 from studio.projects import Project
@@ -19,12 +20,17 @@ from studio.ui.i18n import _, ngettext
 from studio.ui.widgets import guarded, plain
 
 SHOWN_ROWS = 12
+SAMPLE_ROWS = 100
 SHOWN_PROBLEMS = 200
 LAYOUT_WORDS = {
     "messages": "OpenAI messages",
     "xtuner": "XTuner conversation",
-    "alpaca": "Alpaca",
+    "instruction": "Alpaca",
     "sharegpt": "ShareGPT",
+    "prompt_completion": "prompt, completion",
+    "question_answer": "question, answer",
+    "preference": "prompt, chosen, rejected",
+    "text": "text",
 }
 
 
@@ -78,18 +84,16 @@ def read_upload(file_name: str, content: bytes, layout: str = "") -> Upload:
     """What is in an uploaded file. Raises DataError when it cannot be read as a whole."""
     with tempfile.TemporaryDirectory() as folder:
         path = _written(Path(folder), file_name, content)
-        first = next((row for row in scan_rows(path) if not row.problem), None)
-        if first is None:
-            raise DataError(
-                f"{file_name} holds no row that can be read.", "Upload a JSON list, or JSONL with one object a line."
-            )
-        return Upload(file_name, content, recognise(first.value), import_rows(path, layout or None))
+        sample = [row.value for row in islice(scan(path), SAMPLE_ROWS) if not row.problem]
+        if not sample:
+            raise DataError(f"{file_name} holds no row that can be read.", "Choose another file, or mend this one.")
+        return Upload(file_name, content, recognise(sample), import_rows(path, layout or None))
 
 
 def _written(folder: Path, file_name: str, content: bytes) -> Path:
     """The content under a harmless name that is still recognisable."""
     name = Path(file_name)
-    suffix = name.suffix.lower() if name.suffix.lower() in (".json", ".jsonl") else ".json"
+    suffix = "".join(part.lower() for part in name.suffixes[-2:] if part.lower() in (*SUFFIXES, ".gz")) or ".json"
     path = folder / (slugify(name.stem) + suffix)
     path.write_bytes(content)
     return path

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from studio.data.conversation import canonical_line
 from studio.data.formats import (
+    ALL_FORMATS,
     Conversation,
     Message,
     import_rows,
@@ -15,6 +17,7 @@ from studio.data.formats import (
     read_rows,
     recognise,
     to_conversation,
+    turns_to_conversation,
     write_conversations,
 )
 from studio.errors import DataError
@@ -72,7 +75,12 @@ def _until_error(path: Path) -> list[tuple[int, object]]:
         (ROW, "messages"),
         ({"conversations": ROW["messages"]}, "messages"),
         ({"conversation": [{"input": "Who are you?", "output": "Luna."}]}, "xtuner"),
-        ({"instruction": "Who are you?", "input": "", "output": "Luna."}, "alpaca"),
+        ({"instruction": "Who are you?", "input": "", "output": "Luna."}, "instruction"),
+        ({"instruction_zh": "Who are", "input_zh": "you?", "output_zh": "Luna."}, "alpaca_zh"),
+        ({"prompt": "Who are you?", "completion": "Luna."}, "prompt_completion"),
+        ({"prompt": ROW["messages"][:1], "completion": ROW["messages"][1:]}, "prompt_completion"),
+        ({"问题": "Who are you?", "回答": "Luna."}, "question_answer"),
+        ({"text": "### Human: Who are you?### Assistant: Luna."}, "oasst1"),
         (
             {
                 "conversations": [
@@ -85,14 +93,25 @@ def _until_error(path: Path) -> list[tuple[int, object]]:
     ],
 )
 def test_every_layout_is_recognised_and_gives_the_same_conversation(row: dict, name: str) -> None:
-    assert recognise(row).name == name
-    assert to_conversation(row, None, 1) == LUNA
+    guess = recognise([row])
+    assert guess.name == name and guess.confidence >= 0.7 and guess.reason
+    again = to_conversation(row, None, 1)
+    assert again == to_conversation(row, name, 1)
+    assert [message.content.split() for message in again.messages] == [["Who", "are", "you?"], ["Luna."]]
+    assert to_conversation(again.to_row(), None, 1) == again
 
 
 def test_unknown_layout_is_explained() -> None:
-    guess = recognise({"prompt": "a", "completion": "b"})
-    assert guess.name is None
-    assert "'prompt'" in guess.reason and '"messages"' in guess.reason
+    guess = recognise([{"colour": "a", "size": "b"}])
+    assert guess.name is None and guess.confidence == 0
+    assert "'colour'" in guess.reason and '"messages"' in guess.reason
+
+
+def test_a_mixed_sample_is_less_sure() -> None:
+    guess = recognise([ROW, ROW, ROW, {"text": "Once."}])
+    assert guess.name == "messages" and guess.confidence == 0.75
+    assert "3 of 4 rows" in guess.reason
+    assert recognise([]).name is None
 
 
 def test_xtuner_system_and_loss_flags() -> None:
@@ -107,6 +126,98 @@ def test_xtuner_system_and_loss_flags() -> None:
         Message("user", "c"),
         Message("assistant", "d"),
     )
+
+
+def test_xtuner_system_in_any_turn_and_what_ends_a_turn() -> None:
+    turns = [
+        {"input": "a", "output": "b", "need_eos_token": False},
+        {"system": "Be short.", "output": "d", "sep": "\n"},
+    ]
+    found = turns_to_conversation(turns)
+    assert [message.role for message in found.messages] == ["user", "assistant", "system", "user", "assistant"]
+    assert found.meta == {"turns": [{"need_eos_token": False}, {"sep": "\n"}]}
+    assert found.messages[3].content == ""
+
+
+def test_raw_text_needs_no_question() -> None:
+    once = Conversation((Message("assistant", "Once."),), {"kind": "text"})
+    assert to_conversation({"text": "Once."}, None, 1) == once
+    assert to_conversation({"conversation": [{"input": "", "output": "Once."}]}, None, 1) == once
+    assert to_conversation({"text": " Once.\n"}, "pretrain", 1) == once
+    assert Conversation.from_row(once.to_row()) == once
+    with pytest.raises(DataError, match="single assistant message"):
+        Conversation.from_row(LUNA.to_row() | {"meta": {"kind": "text"}})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q", "chosen": "good", "rejected": "bad"},
+        {"question": "Q", "chosen": "good", "rejected": "bad"},
+        {"chosen": [("user", "Q"), ("assistant", "good")], "rejected": [("user", "Q"), ("assistant", "bad")]},
+        {"prompt": "Q", "chosen": [("user", "Q"), ("assistant", "good")], "rejected": [("assistant", "bad")]},
+    ],
+)
+def test_preference_pairs_keep_what_was_rejected(row: dict) -> None:
+    def opened(value: object) -> object:
+        return [{"role": role, "content": text} for role, text in value] if isinstance(value, list) else value
+
+    row = {key: opened(value) for key, value in row.items()}
+    assert recognise([row]).name == "preference"
+    found = to_conversation(row, None, 1)
+    assert found.messages == (Message("user", "Q"), Message("assistant", "good"))
+    assert found.meta == {"kind": "preference", "rejected": [{"role": "assistant", "content": "bad"}]}
+    assert Conversation.from_row(found.to_row()) == found
+
+
+def test_preference_needs_one_prompt() -> None:
+    sides = {side: [{"role": "user", "content": side}, {"role": "assistant", "content": "x"}] for side in ("a", "b")}
+    with pytest.raises(DataError, match="the same prompt"):
+        to_conversation({"chosen": sides["a"], "rejected": sides["b"]}, None, 1)
+
+
+def test_llava_rows_keep_their_image() -> None:
+    turns = [{"from": "human", "value": "What is this?\n<image>"}, {"from": "gpt", "value": "A cat."}]
+    row = {"id": "1", "image": "coco/1.jpg", "conversations": turns}
+    assert recognise([row]).name == "llava"
+    found = to_conversation(row, None, 1)
+    assert found.messages[0].content == "<image>\nWhat is this?"
+    assert found.meta == {"kind": "image", "image": "coco/1.jpg"}
+
+
+def test_tools_travel_with_the_row() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": "Rain in Rome?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "sunny", "tool_call_id": "1", "name": "weather"},
+            {"role": "assistant", "content": "No."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+    }
+    found = to_conversation(row, None, 1)
+    assert [message.role for message in found.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert found.messages[2].to_row()["tool_calls"] == [call]
+    assert found.messages[3] == Message("tool", "sunny", name="weather", tool_call_id="1")
+    assert found.meta == {"tools": row["tools"]}
+    assert hash(found.messages) and Conversation.from_row(found.to_row()) == found
+    row["messages"][1]["tool_calls"] = [call]
+    with pytest.raises(DataError, match="only the assistant"):
+        to_conversation(row, None, 1)
+
+
+def test_sharegpt_calls_and_observations() -> None:
+    turns = [
+        {"from": "human", "value": "Rain?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Rome"}}'},
+        {"from": "observation", "value": "sunny"},
+        {"from": "gpt", "value": "No."},
+    ]
+    found = to_conversation({"conversations": turns, "tools": '[{"name": "weather"}]'}, None, 1)
+    assert [message.role for message in found.messages] == ["user", "assistant", "tool", "assistant"]
+    assert "Rome" in found.messages[1].tool_calls and found.meta == {"tools": [{"name": "weather"}]}
 
 
 def test_alpaca_joins_input_and_keeps_history() -> None:
@@ -152,7 +263,9 @@ def test_loss_flags_of_other_tools(value: object, trained: bool | None) -> None:
         ([("user", "a")], "last message is from 'user'"),
         ([("user", "a"), ("user", "b"), ("assistant", "c")], "message 2 is from 'user'"),
         ([("system", "s"), ("user", "a"), ("system", "b")], "message 3 is from 'system'"),
-        ([("user", "a"), ("tool", "b"), ("assistant", "c")], "allowed are system, user, assistant"),
+        ([("user", "a"), ("tool", "b"), ("assistant", "c")], "message 2 is from 'tool', expected 'assistant'"),
+        ([("user", "a"), ("bot", "b")], "allowed are system, user, assistant, tool"),
+        ([("user", "a"), ("assistant", "b"), ("system", "c")], "last message is from 'system'"),
     ],
 )
 def test_role_order_is_checked(messages: list[tuple[str, str]], reason: str) -> None:
@@ -174,7 +287,6 @@ HOSTILE = {
     "deep line": '{"a":' * 200_000,
     "deep meta": json.dumps(ROW)[:-1] + ', "meta": {"a": ' + "[" * 90 + "]" * 90 + "}}",
     "latin-1": '{"messages": "é"}'.encode("latin-1"),
-    "utf-16": json.dumps(ROW).encode("utf-16"),
     "gzip": b"\x1f\x8b\x08\x00rest",
     "empty": "",
     "blank": " \n\n",
@@ -227,6 +339,21 @@ values = st.recursive(
     max_leaves=20,
 )
 KEYS = [
+    "chosen",
+    "rejected",
+    "prompt",
+    "completion",
+    "text",
+    "问题",
+    "答案",
+    "tools",
+    "image",
+    "chat",
+    "meta_instruction",
+    "Human",
+    "need_eos_token",
+    "question",
+    "answer",
     "messages",
     "conversation",
     "conversations",
@@ -282,9 +409,12 @@ def test_any_file_gives_conversations_or_a_data_error(tmp_path: Path, content: b
 
 
 @settings(max_examples=200, deadline=None)
-@given(row=values | near_rows, format=st.sampled_from([None, "messages", "xtuner", "alpaca", "sharegpt"]))
+@given(row=values | near_rows, format=st.sampled_from([None, *ALL_FORMATS]))
 def test_any_row_gives_a_conversation_or_a_data_error(row: object, format: str | None) -> None:
     try:
-        to_conversation(row, format, 3)
+        once = to_conversation(row, format, 3)
     except DataError as error:
         assert "row 3" in str(error)
+    else:
+        assert to_conversation(once.to_row(), None, 3) == once
+        assert canonical_line(once)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from studio import jobs
+from studio.data.files import read_rows
 from studio.data.formats import read_conversations
 from studio.data.general import Prompt, general_prompts
-from studio.data.rows import read_rows
 from studio.data.tokens import fingerprint
 from studio.engine import answers
 from studio.engine.answers import Answer, AnswerMemory, ask_base
