@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from studio import jobs
 from studio.errors import ProjectError
+from studio.models import resolve
 from studio.paths import atomic_write_json, fsync, inside, projects_root, remove, slugify
 from studio.store import open_db
 from studio.store.records import now
@@ -43,8 +44,12 @@ class Project:
 
 
 def create_project(name: str, base: str = "starter") -> Project:
-    """Make a workspace. Any display name will do; the folder gets a safe, unique slug."""
-    clean = _clean_name(name)
+    """Make a workspace. Any display name will do; the folder gets a safe, unique slug.
+
+    Raises ModelError when `base` does not name a base model; it need not be on this machine yet.
+    """
+    clean, base = _clean_name(name), base.strip()
+    resolve(base)
     root = projects_root()
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".projects.lock", timeout=30):

@@ -9,11 +9,12 @@ from filelock import FileLock
 
 from studio import datasets, jobs
 from studio.chat_client import Connection
+from studio.config import catalog
 from studio.config.schema import RunConfig
-from studio.config.yaml import load_config, save_config
+from studio.config.yaml import load_config, load_text, save_config, update_text
 from studio.data import mix
 from studio.errors import ConfigError, JobError, Problem
-from studio.models import require
+from studio.models import STARTER, require
 from studio.paths import remove, slugify
 from studio.projects import Project
 from studio.scores import identity_words
@@ -31,6 +32,16 @@ LOG_FILE = "run.log"
 def list_configs(project: Project) -> list[str]:
     """Names of the project's configs."""
     return sorted(path.stem for path in project.path("configs").glob("*.yaml"))
+
+
+def preset_text(project: Project, name: str) -> str:
+    """A preset's YAML as this project would use it: one for the starter trains the project's own base model."""
+    text = catalog.preset_text(name)
+    config = load_text(text, name)
+    if config.model.base != STARTER or project.base == STARTER:
+        return text
+    model = config.model.model_copy(update={"base": project.base})
+    return update_text(text, config.model_copy(update={"model": model}))
 
 
 def config_path(project: Project, name: str) -> Path:

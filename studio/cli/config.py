@@ -51,7 +51,7 @@ def new(
     Example: retune config new starter_lora --name luna --set train.learning_rate=3e-4
     """
     workspace = chosen(project)
-    text = catalog.preset_text(preset)
+    text = runs.preset_text(workspace, preset)
     config = with_settings(configs.load_text(text, preset), [*(set or []), f"name={name or preset}"])
     path = runs.config_path(workspace, config.name)
     if path.exists():
@@ -93,7 +93,8 @@ def find_config(config: str, project: Project | None) -> RunConfig:
     if project and config in own:
         return configs.load_config(runs.config_path(project, config))
     if config in catalog.preset_names():
-        return configs.load_text(catalog.preset_text(config), config)
+        text = runs.preset_text(project, config) if project else catalog.preset_text(config)
+        return configs.load_text(text, config)
     there = ", ".join([*catalog.preset_names(), *own])
     raise ConfigError([Problem("config", f"there is no config or file {config!r}", there)], "The command")
 

@@ -8,11 +8,12 @@ from studio import chat_client, jobs, runs
 from studio.chat_client import Connection, Sampling
 from studio.projects import Project
 from studio.ui import state
+from studio.ui.base_model import choose_base, offer_model
 from studio.ui.exchange import Exchange, chat_so_far
 from studio.ui.frame import TRAIN, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
-from studio.ui.model_server import Pick, picks_of, prepare
+from studio.ui.model_server import Pick, bases_of, picks_of, prepare
 from studio.ui.widgets import plain
 
 MAX_PICKS = 3
@@ -29,18 +30,26 @@ SETTINGS = {
 
 def compare_view(project: Project) -> None:
     """Choose, load, ask."""
-    picks = picks_of(project, project.base)
-    if not picks:
+    bases = bases_of(project)
+    if not bases:
         st.info(_("There is no checkpoint to compare with the base model yet."))
         link(TRAIN, _("Train one"))
         return
-    chosen = _choose(project, picks)
-    if chosen is None:
-        return
-    _prepared(project, chosen)
+    base = choose_base(project, bases, "compare", _another_base)
+    offer_model(base, "compare.fetch")
+    chosen = _choose(base, picks_of(project, base))
+    if chosen is not None:
+        _prepared(project, base, chosen)
 
 
-def _choose(project: Project, picks: Sequence[Pick]) -> list[Pick] | None:
+def _another_base() -> None:
+    """Nothing is loaded of another base by itself."""
+    _clear()
+    for name in ("compare.wanted", "compare.shown"):
+        state.forget(name)
+
+
+def _choose(base: str, picks: Sequence[Pick]) -> list[Pick] | None:
     """The picks to talk to; None until they were asked for."""
     by_name = {pick.name: pick for pick in picks}
     wanted = [name for name in state.kept("compare.wanted", []) if name in by_name]
@@ -48,7 +57,7 @@ def _choose(project: Project, picks: Sequence[Pick]) -> list[Pick] | None:
     st.session_state["compare.picks"] = shown
     left, right = st.columns([5, 1], vertical_alignment="bottom")
     names = left.multiselect(
-        _("Beside the base model {base}").format(base=project.base),
+        _("Beside the base model {base}").format(base=plain(base)),
         list(by_name),
         format_func=lambda name: by_name[name].label,
         max_selections=MAX_PICKS,
@@ -75,12 +84,12 @@ def _want(names: list[str]) -> None:
     state.keep("compare.turns", [])
 
 
-def _prepared(project: Project, chosen: Sequence[Pick]) -> None:
+def _prepared(project: Project, base: str, chosen: Sequence[Pick]) -> None:
     attempt: set[str] = state.kept("compare.attempt") or set()
-    standing = prepare(project, project.base, chosen, attempt)
+    standing = prepare(project, base, chosen, attempt)
     state.keep("compare.attempt", attempt)
     if standing.connection:
-        _conversation(project, standing.connection, chosen)
+        _conversation(base, standing.connection, chosen)
         return
     if standing.failed:
         _failed(project, standing.job)
@@ -107,9 +116,8 @@ def _wait(project: Project, job_id: str) -> None:
         st.rerun()
 
 
-def _conversation(project: Project, connection: Connection, chosen: Sequence[Pick]) -> None:
-    base = chat_client.list_models(connection)[0]
-    labels = {base: _("Base: {name}").format(name=project.base)}
+def _conversation(base: str, connection: Connection, chosen: Sequence[Pick]) -> None:
+    labels = {chat_client.list_models(connection)[0]: _("Base: {name}").format(name=base)}
     labels |= {pick.name: pick.label for pick in chosen}
     turns: list[Exchange] = state.kept("compare.turns") or []
     _settings(turns)
@@ -151,10 +159,14 @@ def _settings(turns: Sequence[Exchange]) -> None:
             st.number_input(_("Seed"), 0, 2**31 - 1, key="compare.seed")
             st.text_area(_("System prompt"), key="compare.system", placeholder=_("None"))
         if st.button(_("Clear"), icon=":material/delete_sweep:", disabled=not turns, key="compare.clear"):
-            if turns:
-                turns[-1].stop()
-            state.keep("compare.turns", [])
+            _clear()
             st.rerun()
+
+
+def _clear() -> None:
+    if turns := state.kept("compare.turns"):
+        turns[-1].stop()
+    state.keep("compare.turns", [])
 
 
 def _sampling() -> Sampling:

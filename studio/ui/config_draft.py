@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from studio import runs
-from studio.config.catalog import preset, preset_names, preset_text
+from studio.config.catalog import preset, preset_names
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import load_text, read_text, update_text
 from studio.errors import ConfigError, DataError, Problem
@@ -62,7 +62,7 @@ def current(project: Project) -> Draft:
 def opened(project: Project, source: str) -> Draft:
     """Open a config or preset in place of the draft. What is wrong in a file is shown, not raised."""
     kind, _colon, name = source.partition(":")
-    text = preset_text(name) if kind == PRESET else read_text(runs.config_path(project, name))
+    text = runs.preset_text(project, name) if kind == PRESET else read_text(runs.config_path(project, name))
     before = state.kept(KEY)
     version = before.version + 1 if before else 1
     draft = Draft(source, text, preset(DEFAULT_PRESET).model_dump(mode="json"), (), version, text)

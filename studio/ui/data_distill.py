@@ -9,8 +9,8 @@ from studio import datasets, jobs, models
 from studio.data.general import LANGUAGES, general_prompts
 from studio.projects import Project
 from studio.store.jobs import Job
+from studio.ui.base_model import offer_model
 from studio.ui.data_build import dataset_line, preview_columns, preview_row
-from studio.ui.frame import HOME, go
 from studio.ui.i18n import LANGUAGES as LANGUAGE_NAMES
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain, show_progress, state_label, stop_button
@@ -47,8 +47,7 @@ def _newest(project: Project) -> Job | None:
 
 def _needs_model(project: Project) -> None:
     st.info(_("The base model {base} is not on this machine yet.").format(base=plain(project.base)))
-    if st.button(_("Get the model"), key="data.distill.home", icon=":material/download:"):
-        go(HOME)
+    offer_model(project.base, "data.distill.fetch")
 
 
 def _settings(project: Project, busy: bool) -> None:

@@ -2,54 +2,32 @@
 
 import streamlit as st
 
-from studio import jobs, models
-from studio.paths import system_folder
+from studio import models
 from studio.projects import Project, archive_project, create_project, delete_project, list_projects
-from studio.store import jobs as store_jobs
-from studio.store import open_db
-from studio.store.jobs import Job
 from studio.ui import state
+from studio.ui.base_model import offer_model
 from studio.ui.frame import DATA, SERVE, STEPS, go, link
 from studio.ui.i18n import _
 from studio.ui.steps import Overview, Step, overview, rate
-from studio.ui.widgets import ago, guarded, plain, show_progress, state_label
+from studio.ui.widgets import ago, guarded, plain, state_label
 
 CARDS_IN_A_ROW = 3
 
 
-def starter_model() -> None:
-    """Offer the starter model while it is not on this machine."""
-    if models.resolve(models.STARTER).present:
+def base_model(project: Project | None) -> None:
+    """Offer the base model of the project in use, the starter before there is one, while it is not on this machine."""
+    base = project.base if project else models.STARTER
+    model = models.resolve(base)
+    if model.present or model.kind == "folder":
         return
-    job = _newest_fetch()
     with st.container(border=True):
-        st.markdown(f"**:material/download: {_('Get the starter model')}**")
-        st.markdown(_("SmolLM2-135M, a small chat model (about 100 MB to fetch), is what the presets train."))
-        if job and job.live:
-            st.fragment(_fetch_progress, run_every=1.0)(job.id)
+        if base == models.STARTER:
+            st.markdown(f"**:material/download: {_('Get the starter model')}**")
+            st.markdown(_("SmolLM2-135M, a small chat model (about 100 MB to fetch), is what the presets train."))
         else:
-            if job and job.state in ("failed", "lost"):
-                st.error(plain(job.cause), icon=":material/error:")
-            st.button(_("Get the model"), type="primary", key="home.fetch", on_click=_fetch)
-
-
-def _newest_fetch() -> Job | None:
-    with open_db(system_folder()) as db:
-        found = store_jobs.listed(db, kind="fetch")
-    return jobs.get(system_folder(), found[0].id) if found else None
-
-
-def _fetch() -> None:
-    with guarded():
-        base = {"base": models.STARTER}
-        jobs.start(system_folder(), "fetch", base, title="fetch starter", needs_device=False)
-
-
-def _fetch_progress(job_id: str) -> None:
-    job = jobs.get(system_folder(), job_id)
-    if not job.live:
-        st.rerun()
-    show_progress(job)
+            st.markdown(f"**:material/download: {_('Get the base model {base}').format(base=plain(base))}**")
+            st.markdown(_("This project starts from it."))
+        offer_model(base, "home.fetch")
 
 
 def welcome() -> None:
@@ -108,17 +86,26 @@ def projects_and_new(current: Project | None) -> None:
 
 def _new_project(first: bool) -> None:
     with st.form("home.new", border=first, clear_on_submit=True, enter_to_submit=True):
-        columns = st.columns([4, 1], vertical_alignment="bottom")
+        columns = st.columns([4, 3, 1], vertical_alignment="bottom")
         label = _("Name of your first project") if first else _("New project")
         name = columns[0].text_input(label, max_chars=120, placeholder=_("For example: Luna"), key="home.name")
+        base = columns[1].selectbox(
+            _("Base model"), _known_bases(), key="home.base", accept_new_options=True,
+            help=_("What training starts from. Choose one, or type a Hugging Face id, modelscope:ID or a folder."),
+        )  # fmt: skip
         kind = "primary" if first else "secondary"
-        submitted = columns[1].form_submit_button(
+        submitted = columns[2].form_submit_button(
             _("Create"), type=kind, icon=":material/add:", width="stretch", key="home.create"
         )
     if submitted:
         with guarded():
-            state.choose_project(create_project(name).slug)
+            state.choose_project(create_project(name, base).slug)
             go(DATA)
+
+
+def _known_bases() -> list[str]:
+    """The starter, then what else is on this machine."""
+    return list(dict.fromkeys([models.STARTER, *(model.name for model in models.list_models())]))
 
 
 def _cards(found: list[Project], current: Project | None) -> None:

@@ -53,6 +53,13 @@ def picks_of(project: Project, base: str = "") -> list[Pick]:
     return [Pick(each.run_id, each.step) for each in found if not base or bases.get(each.run_id, base) == base]
 
 
+def bases_of(project: Project) -> list[str]:
+    """The base models that the project has checkpoints of, the newest run's first."""
+    with open_db(project.folder) as db:
+        with_checkpoints = {each.run_id for each in checkpoints.listed(db)}
+        return list(dict.fromkeys(run.base for run in store_runs.listed(db) if run.id in with_checkpoints))
+
+
 def convert_next(project: Project, picks: Sequence[Pick], attempt: set[str]) -> Job | None:
     """The job that converts the first of these that is not converted; None when all are.
 

@@ -9,24 +9,24 @@ from datetime import UTC, datetime
 import streamlit as st
 from filelock import FileLock
 
-from studio import datasets, jobs, models, runs
-from studio.config.catalog import preset, preset_names
+from studio import datasets, models, runs
+from studio.config.catalog import preset_names
 from studio.config.schema import RunConfig
-from studio.config.yaml import load_config
+from studio.config.yaml import load_config, load_text
 from studio.data.lint import Finding
 from studio.errors import StudioError
-from studio.paths import human_bytes, system_folder
+from studio.paths import human_bytes
 from studio.projects import Project
 from studio.store import open_db
 from studio.store import runs as store_runs
-from studio.store.jobs import Job
 from studio.store.runs import Run
 from studio.ui import state
+from studio.ui.base_model import offer_model
 from studio.ui.config_draft import DEFAULT_PRESET, derived
 from studio.ui.frame import CONFIG, DATA, link
 from studio.ui.i18n import _, ngettext
 from studio.ui.run_list import KEPT_CONFIG
-from studio.ui.widgets import guarded, plain, show_progress
+from studio.ui.widgets import guarded, plain
 
 SAME_START_SECONDS = 15
 SHOWN_FINDINGS = 8
@@ -53,7 +53,7 @@ def start_panel(project: Project) -> Run | None:
         _summary(project, config)
         found = checks(project, config)
         _show_checks(found)
-        _offer_model(config.model.base)
+        offer_model(config.model.base, "train.fetch")
         return _start_button(project, config, found)
     return None
 
@@ -71,7 +71,9 @@ def _choose_config(project: Project) -> RunConfig:
     )  # fmt: skip
     with right:
         link(CONFIG, _("Edit it on the Config page") if saved else _("Make your own on the Config page"))
-    return load_config(runs.config_path(project, name)) if saved else preset(name)
+    if saved:
+        return load_config(runs.config_path(project, name))
+    return load_text(runs.preset_text(project, name), name)
 
 
 def _summary(project: Project, config: RunConfig) -> None:
@@ -186,25 +188,6 @@ def _show_findings(findings: Sequence[Finding]) -> None:
         if len(findings) > SHOWN_FINDINGS:
             st.caption(_("and {number} more").format(number=len(findings) - SHOWN_FINDINGS))
             link(DATA, _("See all on the Data page"))
-
-
-def _offer_model(base: str) -> None:
-    """Get a base model that is not there, in a job; or its progress."""
-    model = models.resolve(base)
-    if model.present or model.kind == "folder":
-        return
-    live = fetching(base)
-    if live:
-        show_progress(live)
-    elif st.button(_("Get the model"), icon=":material/download:", key="train.fetch"):
-        jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
-        st.rerun()
-
-
-def fetching(base: str) -> Job | None:
-    """The live job that gets this base model."""
-    found = [job for job in jobs.refresh(system_folder()) if job.live and job.kind == "fetch"]
-    return next((job for job in found if job.args.get("base") == base), None)
 
 
 def _start_button(project: Project, config: RunConfig, found: Sequence[Check]) -> Run | None:

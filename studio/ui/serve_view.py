@@ -10,10 +10,11 @@ from studio.chat_client import Connection
 from studio.errors import StudioError
 from studio.projects import Project
 from studio.store.jobs import Job
+from studio.ui.base_model import choose_base, offer_model
 from studio.ui.frame import CHECKPOINTS, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
-from studio.ui.model_server import Pick, adapters_of, add_adapters, live_server, picks_of, servers
+from studio.ui.model_server import Pick, adapters_of, add_adapters, bases_of, live_server, picks_of, servers
 from studio.ui.widgets import ago, plain, progress_text, state_label, stop_button
 
 WAIT_SECONDS = 1.0
@@ -28,31 +29,34 @@ def serve_view(project: Project) -> None:
         _server_card(project, job)
     if not live and found and found[0].state in ("failed", "lost"):
         job_panel(project.folder, found[0], "serve.failed")
-    _start_panel(project, live_server(project, project.base))
+    bases = list(dict.fromkeys([project.base, *bases_of(project)]))
+    base = choose_base(project, bases, "serve", lambda: st.session_state.pop("serve.adapters", None))
+    _start_panel(project, base, live_server(project, base))
 
 
-def _start_panel(project: Project, server: Job | None) -> None:
+def _start_panel(project: Project, base: str, server: Job | None) -> None:
     """One server holds the base once for all its adapters, so a live one is given more of them instead of a twin."""
     connection = runs.server_connection(project, server) if server else None
     if server and connection is None:
         return  # still loading; its card shows how far
     with st.container(border=True):
         st.markdown(f"**{_('Load adapters into the running server') if connection else _('Start a server')}**")
-        if not models.resolve(project.base).present:
-            models.require(project.base)  # says what is missing and how to get it
-        picks = [pick for pick in picks_of(project, project.base) if runs.is_converted(project, pick.run_id, pick.step)]
+        offer_model(base, "serve.fetch")
+        if not models.resolve(base).present:
+            models.require(base)  # says what is missing and how to get it
+        picks = [pick for pick in picks_of(project, base) if runs.is_converted(project, pick.run_id, pick.step)]
         if not picks:
             st.caption(_("Without a converted checkpoint it serves the base model alone."))
             link(CHECKPOINTS, _("Convert a checkpoint"))
         if connection:
-            _load_form(project, connection, picks)
+            _load_form(project, base, connection, picks)
         else:
-            _start_form(project, picks)
+            _start_form(project, base, picks)
 
 
-def _start_form(project: Project, picks: Sequence[Pick]) -> None:
+def _start_form(project: Project, base: str, picks: Sequence[Pick]) -> None:
     with st.form("serve.form", border=False):
-        chosen = _adapter_picker(project, picks, picks[:1])
+        chosen = _adapter_picker(base, picks, picks[:1])
         left, right, _rest = st.columns([1, 1, 2])
         port = left.number_input(_("Port"), 0, 65535, 0, key="serve.port", help=_("0 takes a free one."))
         idle = right.number_input(
@@ -60,28 +64,28 @@ def _start_form(project: Project, picks: Sequence[Pick]) -> None:
         )
         pressed = st.form_submit_button(_("Start"), type="primary", icon=":material/play_arrow:")
     if pressed:
-        if live_server(project, project.base) is None:  # another window may have started one since
-            runs.start_server(project, project.base, adapters_of(project, chosen), int(port), 60 * int(idle))
+        if live_server(project, base) is None:  # another window may have started one since
+            runs.start_server(project, base, adapters_of(project, chosen), int(port), 60 * int(idle))
         st.rerun()
 
 
-def _load_form(project: Project, connection: Connection, picks: Sequence[Pick]) -> None:
+def _load_form(project: Project, base: str, connection: Connection, picks: Sequence[Pick]) -> None:
     loaded = _loaded_models(connection)
     missing = [pick for pick in picks if pick.name not in loaded]
     if not missing:
         st.caption(_("Every converted checkpoint is loaded."))
         return
     with st.form("serve.load", border=False):
-        chosen = _adapter_picker(project, missing, [])
+        chosen = _adapter_picker(base, missing, [])
         if st.form_submit_button(_("Load"), type="primary", icon=":material/add:"):
             add_adapters(project, connection, chosen)
             st.rerun()
 
 
-def _adapter_picker(project: Project, picks: Sequence[Pick], default: Sequence[Pick]) -> list[Pick]:
+def _adapter_picker(base: str, picks: Sequence[Pick], default: Sequence[Pick]) -> list[Pick]:
     by_name = {pick.name: pick for pick in picks}
     names = st.multiselect(
-        _("On the base model {base}").format(base=project.base),
+        _("On the base model {base}").format(base=plain(base)),
         list(by_name),
         default=[pick.name for pick in default],
         format_func=lambda name: by_name[name].label,

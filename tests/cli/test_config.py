@@ -7,7 +7,7 @@ import pytest
 
 from studio.config.catalog import preset_names
 from studio.config.yaml import load_text
-from studio.projects import Project
+from studio.projects import Project, create_project
 from tests.cli.conftest import Retune
 
 FIVE_MISTAKES = """
@@ -33,6 +33,14 @@ def test_new_keeps_comments_and_applies_settings(retune: Retune, project: Projec
     assert load_text(text).train.learning_rate == 3e-4
     assert "luna" in retune("config", "list")
     assert "is there already" in retune("config", "new", "starter_lora", "--name", "luna", code=1)
+
+
+def test_presets_train_the_base_model_of_their_project(retune: Retune) -> None:
+    other = create_project("Other", "owner/name")
+    retune("config", "new", "starter_lora", "--project", other.slug)
+    text = (other.folder / "configs" / "starter_lora.yaml").read_text(encoding="utf-8")
+    assert load_text(text).model.base == "owner/name" and "# Half of the rows" in text
+    assert "on owner/name" in retune("config", "check", "starter_full", "--project", other.slug)
 
 
 def test_new_of_an_unknown_preset_names_those_there_are(retune: Retune, project: Project) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ from studio.store import checkpoints, evaluations, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui.verdict import verdict
+from studio.ui.widgets import plain
 from tests.pages.model_server import ModelServer
 
 PAGE = "pages/5_Compare.py"
@@ -96,6 +98,36 @@ def test_empty_project_leads_to_train(open_page, project):
     at = open_page(PAGE)
     assert "no checkpoint to compare" in words(at)
     assert "No scorecard yet" in words(at)
+
+
+@pytest.fixture
+def other_base(project):
+    """A run on another base than the project's, with a checkpoint that is converted."""
+    with open_db(project.folder) as db:
+        store_runs.add(db, store_runs.Run("big-1", "big", "*owner*/name", "lora", num_steps=9, step=9))
+        checkpoints.put(db, checkpoints.Checkpoint("big-1", 9, "runs/big-1/step_9.pth", "abc", 5000))
+    folder = runs.hf_folder(project, "big-1", 9)
+    folder.mkdir(parents=True)
+    (folder / "retune_weights.json").write_text('{"sha256": "abc"}')
+
+
+def test_checkpoints_of_another_base_are_compared_with_that_base(open_page, other_base, started, monkeypatch):
+    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True))
+    at = loaded(open_page)
+    assert at.multiselect(key="compare.picks").label == f"Beside the base model {plain('*owner*/name')}"
+    assert [(kind, args["base"]) for kind, args in started] == [("serve", "*owner*/name")]
+
+
+def test_another_base_is_a_choice_and_loads_nothing_by_itself(open_page, converted, other_base, started, monkeypatch):
+    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True))
+    at = loaded(open_page)
+    assert at.selectbox(key="compare.base").value == "starter"
+    at.selectbox(key="compare.base").select("*owner*/name").run()
+    assert not at.exception and [args["base"] for _kind, args in started] == ["starter"]
+    assert at.multiselect(key="compare.picks").value == ["big-1-step_9"]
+    at.switch_page("pages/6_Serve.py").run()
+    at.switch_page(PAGE).run()
+    assert at.selectbox(key="compare.base").value == "*owner*/name"
 
 
 def test_nothing_is_started_by_looking(open_page, converted, started):

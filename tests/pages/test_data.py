@@ -108,8 +108,10 @@ def test_keep_asks_for_the_model_when_it_is_absent(open_tab, tmp_path, monkeypat
     monkeypatch.setenv("RETUNE_MODELS", str(tmp_path / "none"))
     at = open_tab("keep")
     assert "not on this machine" in texts(at.info)
-    at.button(key="data.distill.home").click().run()
-    assert at.title[0].value.endswith("Home")
+    asked = []
+    monkeypatch.setattr("studio.jobs.start", lambda folder, kind, args, **_: asked.append((kind, args)))
+    at.button(key="data.distill.fetch").click().run()
+    assert not at.exception and asked == [("fetch", {"base": "starter"})]
 
 
 def test_keep_tells_why_the_last_job_failed(open_tab, project):

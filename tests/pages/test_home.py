@@ -49,6 +49,31 @@ def test_an_empty_name_is_refused_with_what_to_do(open_page):
     assert at.error and not list_projects()
 
 
+def test_a_new_project_may_stand_on_any_base_model(open_page, no_models):
+    at = open_page()
+    at.text_input(key="home.name").input("Luna")
+    type_base(at, "owner/name")
+    at.button(key="home.create").click().run()
+    assert not at.exception and [project.base for project in list_projects()] == ["owner/name"]
+    at.switch_page("app.py").run()
+    assert "Get the base model owner/name" in texts(at.markdown) and at.button(key="home.fetch")
+
+
+def test_what_names_no_base_model_is_refused(open_page, no_models):
+    at = open_page()
+    at.text_input(key="home.name").input("Luna")
+    type_base(at, "no such *model*")
+    at.button(key="home.create").click().run()
+    assert plain("no such *model*") in texts(at.error) and not list_projects()
+
+
+def type_base(at, base: str) -> None:
+    """As the browser sends what was typed: the options then hold it."""
+    box = at.selectbox(key="home.base")
+    box.options.append(base)
+    box.set_value(base)
+
+
 def test_pages_without_a_project_lead_home(open_page):
     at = open_page("pages/1_Data.py")
     assert "no project yet" in texts(at.info)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -11,6 +12,7 @@ from studio.store import checkpoints, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui.serve_view import curl_example, openai_example
+from studio.ui.widgets import plain
 from tests.pages.model_server import ModelServer
 
 PAGE = "pages/6_Serve.py"
@@ -77,6 +79,23 @@ def test_start_takes_the_converted_checkpoints(open_page, project, started):
     kind, args = started[0]
     assert kind == "serve" and args["idle_seconds"] == 300
     assert args["adapters"] == [{"name": "lora-1-step_20", "path": str(folder)}]
+
+
+def test_a_run_on_another_base_is_served_on_that_base(open_page, project, started, monkeypatch):
+    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True))
+    with open_db(project.folder) as db:
+        store_runs.add(db, store_runs.Run("big-1", "big", "*owner*/name", "lora"))
+        checkpoints.put(db, checkpoints.Checkpoint("big-1", 9, "runs/big-1/step_9.pth", "", 1))
+    folder = runs.hf_folder(project, "big-1", 9)
+    folder.mkdir(parents=True)
+    (folder / "retune_weights.json").write_text("{}")
+    at = open_page(PAGE)
+    assert at.multiselect(key="serve.adapters").options == []
+    at.selectbox(key="serve.base").select("*owner*/name").run()
+    assert at.multiselect(key="serve.adapters").label == f"On the base model {plain('*owner*/name')}"
+    at.button[-1].click().run()
+    assert not at.exception
+    assert [(kind, args["base"], len(args["adapters"])) for kind, args in started] == [("serve", "*owner*/name", 1)]
 
 
 def test_token_is_hidden_until_asked_for(open_page, server, started):

@@ -5,7 +5,7 @@ import pytest
 
 from studio import datasets, runs
 from studio.config.catalog import preset
-from studio.config.yaml import save_config, with_settings
+from studio.config.yaml import load_config, save_config, with_settings
 from studio.data.identity import Identity
 from studio.projects import create_project
 from studio.store import jobs as store_jobs
@@ -194,6 +194,15 @@ def test_the_config_chosen_for_a_new_run_outlives_the_page(open_page, project):
     at.switch_page("pages/2_Config.py").run()
     at.switch_page(PAGE).run()
     assert at.selectbox(key="train.config").value == "starter_qlora"
+
+
+def test_presets_train_the_base_model_of_the_project(open_page):
+    other = create_project("Other", "owner/name")
+    assert plain("owner/name") in texts(open_page(PAGE, project=other.slug))
+    at = open_page("pages/2_Config.py", project=other.slug)
+    assert [box.value for box in at.text_input if (box.key or "").endswith("model.base")] == ["owner/name"]
+    at.button(key="config.save").click().run()
+    assert load_config(runs.config_path(other, "starter_lora")).model.base == "owner/name"
 
 
 def test_another_project_shows_its_own_configs_and_runs(open_page, project):
