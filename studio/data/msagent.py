@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from typing import Any
 
 from studio.data.rows import BadRow, kind_of
@@ -21,6 +22,8 @@ PROTOCOL = (
 )
 PARAMETERS = "\n输入参数: {parameters}"
 DECODER = json.JSONDecoder()
+OPENING = re.compile(r"\{(?=\s*[\"}])")
+MAX_TRIES = 1000
 
 
 def react_turns(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,18 +87,21 @@ def _tools(text: str) -> str:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """JSON objects in a text that have a name and a description; inner ones where the outer one has not."""
-    found, position = [], text.find("{")
-    while position >= 0:
+    """JSON objects in a text that have a name and a description; inner ones where the outer one has not.
+
+    Gives up after MAX_TRIES beginnings that are no object: each costs a look at all of the text before it.
+    """
+    found, tries, opening = [], 0, OPENING.search(text)
+    while opening and tries < MAX_TRIES:
         try:
-            value, end = DECODER.raw_decode(text, position)
+            value, end = DECODER.raw_decode(text, opening.start())
         except (ValueError, RecursionError):
-            value, end = {}, position + 1
+            value, end, tries = {}, opening.end(), tries + 1
         if "name" in value and "description" in value:
             found.append(value)
         else:
-            end = position + 1
-        position = text.find("{", end)
+            end = opening.start() + 1
+        opening = OPENING.search(text, end)
     return found
 
 
