@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +75,16 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id there is; with gaps between ids it is more than their number."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of everything that shapes the ids."""
+        return hashlib.sha256(self._tokenizer.to_str().encode("utf-8")).hexdigest()
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact name, None when there is none."""
@@ -216,20 +226,30 @@ def encode_conversations(
     max_length: int | None = None,
     loss_on: str = "assistant",
 ) -> Iterator[Example]:
-    """Yield one example per conversation, in order; DataError names the row, counted from 1.
+    """As `encode_each`; the first conversation that fails raises its DataError, with the row's number from 1."""
+    examples = encode_each(conversations, template, tokenizer, max_length, loss_on)
+    for row_number, example in enumerate(examples, start=1):
+        if isinstance(example, DataError):
+            raise DataError(f"Row {row_number}: {example.message}", example.hint) from example
+        yield example
+
+
+def encode_each(
+    conversations: Iterable[Conversation],
+    template: Template,
+    tokenizer: TextTokenizer,
+    max_length: int | None = None,
+    loss_on: str = "assistant",
+) -> Iterator[Example | DataError]:
+    """Yield for each conversation, in order, its example or why there is none.
 
     One batch is rendered while the one before is tokenised. Examples without a trained token are yielded too
     (`num_trained_tokens` is 0): the caller leaves them out and says so.
     """
-    row_number = 0
     with ThreadPoolExecutor(1, thread_name_prefix="render") as renderer:
         render = partial(template.segments_of, loss_on=loss_on, control_tokens=tokenizer.control_tokens)
         for pieces in _one_ahead(renderer, render, _batches(conversations)):
-            for example in _examples(pieces, tokenizer, max_length):
-                row_number += 1
-                if isinstance(example, DataError):
-                    raise DataError(f"Row {row_number}: {example.message}", example.hint) from example
-                yield example
+            yield from _examples(pieces, tokenizer, max_length)
 
 
 def encode_prompt(messages: Sequence[ChatMessage], template: Template, tokenizer: TextTokenizer) -> list[int]:

@@ -1,30 +1,37 @@
 """From a project's datasets to the tensors of a step: tokenised once, split, mixed, packed."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from studio.config.schema import DataSection, RunConfig
 from studio.data import mix
-from studio.data.formats import Conversation, read_conversations
+from studio.data.cache import TokenCache, open_or_build
+from studio.data.named import Template
 from studio.data.packing import plan_step
-from studio.data.template import ChatTemplate
-from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation
+from studio.data.token_files import StoredRows
+from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
 from studio.errors import DataError
-from studio.paths import inside, sha256_of
+from studio.paths import inside
 from studio.store import datasets, open_db
+from studio.store.datasets import Dataset
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples by source, those kept out of training, and the sha256 of each source's file."""
+    """Examples by source, those kept out of training, and the sha256 of each source's file.
 
-    train: dict[str, list[Example]]
+    Those that are trained stay on the disk until a step takes them.
+    """
+
+    train: Mapping[str, Sequence[Example]]
     valid: list[Example]
     fingerprints: dict[str, str]
 
@@ -63,30 +70,57 @@ class Batch:
 def load_corpus(
     folder: Path,
     config: RunConfig,
-    template: ChatTemplate,
+    template: Template,
     tokenizer: TextTokenizer,
     progress: Callable[[int, int], None] = lambda current, total: None,
 ) -> Corpus:
-    """Read, tokenise and split the config's sources of the project in `folder`.
+    """The config's sources of the project in `folder`, tokenised (or found in its cache) and split.
 
     `progress` gets rows done and rows in all. Rows without a trained token are left out, with a line in the log.
-    Raises DataError when a source is not there or no row of it can be used.
+    Raises DataError when a source is not there, a row cannot be tokenised, or no row of a source can be used.
     """
-    files = _files(folder, config.data)
-    rows = {name: read_conversations(path) for name, path in files.items()}
-    total = sum(len(conversations) for conversations in rows.values())
-    train, valid, done = {}, [], 0
-    for name, conversations in rows.items():
-        examples = []
-        for example in _encode(conversations, config.data, template, tokenizer, name):
-            examples.append(example)
-            done += 1
-            progress(done, total)
-        usable = _usable(examples, name, config.data)
+    sources = stored_sources(folder, config.data)
+    train: dict[str, Sequence[Example]] = {}
+    valid: list[Example] = []
+    fingerprints = {}
+    for name, tokens in tokenise(folder, config.data, sources, template, tokenizer, progress):
+        usable = _usable(tokens, name, config.data)
         kept_out = _valid_rows(len(usable), config.data.valid_share, config.train.seed, name)
-        train[name] = [example for row, example in enumerate(usable) if row not in kept_out]
+        is_trained = np.ones(len(usable), dtype=bool)
+        is_trained[sorted(kept_out)] = False
+        train[name] = StoredRows(usable.files, usable.rows[is_trained])
         valid += [usable[row] for row in sorted(kept_out)]
-    return Corpus(train, valid, {name: sha256_of(path) for name, path in files.items()})
+        fingerprints[name] = tokens.info.recipe["content"]
+    return Corpus(train, valid, fingerprints)
+
+
+def tokenise(
+    folder: Path,
+    data: DataSection,
+    sources: Mapping[str, Dataset],
+    template: Template,
+    tokenizer: TextTokenizer,
+    progress: Callable[[int, int], None],
+) -> Iterator[tuple[str, TokenCache]]:
+    """Each source with its tokens, from the project's cache or into it."""
+    total, done = sum(source.num_rows for source in sources.values()), 0
+    for name, source in sources.items():
+        report = partial(_report, progress, done, total)
+        path = inside(folder, source.path)
+        tokens = open_or_build(folder, name, path, template, tokenizer, data.max_length, data.loss_on, report)
+        done += tokens.info.num_rows
+        yield name, tokens
+
+
+def stored_sources(folder: Path, data: DataSection) -> dict[str, Dataset]:
+    """The config's sources as the project has them. Raises DataError when one is not there."""
+    with open_db(folder) as db:
+        found = {name: datasets.get(db, name) for name in data.sources}
+    for name, dataset in found.items():
+        path = inside(folder, dataset.path)
+        if not path.is_file():
+            raise DataError(f"The file of dataset {name!r} is gone ({path.name}).", "Build or import it again.")
+    return found
 
 
 def examples_from(corpus: Corpus, config: RunConfig, position: int) -> Iterator[list[Example]]:
@@ -132,48 +166,24 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:
     return Batch(ids, positions, torch.tensor(places), torch.tensor(targets), torch.ones(len(targets)), num_tokens)
 
 
-def _files(folder: Path, data: DataSection) -> dict[str, Path]:
-    with open_db(folder) as db:
-        paths = {name: inside(folder, datasets.get(db, name).path) for name in data.sources}
-    for name, path in paths.items():
-        if not path.is_file():
-            raise DataError(f"The file of dataset {name!r} is gone ({path.name}).", "Build or import it again.")
-    return paths
+def _report(progress: Callable[[int, int], None], before: int, total: int, num_rows: int) -> None:
+    progress(before + num_rows, max(total, before + num_rows))
 
 
-def _encode(
-    conversations: Sequence[Conversation],
-    data: DataSection,
-    template: ChatTemplate,
-    tokenizer: TextTokenizer,
-    name: str,
-) -> Iterator[Example]:
-    """Examples in order of rows; rows that repeat (tutorials repeat one thousands of times) are encoded once."""
-    known: dict[tuple[object, ...], Example] = {}
-    for number, conversation in enumerate(conversations, start=1):
-        example = known.get(conversation.messages)
-        if example is None:
-            try:
-                example = encode_conversation(conversation, template, tokenizer, data.max_length, data.loss_on)
-            except DataError as error:
-                raise DataError(f"Dataset {name!r}, row {number}: {error.message}", error.hint) from error
-            known[conversation.messages] = example
-        yield example
-
-
-def _usable(examples: list[Example], name: str, data: DataSection) -> list[Example]:
-    usable = [example for example in examples if example.num_trained_tokens]
-    if num_cut := sum(example.truncated for example in usable):
-        print(f"{name}: {num_cut} of {len(examples)} rows are longer than {data.max_length} tokens and were cut.")
-    if dropped := [str(row) for row, each in enumerate(examples, start=1) if not each.num_trained_tokens]:
-        shown = ", ".join(dropped[:10]) + (", …" if len(dropped) > 10 else "")
-        print(f"{name}: {len(dropped)} of {len(examples)} rows left out, nothing in them is trained: row {shown}.")
-    if not usable:
+def _usable(tokens: TokenCache, name: str, data: DataSection) -> StoredRows:
+    """The rows that can be trained; a line in the log for the others and for those that were cut."""
+    info = tokens.info
+    if num_cut := int(tokens.files.truncated()[tokens.files.trained_tokens() > 0].sum()):
+        print(f"{name}: {num_cut} of {info.num_rows} rows are longer than {data.max_length} tokens and were cut.")
+    if dropped := tokens.untrained():
+        shown = ", ".join(map(str, dropped[:10])) + (", …" if len(dropped) > 10 else "")
+        print(f"{name}: {len(dropped)} of {info.num_rows} rows left out, nothing in them is trained: row {shown}.")
+    if len(dropped) == info.num_rows:
         raise DataError(
-            f"No row of dataset {name!r} has a token to train on ({len(examples)} rows looked at).",
+            f"No row of dataset {name!r} has a token to train on ({info.num_rows} rows looked at).",
             "Check data.loss_on and data.max_length, and look at the rows on the Data page.",
         )
-    return usable
+    return tokens.trainable()
 
 
 def _valid_rows(num_rows: int, share: float, seed: int, name: str) -> frozenset[int]:
