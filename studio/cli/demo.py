@@ -15,6 +15,7 @@ from studio.cli.follow import follow
 from studio.cli.lazy import catalog, configs, datasets, identity, projects, runs
 from studio.cli.models import fetch_if_missing
 from studio.cli.options import SetOption
+from studio.cli.weights import say_verdict
 from studio.errors import JobError
 from studio.paths import human_bytes
 
@@ -75,7 +76,7 @@ def _workspace(name: str, base: str) -> Project:
 
 def _data(project: Project, config: RunConfig, who: Identity, seed: int, tutorial: bool, limit: int) -> None:
     """The datasets that the preset (or the tutorials) use; general answers are kept, they do not depend on the name."""
-    if not any(dataset.name == "general" for dataset in datasets.listed(project)):
+    if not _has_general(project, config.model.base, limit):
         follow(project.folder, datasets.start_distill(project, limit=limit, base=config.model.base))
     if tutorial:
         built = datasets.build_tutorial(project, who)
@@ -83,6 +84,17 @@ def _data(project: Project, config: RunConfig, who: Identity, seed: int, tutoria
         built = datasets.build_identity(project, who, seed=seed)
     for dataset in (datasets.get(project, "general"), built):
         show.say(summary(dataset))
+
+
+def _has_general(project: Project, base: str, limit: int) -> bool:
+    """Whether the general set that is there are this base's answers, as many as asked for, or a person's own rows."""
+    found = next((dataset for dataset in datasets.listed(project) if dataset.name == "general"), None)
+    if found is None or found.kind != "general":
+        return found is not None
+    if (found.origin.get("base"), found.origin.get("limit")) == (base, limit):
+        return True
+    show.say("The dataset general holds another base's answers, or another number of them: it is made again.")
+    return False
 
 
 def _train(project: Project, config: RunConfig) -> tuple[str, int, str]:
@@ -96,7 +108,7 @@ def _train(project: Project, config: RunConfig) -> tuple[str, int, str]:
 
 def _convert_and_merge(project: Project, run_id: str, step: int) -> None:
     follow(project.folder, runs.start_convert(project, run_id, step))
-    follow(project.folder, runs.start_merge(project, run_id, step))
+    say_verdict(follow(project.folder, runs.start_merge(project, run_id, step)))
 
 
 def _where_to_look(project: Project, run_id: str, step: int, checkpoint: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from studio.cli.lazy import jobs
 from studio.cli.options import ProjectOption, ShardOption, base_model, chosen
 from studio.errors import CheckpointError
 from studio.paths import system_folder
+
+if TYPE_CHECKING:
+    from studio.store.jobs import Job
 
 app = group("Convert checkpoints and merge adapters.")
 
@@ -53,12 +56,19 @@ def merge(
     """
     args = {"base": base_model(base), "adapter": str(adapter.resolve()), "out": str(out.resolve())}
     args |= {"max_shard_size": max_shard_size, "device": device}
-    _do(system_folder(), "merge", args, f"merge {adapter.name}", needs_device=True)
+    ended = _do(system_folder(), "merge", args, f"merge {adapter.name}", needs_device=True)
     show.say(f"Wrote {out.resolve()}")
+    say_verdict(ended)
 
 
-def _do(folder: Path, kind: str, args: dict[str, object], title: str, needs_device: bool = False) -> None:
-    follow(folder, jobs.start(folder, kind, args, title=title, needs_device=needs_device))
+def say_verdict(merge: Job) -> None:
+    """Whether the merged model answers as base and adapter do; loudly when it does not."""
+    warning = "" if merge.result["verified"] else "Warning: "
+    show.say(f"{warning}{merge.result['message']}")
+
+
+def _do(folder: Path, kind: str, args: dict[str, object], title: str, needs_device: bool = False) -> Job:
+    return follow(folder, jobs.start(folder, kind, args, title=title, needs_device=needs_device))
 
 
 def _checkpoint(pth: Path, folder: Path, run: str) -> Path:

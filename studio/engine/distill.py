@@ -54,7 +54,8 @@ def run(job: JobContext) -> dict[str, Any]:
         )
     _write(job.folder, name, rows, probes)
     shares = usable_shares(train, answers[: len(train)])
-    origin = {"base": base, "languages": list(shares), "max_new_tokens": max_new_tokens, "usable_shares": shares}
+    origin = {"base": base, "languages": list(shares), "limit": limit, "max_new_tokens": max_new_tokens}
+    origin |= {"usable_shares": shares}
     dataset = datasets.Dataset(
         name, "general", f"data/{name}.jsonl", fingerprint(rows), len(rows), len(probes), origin | {"job_id": job.id}
     )
