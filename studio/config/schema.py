@@ -6,12 +6,27 @@ Each field says its default, its limits and, in `description`, what it does: a s
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from studio.errors import ConfigError, Problem
 
 Method = Literal["lora", "qlora", "full"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TemplateName = Literal[
+    "", "default", "zephyr", "internlm_chat", "internlm2_chat", "moss_sft", "llama2_chat", "code_llama_chat",
+    "chatglm2", "chatglm3", "qwen_chat", "baichuan_chat", "baichuan2_chat", "wizardlm", "wizardcoder", "vicuna",
+    "deepseek_coder", "deepseekcoder", "deepseek_moe", "deepseek_v2", "mistral", "mixtral", "minicpm", "gemma",
+    "cohere_chat", "llama3_chat", "phi3_chat", "none",
+]  # fmt: skip
 SLUG_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Slug = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
 ADVANCED = {"advanced": True}
@@ -55,13 +70,31 @@ class LoraSection(Section):
     )
 
 
+class RowCount(Section):
+    """A source that gives a number of rows to every epoch, on top of those of the sources with shares."""
+
+    rows: int = Field(ge=1, le=20_000_000, description="Rows in every epoch.")
+
+
+def _portion_kind(value: Any) -> str:
+    return "rows" if isinstance(value, dict | RowCount) else "share"
+
+
+Portion = Annotated[
+    Annotated[float, Field(gt=0), Tag("share")] | Annotated[RowCount, Tag("rows")], Discriminator(_portion_kind)
+]
+
+
 class DataSection(Section):
     """What is learned, and how rows become sequences."""
 
-    sources: dict[Slug, Annotated[float, Field(gt=0)]] = Field(
+    sources: dict[Slug, Portion] = Field(
         default_factory=lambda: {"identity": 0.5, "general": 0.5},
         min_length=1,
-        description="Datasets of the project and the share of training rows that each gives.",
+        description=(
+            "Datasets of the project. A number is a share of the rows, relative to the other shares (0.5); "
+            "a count such as 2000 rows, in YAML {rows: 2000}, is what the dataset adds to every epoch."
+        ),
     )
     max_length: int = Field(512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut.")
     pack: Literal["none", "sequence", "tree"] = Field(
@@ -71,6 +104,11 @@ class DataSection(Section):
             "tree: examples that begin alike also share the computation of that beginning. The gradient is the same; "
             "with dropout, shared beginnings share what is dropped."
         ),
+    )
+    template: TemplateName = Field(
+        "",
+        description="How a chat is written for the model. Empty: as its tokenizer says; none: no words around it.",
+        json_schema_extra=ADVANCED,
     )
     loss_on: Literal["assistant", "all", "last"] = Field(
         "assistant",
@@ -178,15 +216,23 @@ def parse_config(values: Any, source: str = "config") -> RunConfig:
 
 
 def _problem(item: Any) -> Problem:
-    path = ".".join(str(part) for part in item["loc"]) or "(top)"
+    location = _without_kinds(item["loc"])
+    path = ".".join(str(part) for part in location) or "(top)"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        return Problem(path, "is not a setting", ", ".join(_siblings(item["loc"])))
+        return Problem(path, "is not a setting", ", ".join(_siblings(location)))
     if item.get("ctx", {}).get("pattern") == SLUG_PATTERN:
         return Problem(path, f"cannot be {item['input']!r}", "up to 64 lower-case letters, digits, - and _")
     if not isinstance(item["input"], dict):
         message += f", got {item['input']!r}"
-    return Problem(path, message, _allowed(item["loc"]))
+    return Problem(path, message, _allowed(location))
+
+
+def _without_kinds(location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The place of a problem as the config has it: behind a source's name pydantic adds the kind of its value."""
+    if location[:2] == ("data", "sources") and location[3:4] in (("share",), ("rows",)):
+        return location[:3] + location[4:]
+    return location
 
 
 def field_at(path: tuple[Any, ...]) -> Any:
@@ -203,6 +249,8 @@ def field_at(path: tuple[Any, ...]) -> Any:
 
 
 def _siblings(path: tuple[Any, ...]) -> list[str]:
+    if path[:2] == ("data", "sources"):
+        return list(RowCount.model_fields)
     parent = field_at(path[:-1]).annotation if path[:-1] else RunConfig
     return list(getattr(parent, "model_fields", {}))
 

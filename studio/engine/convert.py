@@ -242,7 +242,7 @@ def _facts(source: Source, base: Base, tensors: dict[str, torch.Tensor]) -> dict
         "run": source.run_id,
         "step": source.step,
         "number format": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
-        "data": config.data.sources,
+        "data": config.data.model_dump(mode="json")["sources"],
         "data fingerprint": {name: print_[:16] for name, print_ in source.data_fingerprints.items()},
         "learning rate": config.train.learning_rate,
         "examples per step": config.examples_per_step,

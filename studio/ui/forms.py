@@ -1,6 +1,7 @@
 """The config as a form, made from the schema: a field's type picks the widget, its description is the help."""
 
 import math
+import re
 import types
 import typing
 from typing import Any, Literal, get_args, get_origin
@@ -78,7 +79,10 @@ def _widget(name: str, field: FieldInfo, value: Any, key: str) -> Any:
     if get_origin(kind) is Literal:
         options = [str(option) for option in get_args(kind)]
         index = options.index(value) if value in options else 0
-        return st.selectbox(label, options, index=index, help=help_text, key=key)
+        shown = {"": _("the model's own")}
+        return st.selectbox(
+            label, options, index=index, help=help_text, key=key, format_func=lambda option: shown.get(option, option)
+        )
     if kind is bool:
         return st.toggle(label, value=bool(value), help=help_text, key=key)
     if kind in (int, float):
@@ -129,8 +133,8 @@ def limits(field: FieldInfo) -> str:
     return f"({', '.join(found)})" if found else ""
 
 
-def _sources(field: FieldInfo, value: dict[str, float], datasets: list[str], key: str) -> dict[str, Any]:
-    """One row for each chosen dataset, with its share."""
+def _sources(field: FieldInfo, value: dict[str, Any], datasets: list[str], key: str) -> dict[str, Any]:
+    """One row for each chosen dataset, with its share or its number of rows."""
     options = list(dict.fromkeys([*datasets, *value]))
     chosen = st.multiselect(
         _(label_of("sources")), options, [name for name in value if name in options], key=f"{key}.names",
@@ -142,8 +146,17 @@ def _sources(field: FieldInfo, value: dict[str, float], datasets: list[str], key
     for number, name in enumerate(chosen):
         with columns[number % 3]:
             label = _("Share of {name}").format(name=name)
-            result[name] = _number(label, float, field, value.get(name, 0.5), False, "", f"{key}.share.{name}")
+            result[name] = _portion(label, field, value.get(name, 0.5), f"{key}.share.{name}")
     return result
+
+
+def _portion(label: str, field: FieldInfo, value: Any, key: str) -> Any:
+    """A share such as 0.5, or "2000 rows" for {"rows": 2000}."""
+    if isinstance(value, dict) and set(value) == {"rows"}:
+        value = f"{value['rows']} rows"
+    entered = _number(label, float, field, value, False, _("A share (0.5), or rows in every epoch (2000 rows)."), key)
+    counted = re.fullmatch(r"(\d+)\s*rows?", entered.strip()) if isinstance(entered, str) else None
+    return {"rows": int(counted[1])} if counted else entered
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:

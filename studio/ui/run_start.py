@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from studio import datasets, models, runs
 from studio.config.catalog import preset_names
-from studio.config.schema import RunConfig
+from studio.config.schema import RowCount, RunConfig
 from studio.config.yaml import load_config, load_text
 from studio.data.lint import Finding
 from studio.errors import StudioError
@@ -87,9 +87,18 @@ def _summary(project: Project, config: RunConfig) -> None:
     for column, (label, value) in zip(st.columns(len(facts)), facts, strict=True):
         column.caption(label)
         column.markdown(f"**{plain(value)}**")
-    total = sum(config.data.sources.values())
-    mix = ", ".join(f"{name} {share / total:.0%}" for name, share in config.data.sources.items())
+    mix = ", ".join(portion_words(config.data.sources))
     st.caption(_("Learns from: {mix}").format(mix=plain(mix)))
+
+
+def portion_words(sources: Mapping[str, float | RowCount]) -> Iterator[str]:
+    """'identity 50%', or 'general 2000 rows' for each source."""
+    total = sum(portion for portion in sources.values() if not isinstance(portion, RowCount))
+    for name, portion in sources.items():
+        if isinstance(portion, RowCount):
+            yield f"{name} {ngettext('{n} row', '{n} rows', portion.rows).format(n=portion.rows)}"
+        else:
+            yield f"{name} {portion / total:.0%}"
 
 
 def checks(project: Project, config: RunConfig) -> list[Check]:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from studio.config.catalog import preset, preset_names, preset_text
-from studio.config.schema import RunConfig, field_at, parse_config
+from studio.config.schema import RowCount, RunConfig, field_at, parse_config
 from studio.config.yaml import load_config, load_text, save_config, update_text, with_settings
 from studio.errors import ConfigError
 
@@ -52,6 +52,10 @@ def test_the_message_lists_them_all() -> None:
         ("data: {sources: {}}", "data.sources"),
         ("data: {sources: {identity: 0}}", "data.sources.identity"),
         ("data: {sources: {../../etc: 1}}", "data.sources.../../etc.[key]"),
+        ("data: {sources: {identity: {rows: 0}}}", "data.sources.identity.rows"),
+        ("data: {sources: {identity: {}}}", "data.sources.identity.rows"),
+        ("data: {sources: {identity: {rows: 5, of: 6}}}", "data.sources.identity.of"),
+        ("data: {sources: {identity: 2000 rows}}", "data.sources.identity"),
         ("name: ../../etc", "name"),
         ("name: ''", "name"),
         ("train: {learning_rate: .nan}", "train.learning_rate"),
@@ -166,6 +170,14 @@ def test_settings_from_the_shell() -> None:
     )
     assert (config.train.num_steps, config.train.num_epochs, config.model.base) == (40, None, "a/b")
     assert config.data.sources == {"identity": 0.5, "general": 0.25}
+
+
+def test_a_source_has_a_share_or_a_number_of_rows() -> None:
+    config = load_text("data: {sources: {identity: 0.5, general: {rows: 2000}}}")
+    assert config.data.sources == {"identity": 0.5, "general": RowCount(rows=2000)}
+    assert load_text(update_text(preset_text(preset_names()[0]), config)) == config
+    assert with_settings(config, ["data.sources.general.rows=30"]).data.sources["general"] == RowCount(rows=30)
+    assert with_settings(RunConfig(), ["data.sources.general={rows: 7}"]).data.sources["general"] == RowCount(rows=7)
 
 
 def test_wrong_settings_from_the_shell_are_all_named() -> None:

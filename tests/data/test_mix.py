@@ -1,6 +1,7 @@
 """An epoch shows every row, keeps the shares everywhere, and can be picked up at any position."""
 
 from collections import Counter
+from dataclasses import dataclass
 from itertools import islice
 
 import pytest
@@ -11,6 +12,20 @@ from studio.data.mix import MAX_EPOCH_ROWS, epoch_length, iterate, plan_epoch, r
 from studio.errors import DataError
 
 PINNED = [("a", 0), ("b", 0), ("a", 2), ("b", 1), ("a", 1), ("b", 0)]
+
+
+@dataclass(frozen=True)
+class Count:
+    """As the config's RowCount."""
+
+    rows: int
+
+
+@st.composite
+def counted(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, float | Count]]:
+    """Mixes in which some sources have a number of rows."""
+    sizes, shares = draw(mixes())
+    return sizes, {name: Count(draw(st.integers(1, 60))) if draw(st.booleans()) else s for name, s in shares.items()}
 
 
 @st.composite
@@ -68,7 +83,33 @@ def test_the_order_is_the_same_on_every_machine() -> None:
 
 
 @settings(deadline=None)
-@given(mix=mixes(), start=st.integers(0, 300))
+@given(mix=counted(), seed=st.integers(0, 3))
+def test_a_counted_source_gives_its_rows_to_every_epoch_on_top_of_the_shares(mix: tuple, seed: int) -> None:
+    sizes, portions = mix
+    shares = {name: portion for name, portion in portions.items() if isinstance(portion, float)}
+    counts = {name: portion.rows for name, portion in portions.items() if isinstance(portion, Count)}
+    of_shares = plan_epoch({name: sizes[name] for name in shares}, shares, seed, 1) if shares else []
+    plan = plan_epoch(sizes, portions, seed, 1)
+    assert len(plan) == epoch_length(sizes, portions) == len(of_shares) + sum(counts.values())
+    assert Counter(name for name, _ in plan) == Counter(name for name, _ in of_shares) + Counter(counts)
+    assert Counter(row for row in plan if row[0] in shares) == Counter(of_shares)
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 30), rows=st.integers(1, 70), epochs=st.integers(1, 6))
+def test_a_counted_source_goes_on_where_the_epoch_before_stopped(size: int, rows: int, epochs: int) -> None:
+    seen = Counter(row for epoch in range(epochs) for _, row in plan_epoch({"a": size}, {"a": Count(rows)}, 3, epoch))
+    times = [seen[row] for row in range(size)]
+    assert sum(times) == rows * epochs and max(times) - min(times) <= 1
+
+
+def test_counted_and_shared_rows_alternate_evenly() -> None:
+    names = [name for name, _ in plan_epoch({"a": 4, "b": 1000}, {"a": 0.5, "b": Count(8)}, 0, 0)]
+    assert all(names[start : start + 3].count("a") == 1 for start in range(0, 12, 3))
+
+
+@settings(deadline=None)
+@given(mix=counted(), start=st.integers(0, 300))
 def test_any_position_can_be_resumed(mix: tuple, start: int) -> None:
     sizes, shares = mix
     whole = list(islice(iterate(sizes, shares, 5), start + 20))
@@ -85,6 +126,8 @@ def test_any_position_can_be_resumed(mix: tuple, start: int) -> None:
         ({"a": 1}, {"a": 0}, "above 0"),
         ({"a": 1}, {"a": float("nan")}, "above 0"),
         ({"a": 1}, {"a": float("inf")}, "above 0"),
+        ({"a": 1}, {"a": Count(0)}, "1 or more"),
+        ({"a": 1, "b": 1}, {"a": 1.0, "b": Count(MAX_EPOCH_ROWS)}, "number of rows"),
         ({"a": MAX_EPOCH_ROWS, "b": 1}, {"a": 0.001, "b": 1}, "larger share"),
     ],
 )

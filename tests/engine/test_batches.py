@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studio.config.schema import RunConfig
@@ -99,6 +99,7 @@ def pairs_of(rows: list[Example]) -> Counter[tuple[tuple[int, ...], int]]:
     return asked
 
 
+@settings(deadline=None)  # torch's first call takes long
 @given(examples(), st.sampled_from(["none", "sequence"]), st.integers(1, 4))
 def test_batches_ask_for_every_trained_token_once(rows: list[Example], pack: str, micro_batch_size: int) -> None:
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
@@ -112,6 +113,7 @@ def test_batches_ask_for_every_trained_token_once(rows: list[Example], pack: str
     assert found == pairs_of(rows)
 
 
+@settings(deadline=None)
 @given(examples(), st.integers(12, 40), st.integers(1, 4))
 def test_trees_ask_for_every_trained_token_as_often_as_it_is_trained(
     rows: list[Example], max_length: int, micro_batch_size: int
