@@ -2,25 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from studio import jobs
 from studio.data import identity as identities
-from studio.data.formats import Conversation, import_rows, read_conversations, write_conversations
+from studio.data.formats import Conversation, import_rows, read_conversations
 from studio.data.identity import Identity
 from studio.data.lint import Finding, lint
 from studio.data.template import ChatTemplate
-from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation, fingerprint
+from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation
 from studio.errors import DataError
 from studio.models import require
-from studio.paths import atomic_path, atomic_write_text, remove, slugify
+from studio.paths import atomic_path, slugify
 from studio.projects import Project
+from studio.store import dataset_versions as history
 from studio.store import datasets as store
 from studio.store import open_db
-from studio.store.datasets import Dataset
+from studio.store.datasets import Dataset, Version
 from studio.store.jobs import Job
 
 DEFAULT_IDENTITY_ROWS = 240
@@ -57,9 +58,9 @@ def build_identity(
 ) -> Dataset:
     """Write and register self-cognition rows and their held-out probes."""
     built = identities.build(identity, num_rows, seed)
-    write_probes(project, name, built.probes)
     origin = {"identity": asdict(identity), "seed": seed}
-    return save(project, name, built.rows, kind="identity", origin=origin, num_probes=len(built.probes))
+    made_by = f"built for {identity.name}, seed {seed}"
+    return save(project, name, built.rows, "identity", origin, built.probes, made_by)
 
 
 def build_tutorial(
@@ -67,9 +68,9 @@ def build_tutorial(
 ) -> Dataset:
     """The tutorials' data: one or two rows, repeated. The probes are the same as the identity builder's."""
     probes = identities.held_out_probes(identity)
-    write_probes(project, name, probes)
     rows = identities.tutorial(identity, num_repeats)
-    return save(project, name, rows, kind="tutorial", origin={"identity": asdict(identity)}, num_probes=len(probes))
+    made_by = f"the tutorials' rows for {identity.name}, {num_repeats} times"
+    return save(project, name, rows, "tutorial", {"identity": asdict(identity)}, probes, made_by)
 
 
 def start_distill(
@@ -105,32 +106,58 @@ def import_file(
     name = name or slugify(path.stem)
     with atomic_path(project.path("data", "source", slugify(path.stem) + path.suffix.lower())) as copy:
         shutil.copyfile(path, copy)
-    return save(project, name, conversations, kind="import", origin={"file": path.name, "format": format or "auto"})
+    origin = {"file": path.name, "format": format or "auto"}
+    return save(project, name, conversations, "import", origin, made_by=f"imported from {path.name}")
 
 
 def save(
     project: Project,
     name: str,
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
     kind: str = "",
     origin: dict[str, Any] | None = None,
-    num_probes: int = 0,
+    probes: Sequence[dict[str, Any]] = (),
+    made_by: str = "",
+    expected_version: int | None = None,
 ) -> Dataset:
-    """Write rows as data/NAME.jsonl and register them; without `kind`, as an edit of the dataset that is there."""
-    path = data_path(project, name)
+    """Make rows the new version of a dataset, made anew with `kind`, else edited. Raises DataError.
+
+    With `expected_version`, it is refused when the dataset is at another version by now.
+    """
+    name = checked_name(name)
+    return history.save(project.folder, name, conversations, kind, origin, probes, made_by, expected_version)
+
+
+def edit_row(
+    project: Project, name: str, row: int, conversation: Conversation | None, expected_version: int
+) -> Dataset:
+    """Put a conversation in the place of row `row` (from 1), or take the row out with None. Raises DataError."""
+    rows = load(project, name)
+    _require_row(name, row, len(rows))
+    rows[row - 1 : row] = [conversation] if conversation else []
+    made_by = f"row {row} {'edited' if conversation else 'deleted'}"
+    return save(project, name, rows, made_by=made_by, expected_version=expected_version)
+
+
+def _require_row(name: str, row: int, num_rows: int) -> None:
+    if not 1 <= row <= num_rows:
+        raise DataError(f"Dataset {name!r} has no row {row}.", f"Its rows are 1 to {num_rows}.")
+
+
+def versions(project: Project, name: str) -> list[Version]:
+    """What a dataset was, newest first; the first one is what it is now."""
     with open_db(project.folder) as db:
-        before = None if kind else store.get(db, name)
-        write_conversations(path, conversations)
-        dataset = Dataset(
-            name=name,
-            kind=kind or before.kind,
-            path=project.relative(path),
-            fingerprint=fingerprint(conversations),
-            num_rows=len(conversations),
-            num_probes=num_probes or (before.num_probes if before else 0),
-            origin=origin or (before.origin | {"edited": True} if before else {}),
-        )
-        return store.put(db, dataset)
+        return store.versions(db, name)
+
+
+def undo(project: Project, name: str, expected_version: int | None = None) -> Dataset:
+    """Take the last change back, as a new version. Raises DataError when there is none."""
+    return history.undo(project.folder, checked_name(name), expected_version)
+
+
+def restore(project: Project, name: str, number: int, expected_version: int | None = None) -> Dataset:
+    """Bring version `number` back, as a new version. Raises DataError."""
+    return history.restore(project.folder, checked_name(name), number, expected_version)
 
 
 def listed(project: Project) -> list[Dataset]:
@@ -141,12 +168,13 @@ def listed(project: Project) -> list[Dataset]:
 def get(project: Project, name: str) -> Dataset:
     """Raises DataError, naming the datasets there are."""
     with open_db(project.folder) as db:
-        return store.get(db, name)
+        dataset = store.get(db, name)
+    return history.settle(project.folder, dataset)
 
 
-def load(project: Project, name: str) -> list[Conversation]:
-    """All rows of a registered dataset."""
-    return read_conversations(project.path(get(project, name).path), "messages")
+def load(project: Project, name: str, version: int = 0) -> list[Conversation]:
+    """All rows of a registered dataset, as it is or as it was in a version."""
+    return read_conversations(history.rows_file(project.folder, name, version), "messages")
 
 
 def load_probes(project: Project, name: str) -> list[dict[str, Any]]:
@@ -157,18 +185,9 @@ def load_probes(project: Project, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def write_probes(project: Project, name: str, probes: Sequence[dict[str, Any]]) -> None:
-    lines = "".join(json.dumps(probe, ensure_ascii=False) + "\n" for probe in probes)
-    atomic_write_text(probes_path(project, name), lines)
-
-
 def delete(project: Project, name: str) -> None:
-    """Forget a dataset and delete its files; the uploaded source stays."""
-    dataset = get(project, name)
-    with open_db(project.folder) as db:
-        store.remove(db, name)
-    remove(project.path(dataset.path))
-    remove(probes_path(project, name))
+    """Forget a dataset with all its versions and delete its files; the uploaded source stays."""
+    history.delete(project.folder, get(project, name).name)
 
 
 def checked_name(name: str) -> str:
@@ -181,10 +200,6 @@ def checked_name(name: str) -> str:
     return name
 
 
-def data_path(project: Project, name: str) -> Path:
-    return project.path("data", f"{checked_name(name)}.jsonl")
-
-
 def probes_path(project: Project, name: str) -> Path:
     return project.path("data", f"{checked_name(name)}.probes.jsonl")
 
@@ -194,8 +209,7 @@ def inspect_row(
 ) -> RowLife:
     """The life of row `row` (from 1) under a base model's template and tokenizer, by the trainer's own functions."""
     conversations = load(project, name)
-    if not 1 <= row <= len(conversations):
-        raise DataError(f"Dataset {name!r} has no row {row}.", f"Its rows are 1 to {len(conversations)}.")
+    _require_row(name, row, len(conversations))
     return row_life(conversations[row - 1], row, require(base or project.base), max_length, loss_on)
 
 

@@ -5,21 +5,18 @@ Half of the questions become rows to train on, the other half probes with the ba
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from studio.data.formats import Conversation, Message, canonical_json, write_conversations
+from studio.data.formats import Conversation, Message
 from studio.data.general import Prompt, general_prompts
-from studio.data.tokens import fingerprint
 from studio.engine.answers import Answer, ask_base
 from studio.engine.devices import pick_device, pick_dtype, set_threads
 from studio.engine.job import JobContext
 from studio.engine.models.load import load_base
 from studio.errors import DataError
 from studio.models import require
-from studio.paths import atomic_write_text, inside
 from studio.scores import words_of
-from studio.store import datasets, open_db
+from studio.store import dataset_versions
 
 MAX_NEW_TOKENS = 64
 FEWEST_TRAINABLE = 4
@@ -52,15 +49,11 @@ def run(job: JobContext) -> dict[str, Any]:
             f"Only {len(rows)} of {len(train)} answers of {base!r} can be trained on; the others were cut or loop.",
             "Choose other languages, raise max_new_tokens, or import general conversations of your own.",
         )
-    _write(job.folder, name, rows, probes)
     shares = usable_shares(train, answers[: len(train)])
     origin = {"base": base, "languages": list(shares), "limit": limit, "max_new_tokens": max_new_tokens}
     origin |= {"usable_shares": shares}
-    dataset = datasets.Dataset(
-        name, "general", f"data/{name}.jsonl", fingerprint(rows), len(rows), len(probes), origin | {"job_id": job.id}
-    )
-    with open_db(job.folder) as db:
-        datasets.put(db, dataset)
+    made_by = f"answered by {base}"
+    dataset_versions.save(job.folder, name, rows, "general", origin | {"job_id": job.id}, probes, made_by)
     result = {"dataset": name, "num_rows": len(rows), "num_probes": len(probes), "num_left_out": len(train) - len(rows)}
     return result | {"usable_shares": shares}
 
@@ -124,9 +117,3 @@ def usable_shares(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[
 def _whole_sentences(text: str) -> str:
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]].strip() if ends else ""
-
-
-def _write(folder: Path, name: str, rows: list[Conversation], probes: list[dict[str, Any]]) -> None:
-    probes_text = "".join(canonical_json(probe) + "\n" for probe in probes)
-    atomic_write_text(inside(folder, f"data/{name}.probes.jsonl"), probes_text)
-    write_conversations(inside(folder, f"data/{name}.jsonl"), rows)

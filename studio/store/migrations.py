@@ -71,3 +71,23 @@ def m001_initial(db: Database) -> None:
         },
         pk=("evaluation_id", "probe"),
     )  # fmt: skip
+
+
+@migrations()
+def m002_dataset_versions(db: Database) -> None:
+    """What there is becomes version 1."""
+    db.table("datasets").add_column("version", int, not_null_default=1)
+    db.table("dataset_versions").create(
+        {
+            "dataset": str, "number": int, "fingerprint": str, "num_rows": int, "num_probes": int, "kind": str,
+            "origin_json": str, "made_by": str, "parent": int, "same_rows_as": int, "created_at": str,
+        },
+        pk=("dataset", "number"),
+    )  # fmt: skip
+    db.execute(
+        "insert into dataset_versions select name, 1, fingerprint, num_rows, num_probes, kind, origin_json,"
+        " 'made before versions were kept', 0, 0, created_at from datasets"
+    )
+    db.table("lint_results").create(
+        {"key": str, "dataset": str, "summary_json": str, "findings_json": str, "created_at": str}, pk="key"
+    )

@@ -35,7 +35,6 @@ def _general(project: Project, said: str) -> None:
         Conversation((Message("user", f"{said} ({number})"), Message("assistant", said)), {"source": "general"})
         for number in range(NUM_GENERAL)
     ]
-    datasets.write_probes(project, "general", [])
     datasets.save(project, "general", rows, kind="general", origin={"base": "starter"})
 
 

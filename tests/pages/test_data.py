@@ -122,7 +122,8 @@ def test_keep_tells_why_the_last_job_failed(open_tab, project):
 
 
 def test_keep_shows_the_general_rows(open_tab, project):
-    datasets.save(project, "general", [row("2+2?", "4")], kind="general", num_probes=3)
+    probes = [{"messages": [{"role": "user", "content": f"{n}+2?"}], "kind": "general"} for n in range(3)]
+    datasets.save(project, "general", [row("2+2?", "4")], kind="general", probes=probes)
     at = open_tab("keep")
     assert list(at.dataframe[0].value["answer"]) == ["4"]
 
@@ -198,7 +199,7 @@ def test_a_dataset_whose_file_vanished_says_so(open_tab, project):
     datasets.build_identity(project, Identity("Luna", "Shane"), 5)
     project.path("data", "identity.jsonl").unlink()
     at = open_tab("browse")
-    assert "There is no file" in texts(at.error)
+    assert "is gone" in texts(at.error)
 
 
 def test_the_last_rows_cannot_be_deleted_from_the_table(open_tab, project, monkeypatch):
