@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from studio.store import open_db
 from studio.store.jobs import Job
 
 JOB_FILE = "job.json"
-STARTUP_GRACE_SECONDS = 15
 REAP_SECONDS = 5
+KILLED = "Killed on request; resume starts from its last checkpoint."
 # Children of this process are zombies until they are waited for; keep the handles to do so.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -53,7 +52,11 @@ def start(
     atomic_write_json(job_dir / JOB_FILE, {"id": job.id, "kind": kind, "folder": str(folder), "args": args})
     with open_db(folder) as db:
         store.add(db, job)
-        process = _spawn(kind, job_dir, log)
+        try:
+            process = _spawn(kind, job_dir, log)
+        except OSError as error:
+            store.move(db, job.id, "failed", f"Its process could not be started: {error}.")
+            raise
         store.beat(db, job.id, pid=process.pid, process_created=processes.created(process.pid))
     return job
 
@@ -117,9 +120,9 @@ def kill(folder: Path, job_id: str) -> None:
         job = store.get(db, job_id)
         if not job.live:
             return
+        store.request(db, job_id, stop_request="kill")  # first, for others may see it dead before this one does
         _kill_tree(job)
-        if store.get(db, job_id).live:
-            store.move(db, job_id, "stopped", "Killed on request; resume starts from its last checkpoint.")
+        _end_dead(db, store.get(db, job_id))
 
 
 def request(folder: Path, job_id: str, what: str) -> None:
@@ -164,15 +167,17 @@ def alive(job: Job) -> bool:
 def _mark_if_lost(db: Any, job: Job) -> None:
     if not job.live or alive(job):
         return
-    if not job.pid and _age_seconds(job) < STARTUP_GRACE_SECONDS:
-        return  # its row is there, its process is being started
-    current = store.get(db, job.id)  # it may have ended by itself between the two looks
-    if current.live:
-        store.move(db, job.id, "lost", _how_it_died(job))
+    if not job.starting:
+        _end_dead(db, store.get(db, job.id))  # as it is now: it may have ended by itself between the two looks
 
 
-def _age_seconds(job: Job) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(job.created_at)).total_seconds()
+def _end_dead(db: Any, job: Job) -> None:
+    """Name the end of a job whose process is gone, unless it has one."""
+    if not job.live:
+        return
+    state, cause = ("stopped", KILLED) if job.stop_request == "kill" else ("lost", _how_it_died(job))
+    with contextlib.suppress(JobError):  # another watcher, or its own last words, came first
+        store.move(db, job.id, state, cause)
 
 
 def _how_it_died(job: Job) -> str:

@@ -3,6 +3,7 @@
 The work is `fetch` of a model that is there already: it ends at once, or waits for as long as the test holds its lock.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -185,6 +186,60 @@ def test_killing_ends_the_process(project: Project, models: Path) -> None:
         done = jobs.get(project.folder, job.id)
     assert done.state == "stopped" and "Killed on request" in done.cause
     assert not processes.lives(job.pid, job.process_created)
+
+
+def dead_job(project: Project) -> Job:
+    """A row that says it runs, of a process that is gone."""
+    with open_db(project.folder) as db:
+        return store.add(db, Job("train", state="running", pid=os.getpid(), process_created=1.0))
+
+
+def test_two_watchers_may_find_the_same_job_dead(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead_job(project)
+    how = jobs._how_it_died
+
+    def another_is_faster(job: Job) -> str:
+        monkeypatch.setattr(jobs, "_how_it_died", how)
+        assert jobs.get(project.folder, job.id).state == "lost"
+        return how(job)
+
+    monkeypatch.setattr(jobs, "_how_it_died", another_is_faster)
+    assert jobs.refresh(project.folder)[0].state == "lost"
+
+
+def test_who_sees_a_killed_job_dead_first_says_that_it_was_killed(
+    project: Project, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_tree = jobs._kill_tree
+
+    def kill_and_be_seen(job: Job) -> None:
+        kill_tree(job)
+        assert jobs.get(project.folder, job.id).state == "stopped"
+
+    monkeypatch.setattr(jobs, "_kill_tree", kill_and_be_seen)
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        jobs.kill(project.folder, job.id)
+    done = jobs.get(project.folder, job.id)
+    assert (done.state, done.cause) == ("stopped", jobs.KILLED)
+
+
+def test_a_process_that_cannot_be_started_is_a_failed_job(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **more: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        fetch(project)
+    (job,) = jobs.refresh(project.folder)
+    assert job.state == "failed" and "temporarily unavailable" in job.cause
+
+
+def test_a_row_without_a_process_does_not_hold_up_the_line_for_ever(project: Project) -> None:
+    long_ago = (datetime.now(UTC) - timedelta(minutes=1)).isoformat(timespec="microseconds")
+    with open_db(project.folder) as db:
+        store.add(db, Job("train", created_at=long_ago))
+    assert ended(project, fetch(project)).state == "finished"
 
 
 def test_a_job_outlives_who_started_it_and_is_found_again(project: Project, models: Path) -> None:

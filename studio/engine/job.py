@@ -24,6 +24,7 @@ from studio.store.jobs import Job
 
 HEARTBEAT_SECONDS = 2.0
 QUEUE_POLL_SECONDS = 0.5
+END_RETRY_SECONDS = (1.0, 3.0, 10.0)
 
 
 class StopRequested(Exception):
@@ -113,6 +114,8 @@ class JobContext:
             job = store.take_requests(db, self.id)
         if self._stop_signals and not job.stop_request:
             job.stop_request = "save"
+        if job.stop_request == "kill":  # the signal is on its way; nothing is begun any more
+            job.stop_request = "discard"
         return job
 
     def check_stop(self) -> None:
@@ -152,15 +155,27 @@ class JobContext:
     def _end(self, state: str, cause: str, result: dict[str, Any]) -> None:
         if self._ended.is_set():
             return
-        self._ended.set()
-        self.exit_code = 1 if state == "failed" else 0
-        self._write_progress()
-        with open_db(self.folder) as db:
-            if result:
-                store.set_result(db, self.id, result)
-            with contextlib.suppress(JobError):  # killed and marked from outside while ending
-                store.move(db, self.id, state, cause)
+        # First to the log: it is what is left to read when the database cannot be written.
         print(f"[{time.strftime('%H:%M:%S')}] {state}. {cause}".rstrip(), flush=True)
+        self._write_progress()
+        stored = self._store_end(state, cause, result)
+        self.exit_code = 0 if stored and state != "failed" else 1
+        self._ended.set()
+
+    def _store_end(self, state: str, cause: str, result: dict[str, Any]) -> bool:
+        """Whether the end could be stored, at the latest after some tries; if not, watchers find the job lost."""
+        for pause in (*END_RETRY_SECONDS, 0.0):
+            try:
+                with open_db(self.folder) as db:
+                    if result:
+                        store.set_result(db, self.id, result)
+                    with contextlib.suppress(JobError):  # killed and marked from outside while ending
+                        store.move(db, self.id, state, cause)
+                return True
+            except StoreError as error:
+                print(f"the end of this job is not stored: {error}", file=sys.stderr, flush=True)
+                time.sleep(pause)
+        return False
 
     def _write_progress(self) -> None:
         self._written_at = time.monotonic()
@@ -208,5 +223,4 @@ def _older_job(folder: Path, job_id: str) -> bool:
 
 
 def _may_live(job: Job) -> bool:
-    """A job without a process id is being started at this moment."""
-    return not job.pid or processes.lives(job.pid, job.process_created)
+    return job.starting or (job.pid > 0 and processes.lives(job.pid, job.process_created))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlite_utils import Database
@@ -9,6 +10,7 @@ from sqlite_utils import Database
 from studio.errors import JobError
 from studio.store.records import new_id, now, select, to_row, writing
 
+STARTUP_GRACE_SECONDS = 15
 LIVE_STATES = ("queued", "running", "stopping")
 ENDED_STATES = ("finished", "stopped", "failed", "lost")
 MOVES = {
@@ -52,6 +54,12 @@ class Job:
     @property
     def live(self) -> bool:
         return self.state in LIVE_STATES
+
+    @property
+    def starting(self) -> bool:
+        """Its row is there and its process is being started; one that never was counts for some seconds only."""
+        age = datetime.now(UTC) - datetime.fromisoformat(self.created_at)
+        return not self.pid and age.total_seconds() < STARTUP_GRACE_SECONDS
 
 
 def add(db: Database, job: Job) -> Job:
@@ -100,7 +108,10 @@ def set_result(db: Database, job_id: str, result: dict[str, Any]) -> None:
 
 
 def request(db: Database, job_id: str, **flags: Any) -> None:
-    """Ask a job for something at its next step border: stop_request (save or discard), save_request, sample_request."""
+    """Ask a job for something at its next step border: save_request, sample_request, or stop_request.
+
+    A stop_request is save or discard; kill says that its process is being ended.
+    """
     db.table("jobs").update(job_id, flags)
 
 
