@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studio.engine.chat import prompt_ids
 from studio.engine.generate import generate, quiet
 from studio.engine.models.load import LoadedModel
 from studio.errors import DataError
@@ -127,7 +128,6 @@ def answer_logits(model: nn.Module, prompt: list[int], answer: list[int]) -> Ten
 def _prompt(loaded: LoadedModel, text: str) -> list[int]:
     """The probe as the chat template asks it; as plain text where the template wants something else."""
     try:
-        rendered = loaded.template.render([{"role": "user", "content": text}], add_generation_prompt=True)
+        return prompt_ids(loaded, [{"role": "user", "content": text}])
     except DataError:
-        rendered = text
-    return loaded.tokenizer.encode(rendered)
+        return loaded.tokenizer.encode(text)

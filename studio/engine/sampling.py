@@ -3,6 +3,7 @@
 from torch import nn
 
 from studio.config.schema import RecordSection
+from studio.engine.chat import prompt_ids
 from studio.engine.generate import generate
 from studio.engine.models.load import LoadedModel
 from studio.store.samples import Sample
@@ -22,7 +23,7 @@ def take_samples(model: nn.Module, loaded: LoadedModel, record: RecordSection, r
 
 def _answers(model: nn.Module, loaded: LoadedModel, record: RecordSection) -> list[str]:
     chats = [[{"role": "user", "content": prompt}] for prompt in record.sample_prompts]
-    ids = [loaded.tokenizer.encode(loaded.template.render(chat, add_generation_prompt=True)) for chat in chats]
+    ids = [prompt_ids(loaded, chat) for chat in chats]
     answers = generate(
         model, ids, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, max_new_tokens=record.sample_max_new_tokens
     )

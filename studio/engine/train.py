@@ -93,6 +93,7 @@ class Training:
             attention=config.model.attention,
             quantize=config.method == "qlora",
             device=device,
+            template=config.data.template,
         )
         job.check_stop()
         job.phase("tokenising", unit="rows")

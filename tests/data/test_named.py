@@ -3,12 +3,13 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from studio.config.schema import TemplateName
 from studio.data.formats import Conversation, Message
 from studio.data.named import NamedTemplate, load_template, template_names
 from studio.data.phrasings import load_bank
@@ -220,6 +221,10 @@ def test_a_prompt_is_the_untrained_beginning_of_its_example(tiny: TextTokenizer)
         example = encode_conversation(row, template, tiny, loss_on="last")
         assert example.input_ids[: len(prompt)] == prompt
         assert set(example.labels[: len(prompt)]) == {IGNORE_INDEX} and example.labels[len(prompt)] != IGNORE_INDEX
+
+
+def test_a_config_may_name_each_of_them() -> None:
+    assert list(get_args(TemplateName)) == ["", *template_names()]
 
 
 def test_names() -> None:

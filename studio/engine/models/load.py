@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig  # noqa: E402
 from transformers import logging as transformers_logging  # noqa: E402
 
-from studio.data.template import ChatTemplate  # noqa: E402
+from studio.data.named import NamedTemplate, Template, load_template  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
@@ -29,7 +29,7 @@ class LoadedModel:
 
     model: nn.Module
     tokenizer: TextTokenizer
-    template: ChatTemplate
+    template: Template
     eos_ids: list[int]
     folder: Path
     device: torch.device
@@ -49,8 +49,11 @@ def load_base(
     attention: str = "auto",
     quantize: bool = False,
     device: torch.device,
+    template: str = "",
 ) -> LoadedModel:
     """Load a causal language model from a local folder; `quantize` keeps its linear layers in 4 bits (NF4).
+
+    `template` names the chat template, "" takes the tokenizer's own.
 
     No code of the folder runs. Raises ModelError or DataError with what is wrong and what to do.
     """
@@ -60,10 +63,11 @@ def load_base(
             f"The folder {str(folder)!r} is not a complete model: {', '.join(missing)}.",
             "Give a folder in Hugging Face format, or fetch the model again.",
         )
-    tokenizer, template = TextTokenizer.load(folder), ChatTemplate.load(folder)
+    tokenizer, chat_template = TextTokenizer.load(folder), load_template(template, folder)
     model = _load_weights(folder, dtype, pick_attention(attention, device), quantize, device)
     _require_fitting_vocabulary(model, tokenizer, folder)
-    return LoadedModel(model, tokenizer, template, _eos_ids(folder, tokenizer, template), folder, device, dtype)
+    eos_ids = _eos_ids(folder, tokenizer, chat_template)
+    return LoadedModel(model, tokenizer, chat_template, eos_ids, folder, device, dtype)
 
 
 def pick_attention(name: str, device: torch.device) -> str:
@@ -135,12 +139,14 @@ def _require_fitting_vocabulary(model: nn.Module, tokenizer: TextTokenizer, fold
         )
 
 
-def _eos_ids(folder: Path, tokenizer: TextTokenizer, template: ChatTemplate) -> list[int]:
-    """Ids that end an answer: those that the model names, and the one that the template ends a turn with."""
+def _eos_ids(folder: Path, tokenizer: TextTokenizer, template: Template) -> list[int]:
+    """Ids that end an answer: those that the model names, the one that the template ends a turn with, its stops."""
     found = _generation_eos(folder)
     named = tokenizer.token_id(template.special_tokens.get("eos_token", ""))
     found += [named] if named is not None else []
     found += _end_of_turn(tokenizer, template)
+    stops = template.stop if isinstance(template, NamedTemplate) else ()
+    found += [stop for stop in map(tokenizer.token_id, stops) if stop is not None]
     if not found:
         raise ModelError(
             f"The model {folder.name!r} names no end-of-text token.", "Add eos_token_id to its generation_config.json."
@@ -158,7 +164,7 @@ def _generation_eos(folder: Path) -> list[int]:
     return [eos] if isinstance(eos, int) else list(eos or [])
 
 
-def _end_of_turn(tokenizer: TextTokenizer, template: ChatTemplate) -> list[int]:
+def _end_of_turn(tokenizer: TextTokenizer, template: Template) -> list[int]:
     """The control token after an answer, when the template writes one."""
     try:
         trained = [segment for segment in template.segments(PROBE) if segment.trained]
