@@ -19,6 +19,7 @@ SHELVES = [
         "jobs",
         "projects",
         "datasets",
+        "caches",
         "runs",
         "chat_client",
         "charts",

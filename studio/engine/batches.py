@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,15 +12,15 @@ from torch import Tensor
 
 from studio.config.schema import DataSection, RunConfig
 from studio.data import mix
-from studio.data.cache import TokenCache, open_or_build
+from studio.data.cache import TokenCache
 from studio.data.named import Template
-from studio.data.packing import plan_step
+from studio.data.packing import packing_report, plan_step
 from studio.data.token_files import StoredRows
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
+from studio.engine.tokenize import stored_sources, tokenise
 from studio.errors import DataError
-from studio.paths import inside
-from studio.store import datasets, open_db
-from studio.store.datasets import Dataset
+
+REPORT_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -94,41 +93,25 @@ def load_corpus(
     return Corpus(train, valid, fingerprints)
 
 
-def tokenise(
-    folder: Path,
-    data: DataSection,
-    sources: Mapping[str, Dataset],
-    template: Template,
-    tokenizer: TextTokenizer,
-    progress: Callable[[int, int], None],
-) -> Iterator[tuple[str, TokenCache]]:
-    """Each source with its tokens, from the project's cache or into it."""
-    total, done = sum(source.num_rows for source in sources.values()), 0
-    for name, source in sources.items():
-        report = partial(_report, progress, done, total)
-        path = inside(folder, source.path)
-        tokens = open_or_build(folder, name, path, template, tokenizer, data.max_length, data.loss_on, report)
-        done += tokens.info.num_rows
-        yield name, tokens
-
-
-def stored_sources(folder: Path, data: DataSection) -> dict[str, Dataset]:
-    """The config's sources as the project has them. Raises DataError when one is not there."""
-    with open_db(folder) as db:
-        found = {name: datasets.get(db, name) for name in data.sources}
-    for name, dataset in found.items():
-        path = inside(folder, dataset.path)
-        if not path.is_file():
-            raise DataError(f"The file of dataset {name!r} is gone ({path.name}).", "Build or import it again.")
-    return found
-
-
 def examples_from(corpus: Corpus, config: RunConfig, position: int) -> Iterator[list[Example]]:
     """The examples of each step from row `position` of the mixture on, without end."""
     rows = mix.iterate(corpus.sizes, config.data.sources, config.train.seed, start=position)
     while True:
         chosen = islice(rows, config.examples_per_step)
         yield [corpus.train[source][row] for source, row in chosen]
+
+
+def describe_packing(corpus: Corpus, config: RunConfig, pack: str, num_steps: int) -> str:
+    """What packing saves, in words, measured on the plan of the first steps."""
+    num_steps = min(num_steps, REPORT_STEPS)
+    examples = [each for step in islice(examples_from(corpus, config, 0), num_steps) for each in step]
+    sizes = (config.examples_per_step, pack, config.data.max_length, config.train.micro_batch_size)
+    report = packing_report(examples, range(len(examples)), *sizes)
+    return (
+        f"packing {pack}: the first {num_steps} steps have {report.num_tokens} tokens in {report.num_examples} rows, "
+        f"the longest {report.longest}, {report.truncations} cut; {report.padding_saved:.0%} less padding than row by "
+        f"row, {report.prefix_saved:.0%} of the tokens shared"
+    )
 
 
 def make_batches(
@@ -164,10 +147,6 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         num_tokens += start
         positions[row, start:] = torch.arange(width - start)
     return Batch(ids, positions, torch.tensor(places), torch.tensor(targets), torch.ones(len(targets)), num_tokens)
-
-
-def _report(progress: Callable[[int, int], None], before: int, total: int, num_rows: int) -> None:
-    progress(before + num_rows, max(total, before + num_rows))
 
 
 def _usable(tokens: TokenCache, name: str, data: DataSection) -> StoredRows:

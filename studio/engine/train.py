@@ -14,13 +14,14 @@ from studio.config.yaml import load_config
 from studio.data import mix
 from studio.data.tokens import Example
 from studio.engine import adapters, checkpoint, devices
-from studio.engine.batches import Corpus, examples_from, load_corpus
+from studio.engine.batches import Corpus, describe_packing, examples_from, load_corpus
 from studio.engine.checkpoint import CheckpointFolder
 from studio.engine.job import JobContext
 from studio.engine.loop import StepResult, Trainer
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.record import Recorder
 from studio.engine.sampling import take_samples
+from studio.engine.tokenize import reporting
 from studio.errors import CheckpointError, DataError
 from studio.models import model_fingerprint, require
 from studio.paths import clear_leftovers, inside
@@ -97,7 +98,7 @@ class Training:
         )
         job.check_stop()
         job.phase("tokenising", unit="rows")
-        corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, _reporting(job))
+        corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job))
         num_steps = count_steps(corpus, config)
         model = adapters.attach(loaded, config)
         trainer = Trainer(model, config, dtype, num_steps, loaded.pad_id)
@@ -299,15 +300,6 @@ def _due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _reporting(job: JobContext) -> Any:
-    def report(current: int, total: int) -> None:
-        job.progress(current, total, "rows")
-        if current % 256 == 0:
-            job.check_stop()
-
-    return report
-
-
 def _print_plan(config: RunConfig, corpus: Corpus, trainer: Trainer, device: torch.device, dtype: torch.dtype) -> None:
     learned = sum(parameter.numel() for parameter in adapters.trainable_parameters(trainer.model))
     rows = ", ".join(f"{name} {size}" for name, size in corpus.sizes.items())
@@ -317,6 +309,7 @@ def _print_plan(config: RunConfig, corpus: Corpus, trainer: Trainer, device: tor
         f"{config.examples_per_step} rows, warm-up {trainer.warmup_steps}",
         flush=True,
     )
+    print(describe_packing(corpus, config, trainer.packing, trainer.num_steps), flush=True)
 
 
 def _print_step(step: int, num_steps: int, result: StepResult) -> None:
