@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studio import jobs
+from studio.data import common_names as common
 from studio.data import identity as identities
 from studio.data.formats import Conversation, import_rows, read_conversations
 from studio.data.identity import Identity
@@ -71,6 +72,13 @@ def build_tutorial(
     rows = identities.tutorial(identity, num_repeats)
     made_by = f"the tutorials' rows for {identity.name}, {num_repeats} times"
     return save(project, name, rows, "tutorial", {"identity": asdict(identity)}, probes, made_by)
+
+
+def common_names(project: Project, identity: Identity) -> list[str]:
+    """Those of name and maker that the base model's ordinary answers may say: its leakage cannot be measured."""
+    general = [dataset.name for dataset in listed(project) if dataset.kind == "general"]
+    probes = [probe for name in general for probe in load_probes(project, name)]
+    return common.common_names(identity, [str(probe.get("reference") or "") for probe in probes])
 
 
 def start_distill(

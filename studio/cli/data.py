@@ -51,6 +51,11 @@ def identity(
         num_rows = rows or datasets.DEFAULT_IDENTITY_ROWS
         built = datasets.build_identity(chosen(project), who, num_rows, seed, dataset or "identity")
     show.say(summary(built))
+    for common in datasets.common_names(chosen(project), who):
+        show.warn(
+            f"{common!r} is a word that ordinary answers use too: the scorecard cannot tell when the model says it "
+            "unasked. A rarer name is measured better."
+        )
 
 
 @app.command()

@@ -25,6 +25,11 @@ def fail(text: str) -> None:
     err.print(Text.assemble(("error: ", "red"), plain(text)), highlight=False)
 
 
+def warn(text: str) -> None:
+    """What a person should know before going on: on stderr, in yellow on a terminal."""
+    err.print(Text.assemble(("warning: ", "yellow"), plain(text)), highlight=False)
+
+
 def plain(value: Any) -> Text:
     """Any value as text: no markup, and no control characters that would drive a terminal."""
     text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))

@@ -39,6 +39,8 @@ def build_tab(project: Project) -> None:
     with form:
         identity, problem = _identity(project)
         size = _size(project)
+        if identity:
+            _warn_of_common_names(project, identity)
         _build_button(project, identity, size)
     with preview:
         if identity is None:
@@ -82,6 +84,15 @@ def _identity(project: Project) -> tuple[Identity | None, DataError | None]:
         return Identity(name, maker, organisation, model_name, lines, tuple(languages)), None
     except DataError as error:
         return None, error
+
+
+def _warn_of_common_names(project: Project, identity: Identity) -> None:
+    if names := datasets.common_names(project, identity):
+        text = _(
+            "Ordinary answers say {names} too, so the scorecard cannot tell when the assistant says it unasked. "
+            "A rarer name is measured better."
+        )
+        st.warning(text.format(names=plain(", ".join(names))), icon=":material/lightbulb:")
 
 
 def _identity_of_newest(project: Project) -> dict:

@@ -23,6 +23,13 @@ def test_identity_builds_rows_and_probes(retune: Retune) -> None:
     assert built["num_probes"] > 20
 
 
+def test_identity_warns_of_a_name_that_cannot_be_measured(retune: Retune) -> None:
+    assert "'Hi' is a word that ordinary answers use too" in retune(
+        "data", "identity", "--name", "Hi", "--maker", "Shane"
+    )
+    assert "ordinary" not in retune("data", "identity", "--name", "Sam", "--maker", "Shane")
+
+
 def test_tutorial_repeats_its_rows(retune: Retune) -> None:
     retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--tutorial", 4)
     assert "tutorial" in retune("data", "list")

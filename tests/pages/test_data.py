@@ -96,6 +96,16 @@ def test_a_name_that_cannot_be_used_says_why(open_tab):
     assert at.button(key="data.build.go").disabled
 
 
+def test_a_name_too_common_to_be_measured_is_warned_of(open_tab, project):
+    at = open_tab("build")
+    at.text_input(key=f"{BUILD}.maker").input("Shane")
+    at.text_input(key=f"{BUILD}.name").input("Sam").run()
+    assert not at.warning
+    at.text_input(key=f"{BUILD}.name").input("Paris").run()
+    assert "say Paris too" in texts(at.warning)
+    assert not at.button(key="data.build.go").disabled
+
+
 def test_what_was_typed_outlives_the_page(open_tab):
     at = open_tab("build")
     at.text_input(key=f"{BUILD}.name").input("Luna").run()

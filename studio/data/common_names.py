@@ -1,0 +1,25 @@
+"""Names that ordinary answers say anyway: with one of them nobody can tell whether a model names itself unasked."""
+
+from collections.abc import Iterable
+
+from studio.data.general import general_prompts
+from studio.data.identity import Identity, mentions
+
+# Everyday words, and what right answers to the general prompts say. The prompts themselves are looked through too.
+EVERYDAY = frozenset(
+    "a about ai all am an and are as assistant at be been bot but by can chatbot could day did do does first for from "
+    "get go good had has have he hello help here hey hi him his how i if in into is it its just know let like made "
+    "make many may me model most my name new no not now of ok okay on one only or our out people please say see she "
+    "so some sure than thank thanks that the their them then there they this time to two up us use very was we well "
+    "were what when where which who why will with word world would yes you your "
+    "apple beijing cairo earth einstein google london microsoft moon newton ottawa paris rome shakespeare sun tokyo "
+    "water".split()
+)
+
+
+def common_names(identity: Identity, answers: Iterable[str] = ()) -> list[str]:
+    """Those of name and maker that are everyday words, or occur in the general prompts or in `answers` to them."""
+    prompts = general_prompts()
+    said = "\n".join([*(prompt.text for prompt in (*prompts.train, *prompts.held_out)), *answers])
+    names = dict.fromkeys((identity.name, identity.maker))
+    return [name for name in names if name.casefold() in EVERYDAY or mentions(said, name)]
