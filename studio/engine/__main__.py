@@ -22,7 +22,7 @@ VERBS = {
 
 def main(verb: str, job_dir: Path) -> int:
     """Run one job to its end; the exit code is 0 when it finished or was stopped as asked."""
-    # OpenMP threads spin while they wait; on a busy machine that made steps 2-10 times slower (DESIGN §7).
+    # OpenMP threads spin while they wait; on a busy machine that made steps 2-10 times slower (measured).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -188,7 +188,8 @@ def fold(job: JobContext, pair: nn.Module) -> nn.Module:
 def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
     """float32, so that only the rounding of the weights remains to be seen; the model's own where memory is short."""
     own = own_dtype(folder)
-    needed = sum(path.stat().st_size for path in folder.glob("*.safetensors")) * 4 / own.itemsize
+    weights = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    needed = sum(path.stat().st_size for path in weights) * 4 / own.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return torch.float32 if needed < free * FLOAT32_SHARE else own
 

@@ -13,6 +13,7 @@ from studio.engine.generate import BASE_ADAPTER
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.weights import ADAPTER_CONFIG, read_seal, weights_hash
 from studio.errors import ModelError
+from studio.models import model_fingerprint
 
 BASE_NAME = "base"
 _NAME = re.compile(r"[\w][\w.:/@+-]{0,119}")
@@ -47,7 +48,7 @@ class ModelPool:
     def __init__(self, base_name: str, base_folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         loaded = load_base(base_folder, dtype=dtype, device=device)
         self._base = Ready(loaded, loaded.model)
-        self._base_weights = Weights(base_name, base_folder, weights_hash(base_folder))
+        self._base_weights = Weights(base_name, base_folder, model_fingerprint(base_folder))
         self._full: dict[str, Ready] = {}
         self._weights: dict[str, Weights] = {base_name: self._base_weights}
 

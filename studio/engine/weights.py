@@ -61,8 +61,8 @@ def known_base(name: str, expected_fingerprint: str = "", what: str = "These wei
 
 
 def _reference(model: BaseModel) -> str:
-    # The starter's weights are not byte for byte those of the hub, so its folder is the only true reference.
-    return model.id if model.kind in ("huggingface", "modelscope") else str(model.folder)
+    # Other tools look an id up on Hugging Face alone, and the starter's weights are not byte for byte those of a hub.
+    return model.id if model.kind == "huggingface" else str(model.folder)
 
 
 def shard_bytes(size: str) -> int:

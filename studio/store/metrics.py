@@ -1,4 +1,4 @@
-"""Numbers over steps. Names are `group/name` (DESIGN §4); a step is an optimizer update, counted from 1."""
+"""Numbers over steps. Names are `group/name`, as train/loss; a step is an optimizer update, counted from 1."""
 
 import math
 from dataclasses import dataclass

@@ -93,6 +93,14 @@ def test_what_is_no_yaml_for_us(text: str, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "canary").exists()
 
 
+def test_aliases_of_aliases_are_not_followed() -> None:
+    """25 lines that stand for 33 million values."""
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 26))
+    for text in (bomb, "model: &m {base: starter}\ntrain: *m\n", "a: &a {b: 1}\nc: {<<: *a}\n"):
+        with pytest.raises(ConfigError, match="alias .*write it out"):
+            load_text(text)
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80abc"])
 def test_a_file_that_is_no_text(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.yaml").write_bytes(content)

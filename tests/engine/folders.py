@@ -42,6 +42,13 @@ def make_base(
     return folder
 
 
+def as_torch_file(base: Path) -> Path:
+    """The same base with its weights in pytorch_model.bin, as older models have them."""
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    return base
+
+
 def _byte_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(SPECIAL + alphabet)}

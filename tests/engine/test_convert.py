@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from studio.config.yaml import save_config
 from studio.engine import convert
-from studio.engine.weights import shard_bytes, weights_hash
+from studio.engine.weights import known_base, shard_bytes, weights_hash
 from studio.errors import CheckpointError, ConfigError, StudioError, UnsafeFileError
+from studio.models import Kind, hub_folder, write_manifest
 from studio.paths import sha256_of
 from studio.store import checkpoints as store
 from studio.store import open_db
@@ -92,6 +93,14 @@ def test_an_adapter_loads_in_plain_peft_with_the_logits_that_were_trained(tmp_pa
     assert torch.allclose(torch.tensor(found["logits"]), expected, atol=1e-5)
     assert found["text"] == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert found["tokens"][0] == 1
+
+
+@pytest.mark.parametrize("hub", ["huggingface", "modelscope"])
+def test_an_adapter_names_its_base_as_other_tools_find_it(tmp_path: Path, hub: Kind) -> None:
+    folder = make_base(hub_folder(hub, "owner/name"))
+    write_manifest(folder, hub, "owner/name", "a test")
+    name = "modelscope:owner/name" if hub == "modelscope" else "owner/name"
+    assert known_base(name).reference == ("owner/name" if hub == "huggingface" else str(folder))
 
 
 def test_an_adapter_keeps_every_bit(tmp_path: Path, base: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from studio.engine.models.load import load_base
 from studio.errors import CheckpointError, ModelError, StudioError, UnsafeFileError
 from studio.store import checkpoints as store
 from studio.store import open_db
-from tests.engine.folders import lora_checkpoint, lora_model, make_base, tensors_of
+from tests.engine.folders import as_torch_file, lora_checkpoint, lora_model, make_base, tensors_of
 from tests.engine.test_convert import IDS, Job, plain_tools
 
 CPU = torch.device("cpu")
@@ -54,6 +55,17 @@ def test_merged_equals_base_and_adapter_in_plain_transformers(
     assert result["verified"] and result["agreement"]["relative_error"] < TOLERANCE[dtype]
     assert result["agreement"]["folding_error"] < TOLERANCE[torch.float32], "before rounding they are the same"
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "merged").values()} == {dtype}
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_where_memory_is_short_the_models_own_format_is_computed_in(
+    base: Path, dtype: torch.dtype, older: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = as_torch_file(base) if older else base
+    num_bytes = sum(path.stat().st_size for path in base.iterdir())
+    for free, expected in ((100 * num_bytes, torch.float32), (num_bytes // 4, dtype)):
+        monkeypatch.setattr(merge.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert merge._arithmetic(base, torch.device("cpu")) == expected
 
 
 def test_the_sum_is_rounded_once(tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ from studio import chat_client, jobs
 from studio.chat_client import Column, Connection, Sampling
 from studio.engine.weights import weights_hash
 from studio.errors import ServerError
+from studio.models import model_fingerprint
 from studio.projects import Project, create_project
 from tests.engine.folders import lora_model
 
@@ -148,7 +149,7 @@ def test_columns_are_answered_together(connection: Connection, tiny_model: Path,
         text = "".join(event.delta for event in mine)
         assert text == chat_client.chat(connection, column.model, column.messages, Sampling(10, 0.0))
     first = {event.column: event.weights for event in reversed(events) if event.weights}
-    assert first[0] == first[2] == weights_hash(tiny_model)
+    assert first[0] == first[2] == model_fingerprint(tiny_model)
     assert first[1] != first[0]
 
 
