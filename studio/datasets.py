@@ -1,7 +1,6 @@
 """The datasets of a project: built, imported, distilled, edited; what is on disk and what is registered agree."""
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +9,16 @@ from typing import Any
 from studio import jobs
 from studio.data import common_names as common
 from studio.data import identity as identities
-from studio.data.formats import Conversation, import_rows, read_conversations
+from studio.data.files import SUFFIXES, ReadOptions, data_files, scan
+from studio.data.formats import Conversation, read_conversations
 from studio.data.identity import Identity
+from studio.data.intake import HUB_PREFIXES, Reading, Tally, good_rows, keep_source
 from studio.data.lint import Finding, lint
 from studio.data.template import ChatTemplate
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation
 from studio.errors import DataError
 from studio.models import require
-from studio.paths import atomic_path, slugify
+from studio.paths import slugify
 from studio.projects import Project
 from studio.store import dataset_versions as history
 from studio.store import datasets as store
@@ -28,6 +29,7 @@ from studio.store.jobs import Job
 DEFAULT_IDENTITY_ROWS = 240
 DEFAULT_TUTORIAL_REPEATS = 500
 DEFAULT_MAX_NEW_TOKENS = 64
+AT_ONCE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -100,22 +102,68 @@ def start_distill(
 
 
 def import_file(
-    project: Project, path: Path, name: str = "", format: str | None = None, keep_good: bool = False
+    project: Project,
+    path: Path,
+    name: str = "",
+    format: str | None = None,
+    keep_good: bool = False,
+    columns: str = "",
+    options: ReadOptions | None = None,
 ) -> Dataset:
-    """Copy a JSON or JSONL file into the project and register its conversations.
+    """Take a file or folder of any known kind into the project at once, and keep a copy of it.
 
-    Raises DataError that lists the bad rows; with `keep_good` these are left out instead.
+    `format` None recognises each row; `columns` says by hand which is what (question=…,answer=…). Raises DataError
+    that lists the bad rows; with `keep_good` these are left out instead.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {str(path)!r}.", "Give the path of a .json or .jsonl file.")
-    conversations = import_rows(path, format).conversations if keep_good else read_conversations(path, format)
-    if not conversations:
-        raise DataError(f"{path.name} holds no usable row.", "See the problems listed, or choose another format.")
-    name = name or slugify(path.stem)
-    with atomic_path(project.path("data", "source", slugify(path.stem) + path.suffix.lower())) as copy:
-        shutil.copyfile(path, copy)
-    origin = {"file": path.name, "format": format or "auto"}
+    reading = Reading(format or "", columns, keep_good)
+    reading.check()
+    name = checked_name(name or dataset_name(path))
+    conversations = list(good_rows(scan(path, options), reading, path.name, Tally()))
+    source = keep_source(project.folder, path)
+    origin = {"file": path.name, "source": project.relative(source)} | reading.origin()
     return save(project, name, conversations, "import", origin, made_by=f"imported from {path.name}")
+
+
+def start_import(
+    project: Project,
+    source: str | Path,
+    name: str = "",
+    format: str | None = None,
+    keep_good: bool = False,
+    columns: str = "",
+    options: ReadOptions | None = None,
+    split: str = "train",
+    subset: str = "",
+) -> Job:
+    """As `import_file` in a job, in bounded memory: files of any size, and hf:ID or modelscope:ID.
+
+    The job's result says `dataset`, `num_rows` and `num_left_out`. Raises DataError for what can be told at once.
+    """
+    reading = Reading(format or "", columns, keep_good)
+    reading.check()
+    hub = str(source) if str(source).startswith(HUB_PREFIXES) else ""
+    if not hub:
+        data_files(Path(source))
+    name = checked_name(name or dataset_name(Path(hub or source)))
+    where = {"hub": hub, "split": split, "subset": subset} if hub else {"path": str(Path(source).resolve())}
+    args = {"name": name, **where, **asdict(reading), **asdict(options or ReadOptions())}
+    return jobs.start(project.folder, "import", args, title=f"import {name}", needs_device=False)
+
+
+def imports_at_once(source: str | Path) -> bool:
+    """Whether a source is small enough to be imported without a job. Raises DataError when it is not there."""
+    if str(source).startswith(HUB_PREFIXES):
+        return False
+    return sum(file.stat().st_size for file in data_files(Path(source))) <= AT_ONCE_BYTES
+
+
+def dataset_name(path: Path) -> str:
+    """The name a dataset gets from its file: chats of `Chats.jsonl.gz`."""
+    name = path.name.rpartition(":")[2]
+    known = (*SUFFIXES, ".gz")
+    while Path(name).suffix.lower() in known:
+        name = Path(name).stem
+    return slugify(name)
 
 
 def save(

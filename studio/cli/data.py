@@ -10,7 +10,7 @@ import typer
 from studio.cli import follow as progress
 from studio.cli import show
 from studio.cli.group import group
-from studio.cli.lazy import datasets
+from studio.cli.lazy import datasets, files, formats
 from studio.cli.lazy import identity as identities
 from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
 from studio.cli.options import languages as parsed
@@ -81,20 +81,50 @@ def distill(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .json or .jsonl file.")],
+    source: Annotated[str, typer.Argument(help="A file, a folder, hf:ID of the Hugging Face hub, or modelscope:ID.")],
     dataset: Annotated[str, typer.Option(help="Name of the dataset; the file's name when left out.")] = "",
-    format: Annotated[str, typer.Option(help="messages, xtuner, alpaca or sharegpt; recognised when left out.")] = "",
+    format: Annotated[
+        str, typer.Option(help="A layout or one of XTuner's maps (retune data formats); recognised when left out.")
+    ] = "",
+    columns: Annotated[
+        str, typer.Option(help="Which column is what: question=Q,answer=A; also system=S,history=H.")
+    ] = "",
     keep_good: Annotated[
         bool, typer.Option("--keep-good", help="Leave bad rows out instead of refusing the file.")
     ] = False,
+    sheet: Annotated[str, typer.Option(help="Sheet of a workbook; the first one when left out.")] = "",
+    encoding: Annotated[str, typer.Option(help="Encoding of a text file; found out when left out.")] = "",
+    split: Annotated[str, typer.Option(help="Split of a hub's data set.")] = "train",
+    subset: Annotated[str, typer.Option(help="Subset of a hub's data set, where it has several.")] = "",
     project: ProjectOption = "",
 ) -> None:
-    """Import a JSON or JSONL file: OpenAI messages, XTuner conversation, Alpaca, ShareGPT.
+    """Import JSON, JSONL, CSV, TSV, Parquet, XLSX, XLS, text, Markdown, these as .gz, folders of them, or a hub's data.
 
-    Example: retune data import chats.jsonl --dataset chats
+    Example: retune data import Medication.xlsx --columns question=Question,answer=Answer
     """
-    built = datasets.import_file(chosen(project), file, dataset, format or None, keep_good)
+    workspace = chosen(project)
+    options = files.ReadOptions(encoding, sheet)
+    if datasets.imports_at_once(source):
+        built = datasets.import_file(workspace, Path(source), dataset, format or None, keep_good, columns, options)
+    else:
+        job = datasets.start_import(
+            workspace, source, dataset, format or None, keep_good, columns, options, split, subset
+        )  # fmt: skip
+        progress.follow(workspace.folder, job)
+        built = datasets.get(workspace, job.args["name"])
     show.say(summary(built))
+
+
+@app.command("formats")
+def formats_(json: JsonOption = False) -> None:
+    """List the layouts of rows and XTuner's dataset maps, with the columns they read.
+
+    Example: retune data formats
+    """
+    listed = formats.columns_of_formats()
+    if json:
+        return show.as_json(listed)
+    return show.table(["format", "columns"], [(name, ", ".join(columns)) for name, columns in listed.items()])
 
 
 @app.command("list")

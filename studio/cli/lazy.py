@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, runs, scores, store
     from studio.config import catalog, schema
     from studio.config import yaml as configs
-    from studio.data import identity
+    from studio.data import files, formats, identity
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
     chat_client = _AtFirstUse("studio.chat_client")
@@ -33,6 +33,8 @@ else:
     catalog = _AtFirstUse("studio.config.catalog")
     schema = _AtFirstUse("studio.config.schema")
     configs = _AtFirstUse("studio.config.yaml")
+    files = _AtFirstUse("studio.data.files")
+    formats = _AtFirstUse("studio.data.formats")
     identity = _AtFirstUse("studio.data.identity")
     checkpoints = _AtFirstUse("studio.store.checkpoints")
     evaluations = _AtFirstUse("studio.store.evaluations")

@@ -17,9 +17,16 @@ from studio.data.conversation import (
     role_order_problem,
 )
 from studio.data.files import ReadOptions, read_rows, scan
-from studio.data.layouts import LAYOUTS, from_preference, from_turns, image_of
+from studio.data.layouts import LAYOUT_COLUMNS, LAYOUTS, from_preference, from_turns, image_of
 from studio.data.rows import BadRow, RawRow, kind_of, place, shortened
-from studio.data.xtuner_maps import ALIASES, IMAGE, XTUNER_MAPS, XTUNER_PREFERENCE_MAPS, map_name
+from studio.data.xtuner_maps import (
+    ALIASES,
+    IMAGE,
+    PREFERENCE_COLUMNS,
+    XTUNER_MAPS,
+    XTUNER_PREFERENCE_MAPS,
+    map_name,
+)
 from studio.errors import DataError
 from studio.paths import atomic_path
 
@@ -221,6 +228,12 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
     """Write the canonical data file; what stood there stays until the new one is complete."""
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         file.writelines(map(canonical_line, conversations))
+
+
+def columns_of_formats() -> dict[str, tuple[str, ...]]:
+    """Every format with the columns that it reads; a ? marks one that may be missing."""
+    maps = {name: each.columns for name, each in XTUNER_MAPS.items()}
+    return LAYOUT_COLUMNS | maps | PREFERENCE_COLUMNS
 
 
 def require_format(format: str | None) -> None:

@@ -16,7 +16,6 @@ from studio.data.rows import RawRow
 from studio.errors import DataError
 from studio.paths import atomic_path, inside, require_free_space, slugify
 
-
 HUB_PREFIXES = ("hf:", "modelscope:")
 
 

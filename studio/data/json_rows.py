@@ -34,6 +34,7 @@ def scan_json(stream: BufferedReader, name: str) -> Iterator[RawRow]:
     if not _is_jsonl(first.strip(), second.strip()):
         yield from scan_document(stream, name, first + second)
         return
+    _skip_rest(second, stream)
     yield from _scan_lines(chain([first], [b"\n"] * blank_lines, [second], _lines(stream)), number_of_lines)
 
 
@@ -48,7 +49,7 @@ def _skip_blank(stream: BufferedReader) -> int:
 def _next_line(stream: BufferedReader) -> tuple[bytes, int]:
     """The next line that is not blank, and the number of blank ones before it."""
     blank_lines = 0
-    for line in _lines(stream):
+    while line := stream.readline(MAX_ROW_BYTES + 1):
         if line.strip():
             return line, blank_lines
         blank_lines += 1
@@ -59,8 +60,14 @@ def _lines(stream: BufferedReader) -> Iterator[bytes]:
     """Lines; of one that is too long, the beginning."""
     while line := stream.readline(MAX_ROW_BYTES + 1):
         yield line
-        while len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
-            line = stream.readline(MAX_ROW_BYTES)[-1:] or b"\n"
+        _skip_rest(line, stream)
+
+
+def _skip_rest(line: bytes, stream: BufferedReader) -> None:
+    """Go to the next line when this one was too long to be read as a whole."""
+    cut = len(line) > MAX_ROW_BYTES
+    while cut and line and not line.endswith(b"\n"):
+        line = stream.readline(CHUNK_BYTES)
 
 
 def _is_jsonl(first: bytes, second: bytes) -> bool:
@@ -198,11 +205,11 @@ class JsonText:
             self._more()
 
     def sign_after(self) -> str:
-        """The one after `next_sign`; its distance must be small."""
+        """The one after `next_sign`, white space left out."""
         while True:
-            after = self._text[self._at + 1 :][:CHUNK_BYTES].lstrip()
-            if after or self._ended:
-                return after[:1]
+            after = WHITE_SPACE.match(self._text, self._at + 1).end()  # type: ignore[union-attr]
+            if after < len(self._text) or self._ended:
+                return self._text[after : after + 1]
             self._more()
 
     def take(self, sign: str) -> None:

@@ -182,3 +182,14 @@ LAYOUTS: dict[str, Callable[[Row], Converted]] = {
     "preference": from_preference,
     "text": from_text,
 }
+# What they read; a ? marks a column that may be missing.
+LAYOUT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "tools?"),
+    "xtuner": ("conversation",),
+    "instruction": ("instruction", "input?", "output", "system?", "history?"),
+    "sharegpt": ("conversations", "system?", "tools?"),
+    "prompt_completion": ("prompt", "completion", "system?", "tools?"),
+    "question_answer": ("question", "answer", "system?", "history?"),
+    "preference": ("prompt?", "chosen", "rejected", "system?", "tools?"),
+    "text": ("text",),
+}

@@ -245,3 +245,7 @@ XTUNER_PREFERENCE_MAPS: dict[str, Callable[[Row], Row]] = {
     "intel_orca_dpo": _intel_orca_dpo,
     "orpo_dpo_mix_40k": _orpo_dpo_mix_40k,
 }
+PREFERENCE_COLUMNS: dict[str, tuple[str, ...]] = {
+    "intel_orca_dpo": ("system", "question", "chosen", "rejected"),
+    "orpo_dpo_mix_40k": ("chosen", "rejected"),
+}

@@ -10,6 +10,7 @@ from studio.engine.job import JobContext
 # verb -> module below studio.engine with a function `run(job)`; its result (a dict) is stored in the job's row.
 VERBS = {
     "fetch": "studio.engine.models.fetch",
+    "import": "studio.engine.importing",
     "tokenize": "studio.engine.tokenize",
     "train": "studio.engine.train",
     "distill": "studio.engine.distill",

@@ -1,4 +1,4 @@
-"""XTuner's maps give what XTuner 0.1.23 gave; where it crashed on a mere flag the row is read; nothing in a row runs."""
+"""XTuner's maps give what XTuner 0.1.23 gave; where it crashed on a flag the row is read; nothing in a row runs."""
 
 import copy
 import json

@@ -1,0 +1,54 @@
+"""`retune data import`: at once or by a job, any kind of file, columns by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from studio import datasets
+from studio.data.formats import ALL_FORMATS
+from studio.projects import Project
+from tests.cli.conftest import Retune
+
+
+@pytest.fixture(autouse=True)
+def a_project(project: object) -> None:
+    """Every command here works on the newest project."""
+
+
+def test_columns_by_hand_and_by_their_names(retune: Retune, tmp_path: Path) -> None:
+    file = tmp_path / "Medication.csv"
+    file.write_text("Drug,Asked,Said\nx,how much?,ask a doctor\n", encoding="utf-8")
+    assert "columns named like" in retune("data", "import", file, code=1)
+    words = ("--columns", "question=Asked,answer=Said")
+    assert retune("data", "import", file, *words) == "medication: 1 rows\n"
+    assert "no column 'Told'" in retune("data", "import", file, "--columns", "question=Asked,answer=Told", code=1)
+
+
+def test_a_large_file_is_imported_by_a_job(
+    retune: Retune, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "AT_ONCE_BYTES", 100)
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"Say {number}.", "output": str(number)} for number in range(50)]
+    file.write_text("\n".join(map(json.dumps, [*rows, {"x": 1}])), encoding="utf-8")
+    said = retune("data", "import", file, code=1)
+    assert "1 of 51 rows cannot be used" in said and "row 51" in said
+    said = retune("data", "import", file, "--keep-good")
+    assert "reading" in said and said.endswith("rows: 50 rows\n")
+    assert datasets.get(project, "rows").num_rows == 50
+
+
+def test_a_folder_of_texts(retune: Retune, project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "Books"
+    folder.mkdir()
+    (folder / "one.txt").write_text("Once.", encoding="utf-8")
+    (folder / "two.md").write_text("# Twice", encoding="utf-8")
+    assert retune("data", "import", folder) == "books: 2 rows\n"
+    assert [row.kind for row in datasets.load(project, "books")] == ["text", "text"]
+
+
+def test_formats_are_listed_with_their_columns(retune: Retune) -> None:
+    listed = json.loads(retune("data", "formats", "--json"))
+    assert set(listed) == set(ALL_FORMATS) and listed["sql"] == ["context", "question", "answer"]
+    assert "Unknown format 'x'" in retune("data", "import", __file__, "--format", "x", code=1)
