@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from studio.data.identity import Identity
 from studio.data.intake import HUB_PREFIXES, Reading, Tally, good_rows, keep_source
 from studio.data.lint import Finding, lint
 from studio.data.template import ChatTemplate
-from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation
+from studio.data.tokens import Example, TextTokenizer, encode_conversation
 from studio.errors import DataError
 from studio.models import require
 from studio.paths import slugify
@@ -30,30 +30,6 @@ DEFAULT_IDENTITY_ROWS = 240
 DEFAULT_TUTORIAL_REPEATS = 500
 DEFAULT_MAX_NEW_TOKENS = 64
 AT_ONCE_BYTES = 8 * 2**20
-
-
-@dataclass(frozen=True)
-class TokenView:
-    """One token of a row: its text, its id, and whether the loss counts it."""
-
-    text: str
-    id: int
-    trained: bool
-
-
-@dataclass(frozen=True)
-class RowLife:
-    """What becomes of one row: conversation, rendered text, tokens. `row` counts from 1."""
-
-    row: int
-    conversation: Conversation
-    text: str
-    tokens: list[TokenView]
-    truncated: bool
-
-    @property
-    def num_trained_tokens(self) -> int:
-        return sum(token.trained for token in self.tokens)
 
 
 def build_identity(
@@ -258,26 +234,6 @@ def checked_name(name: str) -> str:
 
 def probes_path(project: Project, name: str) -> Path:
     return project.path("data", f"{checked_name(name)}.probes.jsonl")
-
-
-def inspect_row(
-    project: Project, name: str, row: int, base: str = "", max_length: int = 512, loss_on: str = "assistant"
-) -> RowLife:
-    """The life of row `row` (from 1) under a base model's template and tokenizer, by the trainer's own functions."""
-    conversations = load(project, name)
-    _require_row(name, row, len(conversations))
-    return row_life(conversations[row - 1], row, require(base or project.base), max_length, loss_on)
-
-
-def row_life(
-    conversation: Conversation, row: int, model_folder: Path, max_length: int = 512, loss_on: str = "assistant"
-) -> RowLife:
-    """As `inspect_row`, for a conversation at hand."""
-    template, tokenizer = ChatTemplate.load(model_folder), TextTokenizer.load(model_folder)
-    example = encode_conversation(conversation, template, tokenizer, max_length, loss_on)
-    pieces = zip(tokenizer.pieces(example.input_ids), example.input_ids, example.labels, strict=True)
-    tokens = [TokenView(text, id, label != IGNORE_INDEX) for text, id, label in pieces]
-    return RowLife(row, conversation, template.render(conversation.messages), tokens, example.truncated)
 
 
 def lint_dataset(project: Project, name: str, base: str = "", max_length: int = 512) -> list[Finding]:

@@ -20,6 +20,7 @@ SHELVES = [
         "projects",
         "datasets",
         "caches",
+        "row_life",
         "runs",
         "chat_client",
         "charts",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.cli import follow as progress
 from studio.cli import show
+from studio.cli.data_inspect import inspect
 from studio.cli.group import group
 from studio.cli.lazy import datasets, files, formats
 from studio.cli.lazy import identity as identities
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from studio.store.datasets import Dataset
 
 app = group("Datasets of a project.")
+app.command()(inspect)
 Languages = Annotated[str, typer.Option(help="Languages, with commas: en, zh or en,zh.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]
@@ -143,28 +145,6 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
 
 
 @app.command()
-def inspect(
-    dataset: DatasetArgument,
-    row: Annotated[int, typer.Option(min=1, help="The row, from 1.")] = 1,
-    base: BaseOption = "",
-    json: JsonOption = False,
-    project: ProjectOption = "",
-) -> None:
-    """Show one row's life: conversation, rendered text, tokens with the trained ones marked.
-
-    Example: retune data inspect identity --row 3
-    """
-    life = datasets.inspect_row(chosen(project), dataset, row, base_model(base))
-    if json:
-        return show.as_json(_life_as_json(life))
-    for message in life.conversation.messages:
-        show.out.print(show.plain(f"{message.role}: {message.content}"), highlight=False)
-    cut = ", cut at the longest length" if life.truncated else ""
-    show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
-    return show.out.print(_marked(life.tokens), highlight=False)
-
-
-@app.command()
 def lint(
     dataset: DatasetArgument, base: BaseOption = "", json: JsonOption = False, project: ProjectOption = ""
 ) -> None:
@@ -205,27 +185,3 @@ def summary(dataset: Dataset) -> str:
     """`identity: 240 rows, 60 held-out probes`."""
     probes = f", {dataset.num_probes} held-out probes" if dataset.num_probes else ""
     return f"{dataset.name}: {dataset.num_rows} rows{probes}"
-
-
-def _marked(tokens: list[Any]) -> Any:
-    """The row's text with trained stretches in brackets and green: it reads without colours too."""
-    text = show.plain("")
-    for before, token in zip([None, *tokens[:-1]], tokens, strict=True):
-        if token.trained and not (before and before.trained):
-            text.append("[", "green")
-        if before and before.trained and not token.trained:
-            text.append("]", "green")
-        text.append(show.plain(token.text).plain, "green" if token.trained else "bright_black")
-    return text.append("]", "green") if tokens and tokens[-1].trained else text
-
-
-def _life_as_json(life: Any) -> dict[str, object]:
-    ids = [token.id for token in life.tokens]
-    labels = [token.id if token.trained else -100 for token in life.tokens]
-    return {
-        "conversation": life.conversation.to_row(),
-        "text": life.text,
-        "input_ids": ids,
-        "labels": labels,
-        "truncated": life.truncated,
-    }

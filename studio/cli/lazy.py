@@ -15,12 +15,13 @@ class _AtFirstUse:
 
 
 if TYPE_CHECKING:
-    from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, runs, scores, store
+    from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, row_life, runs, scores, store
     from studio.config import catalog, schema
     from studio.config import yaml as configs
     from studio.data import files, formats, identity
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
+    row_life = _AtFirstUse("studio.row_life")
     chat_client = _AtFirstUse("studio.chat_client")
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
     datasets = _AtFirstUse("studio.datasets")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from studio.data.render_worker import Chat
 from studio.data.rendering import GENERATION_END, GENERATION_START
@@ -20,15 +21,18 @@ class Draft:
     """`wanted`: messages whose part must be found in `text`; `spans`: those found so far."""
 
     turns: list[Turn] = field(default_factory=list)
+    tools: Any = None
     wanted: list[int] = field(default_factory=list)
     text: str = ""
     spans: dict[int, Span] = field(default_factory=dict)
     error: DataError | None = None
 
     @classmethod
-    def of(cls, messages: Sequence[ChatMessage], loss_on: str, control_tokens: Collection[str]) -> "Draft":
+    def of(
+        cls, messages: Sequence[ChatMessage], loss_on: str, control_tokens: Collection[str], tools: Any = None
+    ) -> "Draft":
         try:
-            return cls(mark_literals(as_turns(messages), control_tokens), exceptions(messages, loss_on))
+            return cls(mark_literals(as_turns(messages), control_tokens), tools, exceptions(messages, loss_on))
         except DataError as error:
             return cls(error=error)
 
@@ -41,7 +45,7 @@ class Draft:
         cuts = [(len(self.turns), False)]
         for index in self._answers(self.wanted):
             cuts += [(index, True), (index + 1, False)]
-        return self.turns, list(dict.fromkeys(cuts))
+        return self.turns, list(dict.fromkeys(cuts)), self.tools
 
     def compare(self, texts: list[str]) -> None:
         """Find answers by what the text gains with them, or by the template's own generation tags."""
@@ -61,7 +65,8 @@ class Draft:
         `trimmed` puts the marks within the outer white space, for templates that take that away.
         """
         turns = [_frame(turn, trimmed) if index in self.missing else turn for index, turn in enumerate(self.turns)]
-        return turns, [(len(turns), False)] + [(index + 1, False) for index in self._answers(self.missing)]
+        cuts = [(len(turns), False)] + [(index + 1, False) for index in self._answers(self.missing)]
+        return turns, cuts, self.tools
 
     def find_framed(self, texts: list[str]) -> None:
         """See where the marks landed, unless they changed anything else. An answer takes what ends its turn.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio.data.formats import Conversation
+from studio.data.conversation import Conversation
 from studio.data.phrasings import load_bank
 from studio.data.segments import (
     ChatMessage,

@@ -14,7 +14,7 @@ from studio.data import rendering
 from studio.errors import DataError
 
 MAX_SOURCE_CHARACTERS = 200_000
-Chat = tuple[list[dict[str, str]], list[tuple[int, bool]]]
+Chat = tuple[list[dict[str, Any]], list[tuple[int, bool]], Any]
 
 
 class RenderWorker:
@@ -28,14 +28,15 @@ class RenderWorker:
     def render(self, source: str, base: dict[str, Any], chats: Sequence[Chat]) -> list[list[str] | DataError]:
         """For each chat one text per cut, or the DataError that its rendering ended in.
 
-        A cut (number, prompt) is the first `number` messages with or without the generation prompt; `base` are the
-        template's other variables. Raises DataError when the template's source is too long for any chat.
+        A chat has messages, cuts and tools; a cut (number, prompt) is the first `number` messages with or without the
+        generation prompt. `base` are the template's other variables. Raises DataError when the template's source is
+        too long for any chat.
         """
         if len(source) > MAX_SOURCE_CHARACTERS:
             raise DataError(
                 f"The chat template has {len(source):,} characters.", f"Allowed: {MAX_SOURCE_CHARACTERS:,}."
             )
-        wanted = [{"messages": messages, "cuts": cuts} for messages, cuts in chats]
+        wanted = [{"messages": messages, "cuts": cuts, "tools": tools} for messages, cuts, tools in chats]
         with self._lock:
             replies = self._exchange(json.dumps({"source": source, "base": base, "chats": wanted}))
         if replies is not None:

@@ -107,6 +107,7 @@ def render_chat(source: str, base: dict[str, Any], chat: dict[str, Any]) -> dict
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
         template, messages = compile_template(source), chat["messages"]
+        base = base | {"tools": chat["tools"]}
         cuts = [
             base | {"messages": messages[:number], "add_generation_prompt": prompt} for number, prompt in chat["cuts"]
         ]

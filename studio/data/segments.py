@@ -1,14 +1,15 @@
 """Pieces of a rendered chat: which are trained, which are text that merely looks like a control token."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from studio.data.formats import Message
+from studio.data.conversation import Message
 from studio.errors import DataError
 
+TOOL_KEYS = ("tool_calls", "name", "tool_call_id")
 LOSS_ON = ("assistant", "last", "all")
 # Private-use characters that travel through a template with the text and tell where it went.
 LITERAL_START, LITERAL_END = "\U0010fff0", "\U0010fff1"
@@ -43,12 +44,22 @@ def as_turns(messages: Iterable[ChatMessage]) -> list[Turn]:
         role, content = row.get("role"), row.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(f"A message has role {role!r} and content {content!r}.", "Both must be text.")
-        if ANY_MARK.search(content):
+        turn = {"role": role, "content": content} | {key: row[key] for key in TOOL_KEYS if row.get(key)}
+        if any(ANY_MARK.search(text) for text in _texts(turn)):
             raise DataError("A message holds one of the private characters U+10FFF0 to U+10FFF5.", "Take it out.")
-        turns.append({"role": role, "content": content})
+        turns.append(turn)
     if not turns:
         raise DataError("The conversation has no messages.", "Give at least one message.")
     return turns
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def require_loss_on(loss_on: str) -> None:
@@ -76,9 +87,17 @@ def exceptions(messages: Sequence[ChatMessage], loss_on: str) -> list[int]:
 def mark_literals(turns: list[Turn], control_tokens: Collection[str]) -> list[Turn]:
     """Put LITERAL marks around control tokens that messages contain."""
     pattern = _pattern(tuple(control_tokens))
-    if pattern is None or not any(pattern.search(turn["content"]) for turn in turns):
+    if pattern is None or not any(pattern.search(text) for turn in turns for text in _texts(turn)):
         return turns
-    return [turn | {"content": pattern.sub(f"{LITERAL_START}\\g<0>{LITERAL_END}", turn["content"])} for turn in turns]
+    return [{key: value if key == "role" else _marked(value, pattern) for key, value in turn.items()} for turn in turns]
+
+
+def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(f"{LITERAL_START}\\g<0>{LITERAL_END}", value)
+    if isinstance(value, dict):
+        return {key: _marked(each, pattern) for key, each in value.items()}
+    return [_marked(each, pattern) for each in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=16)

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from studio.data.conversation import Conversation
 from studio.data.draft import GENERATION_MARKS, Draft
-from studio.data.formats import Conversation
 from studio.data.render_worker import WORKER, Chat
 from studio.data.segments import ChatMessage, Segment, as_turns, require_loss_on
 from studio.errors import DataError
@@ -43,7 +43,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = False) -> str:
         """The text of a chat, the same as transformers' `apply_chat_template(tokenize=False)`."""
         turns = as_turns(messages)
-        [texts] = WORKER.render(self.source, self._variables, [(turns, [(len(turns), add_generation_prompt)])])
+        [texts] = WORKER.render(self.source, self._variables, [(turns, [(len(turns), add_generation_prompt)], None)])
         if isinstance(texts, DataError):
             raise texts
         return GENERATION_MARKS.sub("", texts[0])
@@ -61,7 +61,7 @@ class ChatTemplate:
         space after that. `control_tokens` found inside messages become literal pieces. Raises DataError when
         the template fails or answers cannot be told from the rest.
         """
-        [found] = self._segments_of([messages], loss_on, control_tokens)
+        [found] = self._segments_of([messages], loss_on, control_tokens, [None])
         if isinstance(found, DataError):
             raise found
         return found
@@ -73,13 +73,18 @@ class ChatTemplate:
         control_tokens: Collection[str] = (),
     ) -> list[list[Segment] | DataError]:
         """As `segments` for many conversations at once, which is faster; one that fails gives its DataError."""
-        return self._segments_of([each.messages for each in conversations], loss_on, control_tokens)
+        tools = [each.meta.get("tools") for each in conversations]
+        return self._segments_of([each.messages for each in conversations], loss_on, control_tokens, tools)
 
     def _segments_of(
-        self, chats: Sequence[Sequence[ChatMessage]], loss_on: str, control_tokens: Collection[str]
+        self,
+        chats: Sequence[Sequence[ChatMessage]],
+        loss_on: str,
+        control_tokens: Collection[str],
+        tools: Sequence[Any],
     ) -> list[list[Segment] | DataError]:
         require_loss_on(loss_on)
-        drafts = [Draft.of(messages, loss_on, control_tokens) for messages in chats]
+        drafts = [Draft.of(messages, loss_on, control_tokens, own) for messages, own in zip(chats, tools, strict=True)]
         self._render([draft for draft in drafts if not draft.error], Draft.beginnings, Draft.compare)
         for trimmed in (False, True):
             self._render(
@@ -99,7 +104,7 @@ class ChatTemplate:
 
     @property
     def _variables(self) -> dict[str, Any]:
-        return {**self.special_tokens, "tools": None, "documents": None}
+        return {**self.special_tokens, "documents": None}
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
-from studio.data.formats import Conversation, canonical_json
+from studio.data.conversation import Conversation, canonical_json
 from studio.data.named import Template
+from studio.data.pretrain import document
 from studio.data.segments import ChatMessage, Segment
 from studio.errors import DataError
 
@@ -23,17 +24,22 @@ BATCH_ROWS = 256
 BATCH_CHARACTERS = 1_000_000
 
 Encoded = tuple[list[int], list[int]]
+Written = tuple[list[Segment] | DataError, bool]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation. labels[i] is input_ids[i] where trained, else IGNORE_INDEX."""
+    """Token ids of one conversation. labels[i] is input_ids[i] where trained, else IGNORE_INDEX.
+
+    `is_document`: raw text, to be joined with others and split (`pretrain.sequences`).
+    """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
+    is_document: bool = False
 
     @property
     def num_trained_tokens(self) -> int:
@@ -199,6 +205,7 @@ def encode_conversation(
 ) -> Example:
     """One conversation as ids and labels; what exceeds `max_length` tokens is cut off at the end.
 
+    Raw text (kind "text") is a document of `pretrain`: it is not cut, as training joins and splits documents.
     Raises DataError when the template refuses the messages.
     """
     [example] = encode_batch([conversation], template, tokenizer, max_length, loss_on)
@@ -215,8 +222,7 @@ def encode_batch(
     loss_on: str = "assistant",
 ) -> list[Example | DataError]:
     """As `encode_conversation` for some hundred conversations at once; one that fails gives its DataError."""
-    pieces = template.segments_of(conversations, loss_on, tokenizer.control_tokens)
-    return _examples(pieces, tokenizer, max_length)
+    return _examples(_written(conversations, template, tokenizer, loss_on), tokenizer, max_length)
 
 
 def encode_conversations(
@@ -247,9 +253,9 @@ def encode_each(
     (`num_trained_tokens` is 0): the caller leaves them out and says so.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="render") as renderer:
-        render = partial(template.segments_of, loss_on=loss_on, control_tokens=tokenizer.control_tokens)
-        for pieces in _one_ahead(renderer, render, _batches(conversations)):
-            yield from _examples(pieces, tokenizer, max_length)
+        write = partial(_written, template=template, tokenizer=tokenizer, loss_on=loss_on)
+        for written in _one_ahead(renderer, write, _batches(conversations)):
+            yield from _examples(written, tokenizer, max_length)
 
 
 def encode_prompt(messages: Sequence[ChatMessage], template: Template, tokenizer: TextTokenizer) -> list[int]:
@@ -259,22 +265,57 @@ def encode_prompt(messages: Sequence[ChatMessage], template: Template, tokenizer
     """
     segments = template.segments(messages, "all", tokenizer.control_tokens)
     opening = template.render(messages, add_generation_prompt=True).removeprefix(template.render(messages))
-    last = segments[-1].part
+    last = segments[-1].part if segments else 0
     return tokenizer.encode_segments([*segments, *([Segment(opening, True, part=last)] if opening else [])])[0]
 
 
+def rendered(conversation: Conversation, template: Template, tokenizer: TextTokenizer) -> str:
+    """The text of a conversation with its control tokens, as it is tokenised. Raises DataError."""
+    [(segments, _)] = _written([conversation], template, tokenizer, "all")
+    if isinstance(segments, DataError):
+        raise segments
+    return "".join(segment.text for segment in segments)
+
+
+def _written(
+    conversations: Sequence[Conversation], template: Template, tokenizer: TextTokenizer, loss_on: str
+) -> list[Written]:
+    """Each conversation's segments or why there are none, and whether it is a document."""
+    chats = [conversation for conversation in conversations if conversation.kind != "text"]
+    pieces = iter(template.segments_of(chats, loss_on, tokenizer.control_tokens))
+    eos = template.special_tokens.get("eos_token", "")
+    return [
+        (_document(conversation, eos, tokenizer), True) if conversation.kind == "text" else (next(pieces), False)
+        for conversation in conversations
+    ]
+
+
+def _document(conversation: Conversation, eos: str, tokenizer: TextTokenizer) -> list[Segment] | DataError:
+    try:
+        return document(conversation.messages[0].content, eos, tokenizer.control_tokens)
+    except DataError as error:
+        return error
+
+
 def _examples(
-    pieces: Sequence[list[Segment] | DataError], tokenizer: TextTokenizer, max_length: int | None
+    written: Sequence[Written], tokenizer: TextTokenizer, max_length: int | None
 ) -> list[Example | DataError]:
-    """Tokenise what rendering gave; a text that cannot be encoded costs its own row only."""
-    good = [segments for segments in pieces if not isinstance(segments, DataError)]
+    """Tokenise what was written; a text that cannot be encoded costs its own row only."""
+    good = [segments for segments, _ in written if not isinstance(segments, DataError)]
     try:
         encoded = iter(tokenizer.encode_many(good))
     except DataError as error:
-        if len(pieces) == 1:
+        if len(written) == 1:
             return [error]
-        return [example for each in pieces for example in _examples([each], tokenizer, max_length)]
-    return [each if isinstance(each, DataError) else _cut(*next(encoded), max_length) for each in pieces]
+        return [example for each in written for example in _examples([each], tokenizer, max_length)]
+    return [
+        segments
+        if isinstance(segments, DataError)
+        else Example(*next(encoded), is_document=True)
+        if is_document
+        else _cut(*next(encoded), max_length)
+        for segments, is_document in written
+    ]
 
 
 def _cut(ids: list[int], labels: list[int], max_length: int | None) -> Example:

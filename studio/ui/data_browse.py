@@ -14,6 +14,7 @@ from studio.data.tokens import TextTokenizer
 from studio.datasets import Dataset
 from studio.errors import StudioError
 from studio.projects import Project
+from studio.row_life import RowLife, View, of_conversation
 from studio.ui import state
 from studio.ui.data_build import dataset_line, intent_word
 from studio.ui.i18n import N_, _, ngettext
@@ -250,7 +251,7 @@ def _tokens(project: Project, dataset: Dataset, row: Conversation, number: int) 
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _row_life(fingerprint: str, number: int, base: str, _row: Conversation) -> tuple[datasets.RowLife, list[Chip]]:
+def _row_life(fingerprint: str, number: int, base: str, _row: Conversation) -> tuple[RowLife, list[Chip]]:
     folder = models.require(base)
-    life = datasets.row_life(_row, number, folder)
+    life = of_conversation(_row, number, View(folder, max_length=512))
     return life, chips(life.tokens, TextTokenizer.load(folder).decode)

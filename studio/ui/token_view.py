@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from studio.datasets import TokenView
+from studio.row_life import TokenView
 from studio.ui.i18n import _
 
 CSS = """

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from pytest import MonkeyPatch
 
 from tests.cli.conftest import Retune
 
+XTUNER = Path(__file__).parents[1] / "data" / "fixtures" / "xtuner"
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
 
 
@@ -73,6 +75,7 @@ def test_inspect_marks_the_trained_tokens(retune: Retune, tmp_path: Path, tiny_m
     life = json.loads(retune("data", "inspect", "in", "--base", tiny_model, "--json"))
     assert len(life["input_ids"]) == len(life["labels"])
     assert {label for label in life["labels"] if label != -100} < set(life["input_ids"])
+    assert [token["trained"] for token in life["tokens"]] == [label != -100 for label in life["labels"]]
     assert "no row 2" in retune("data", "inspect", "in", "--row", 2, "--base", tiny_model, code=1)
     assert "no dataset 'out'" in retune("data", "inspect", "out", "--base", tiny_model, code=1)
 
@@ -95,3 +98,39 @@ def test_delete_asks_first(retune: Retune) -> None:
     retune("data", "delete", "identity", "--yes")
     assert "No datasets yet" in retune("data", "list")
     assert "no dataset" in retune("data", "delete", "identity", "--yes", code=1)
+
+
+def test_inspect_of_a_bare_file_needs_no_project(retune: Retune, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setenv("RETUNE_HOME", str(tmp_path / "empty"))
+    golden = json.loads((XTUNER / "golden_templates.json").read_text(encoding="utf-8"))
+    file = tmp_path / "rows.jsonl"
+    rows = [{"conversation": turns} for turns in golden["conversations"].values()]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = ("data", "inspect", file, "--tokenizer", XTUNER / "tokenizer", "--json")
+    for number, case in enumerate(golden["conversations"], start=1):
+        for name, expected in (("qwen_chat", golden["templates"]["qwen_chat"]), ("none", golden["no_template"])):
+            life = json.loads(retune(*words, "--row", number, "--template", name))
+            assert life["text"] == expected[case]["rendered_text"]
+            assert life["input_ids"] == expected[case]["input_ids"]
+            assert life["labels"] == expected[case]["labels"]
+    cut = json.loads(retune(*words, "--row", 2, "--template", "internlm2_chat", "--max-length", 24))
+    expected = golden["truncated_max_length_24"]["internlm2_chat"]["multi_turn"]
+    assert (cut["text"], cut["labels"], cut["truncated"]) == (expected["rendered_text"], expected["labels"], True)
+    assert "has no row 99" in retune(*words, "--row", 99, code=1)
+    assert "no template named 'x'" in retune(*words, "--template", "x", code=1)
+    assert "no project yet" in retune("data", "inspect", "chats", code=1)
+
+
+def test_inspect_shows_what_a_map_gives(retune: Retune, tmp_path: Path) -> None:
+    file = tmp_path / "sql.json"
+    rows = [{"context": "CREATE TABLE t", "question": "How many?", "answer": "SELECT COUNT(*) FROM t"}, {"text": "hi"}]
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    words = ("data", "inspect", file, "--tokenizer", XTUNER / "tokenizer", "--template", "default")
+    life = json.loads(retune(*words, "--format", "sql", "--json"))
+    [turn] = life["conversation"]
+    assert turn["input"] == "CREATE TABLE t\nHow many?" and turn["output"] == "SELECT COUNT(*) FROM t"
+    assert life["text"].startswith("<s><|System|>:If you are an expert in SQL")
+    assert "[SELECT COUNT(*) FROM t</s>]" in retune(*words, "--format", "sql")
+    assert "no column 'context'" in retune(*words, "--format", "sql", "--row", 2, code=1)
+    text = json.loads(retune(*words, "--row", 2, "--json"))
+    assert text["text"] == "hi</s>" and text["labels"] == text["input_ids"]

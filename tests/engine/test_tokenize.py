@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from studio import caches, datasets, jobs, runs
+from studio import caches, datasets, jobs, models, row_life, runs
 from studio.config.schema import RunConfig
 from studio.data import cache
 from studio.data.token_files import TokenFiles
@@ -25,6 +25,9 @@ def ended(project: Project, job: Job) -> Job:
 def previewed(project: Project, name: str, config: RunConfig) -> list[Example]:
     """The tokens that the Data page shows for each row of a dataset."""
     found = []
+    view = row_life.View(
+        models.require(config.model.base), config.data.template, config.data.max_length, config.data.loss_on
+    )
     for row in range(1, datasets.get(project, name).num_rows + 1):
         life = row_life.of_dataset(project, name, row, view)
         labels = [token.id if token.trained else IGNORE_INDEX for token in life.tokens]

@@ -7,7 +7,7 @@ import os
 import pytest
 import streamlit as st
 
-from studio import datasets, models
+from studio import datasets, models, row_life
 from studio.data.formats import Conversation, Message
 from studio.data.identity import Identity
 from studio.store import jobs as store_jobs
@@ -201,7 +201,7 @@ def test_hostile_cells_are_text(open_tab, project):
 def test_the_life_of_a_row_counts_trained_tokens(open_tab, project):
     datasets.save(project, "mine", [row("Who are you?", "I'm Luna.")], kind="import")
     at = open_tab("browse")
-    life = datasets.inspect_row(project, "mine", 1)
+    life = row_life.of_dataset(project, "mine", 1, row_life.View(models.require(project.base), max_length=512))
     assert f"{len(life.tokens)} tokens, {life.num_trained_tokens} of them trained" in texts(at.markdown)
 
 

@@ -1,0 +1,97 @@
+"""`retune data inspect`: one row of a dataset or of any file, from the raw row to its tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from studio.cli import show
+from studio.cli.lazy import row_life
+from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
+from studio.errors import ProjectError
+
+if TYPE_CHECKING:
+    from studio.projects import Project
+    from studio.row_life import RowLife, View
+
+IGNORED = -100
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="FILE_OR_DATASET", help="A file, or a dataset of the project.")],
+    row: Annotated[int, typer.Option(min=1, help="The row, from 1.")] = 1,
+    template: Annotated[
+        str | None, typer.Option(help="A named template; none: no template; left out: the tokenizer's own.")
+    ] = None,
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json and tokenizer_config.json.")] = "",
+    base: Annotated[str, typer.Option(help="Base model to take both from; the project's when left out.")] = "",
+    format: Annotated[
+        str, typer.Option(help="How a file's rows are read (retune data formats); recognised when left out.")
+    ] = "",
+    max_length: Annotated[int, typer.Option(min=0, help="Longest sequence in tokens; 0 cuts nothing off.")] = 0,
+    loss_on: Annotated[str, typer.Option(help="assistant, last or all.")] = "assistant",
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Show one row's life: conversation, rendered text, tokens with the trained ones marked.
+
+    What has a dot or a slash is a file, and needs no project; anything else is a dataset.
+
+    Example: retune data inspect chats.jsonl --row 3 --template qwen_chat
+    """
+    is_file = "." in source or "/" in source
+    workspace = _project(project, needed=not is_file)
+    folder = row_life.model_folder(tokenizer, base_model(base), workspace)
+    view: View = row_life.View(folder, "none" if template == "" else template or "", max_length or None, loss_on)
+    if is_file:
+        life = row_life.of_file(Path(source).expanduser(), row, view, format)
+    else:
+        life = row_life.of_dataset(workspace, source, row, view)
+    return show.as_json(_as_json(life)) if json else _print(life)
+
+
+def _project(name: str, needed: bool) -> Project | None:
+    """A file needs no project, but the project's base model is looked at where there is one."""
+    try:
+        return chosen(name)
+    except ProjectError:
+        if needed or name:
+            raise
+        return None
+
+
+def _print(life: RowLife) -> None:
+    if not life.conversation.messages:
+        return show.say(f"Row {life.row}: the format leaves it out.")
+    for message in life.conversation.messages:
+        show.out.print(show.plain(f"{message.role}: {message.content}"), highlight=False)
+    cut = f", {len(life.cut_off)} more cut off at the longest length" if life.truncated else ""
+    show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
+    return show.out.print(_marked(life.tokens), highlight=False)
+
+
+def _marked(tokens: list[Any]) -> Any:
+    """The row's text with trained stretches in brackets and green: it reads without colours too."""
+    text = show.plain("")
+    for before, token in zip([None, *tokens[:-1]], tokens, strict=True):
+        if token.trained and not (before and before.trained):
+            text.append("[", "green")
+        if before and before.trained and not token.trained:
+            text.append("]", "green")
+        text.append(show.plain(token.text).plain, "green" if token.trained else "bright_black")
+    return text.append("]", "green") if tokens and tokens[-1].trained else text
+
+
+def _as_json(life: RowLife) -> dict[str, Any]:
+    """`text` is what `input_ids` decode to; `rendered` is what the template wrote, with nothing cut off."""
+    return {
+        "conversation": life.conversation.to_row() if life.turns is None else life.turns,
+        "text": life.kept_text,
+        "input_ids": [token.id for token in life.tokens],
+        "labels": [token.id if token.trained else IGNORED for token in life.tokens],
+        "tokens": life.tokens,
+        "rendered": life.text,
+        "truncated": life.truncated,
+    }

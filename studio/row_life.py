@@ -1,0 +1,128 @@
+"""The life of one row by the trainer's own functions: conversation, rendered text, tokens and which are trained."""
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from studio import datasets
+from studio.data.conversation import Conversation
+from studio.data.files import ReadOptions, scan
+from studio.data.formats import to_conversation, turns_to_conversation
+from studio.data.named import load_template
+from studio.data.row_index import RowIndex
+from studio.data.rows import BadRow, RawRow, place
+from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation, rendered
+from studio.data.xtuner_maps import XTUNER_MAPS, map_name
+from studio.errors import DataError
+from studio.models import require
+from studio.projects import Project
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One token of a row: its text, its id, and whether the loss counts it."""
+
+    text: str
+    id: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class RowLife:
+    """What becomes of one row. `row` counts from 1; `text` is what the template writes, with nothing cut off.
+
+    `tokens` are those that are read in training, `kept_text` is what they decode to; `cut_off` are those beyond the
+    longest length. `turns`: as the XTuner
+    map gave them, None without one. A row that its map leaves out has neither messages nor tokens.
+    """
+
+    row: int
+    conversation: Conversation
+    text: str
+    kept_text: str
+    tokens: list[TokenView]
+    cut_off: list[TokenView]
+    turns: list[dict[str, Any]] | None = None
+
+    @property
+    def truncated(self) -> bool:
+        return bool(self.cut_off)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        return sum(token.trained for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a row is looked at: the folder of tokenizer and template, a template's name ("": the tokenizer's own).
+
+    `max_length` None cuts nothing off.
+    """
+
+    model_folder: Path
+    template: str = ""
+    max_length: int | None = None
+    loss_on: str = "assistant"
+
+
+def of_dataset(project: Project, name: str, row: int, view: View) -> RowLife:
+    """The life of row `row` of a project's dataset. Raises DataError, naming the rows there are."""
+    rows = RowIndex(project.path(datasets.get(project, name).path))
+    if not 1 <= row <= len(rows):
+        raise DataError(f"Dataset {name!r} has no row {row}.", f"Its rows are 1 to {len(rows)}.")
+    return of_conversation(rows.row(row), row, view)
+
+
+def of_file(path: Path, row: int, view: View, format: str = "", options: ReadOptions | None = None) -> RowLife:
+    """The life of row `row` of any file that can be imported; `format` "" recognises it. Raises DataError."""
+    raw = _raw_row(path, row, options)
+    known = XTUNER_MAPS.get(map_name(format))
+    if known is None:
+        return of_conversation(to_conversation(raw.value, format or None, row), row, view)
+    try:
+        turns = known.convert(raw.value)
+    except BadRow as bad:
+        raise DataError(f"{path.name}, {place(raw)}: {bad}", f"Check that its rows suit the map {format!r}.") from None
+    if not turns:
+        return RowLife(row, Conversation(()), "", "", [], [], turns)
+    return of_conversation(turns_to_conversation(turns), row, view, turns)
+
+
+def of_conversation(
+    conversation: Conversation, row: int, view: View, turns: list[dict[str, Any]] | None = None
+) -> RowLife:
+    """The life of a conversation at hand. Raises DataError when it cannot be written or tokenised."""
+    template, tokenizer = load_template(view.template, view.model_folder), TextTokenizer.load(view.model_folder)
+    example = encode_conversation(conversation, template, tokenizer, None, view.loss_on)
+    pieces = zip(tokenizer.pieces(example.input_ids), example.input_ids, example.labels, strict=True)
+    tokens = [TokenView(text, id, label != IGNORE_INDEX) for text, id, label in pieces]
+    end = len(tokens) if example.is_document else view.max_length
+    text = rendered(conversation, template, tokenizer)
+    kept = tokenizer.decode(example.input_ids[:end])
+    return RowLife(row, conversation, text, kept, tokens[:end], tokens[end:] if end else [], turns)
+
+
+def model_folder(tokenizer: str, base: str, project: Project | None) -> Path:
+    """Where tokenizer and template are read from: a folder of its own, a base model, the project's, the starter's."""
+    if not tokenizer:
+        return require(base or (project.base if project else "starter"))
+    folder = Path(tokenizer).expanduser()
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"{tokenizer!r} is no folder with a tokenizer.json.", "Give the folder of a model or tokenizer."
+        )
+    return folder
+
+
+def _raw_row(path: Path, row: int, options: ReadOptions | None) -> RawRow:
+    """The row by its place in the whole source, counted from 1."""
+    seen = deque(enumerate(islice(scan(path, options), row), start=1), maxlen=1)
+    number, found = seen[0] if seen else (0, None)
+    if found is None or number < row:
+        raise DataError(f"{path.name} has no row {row}.", f"It has {number} rows.")
+    if found.problem:
+        raise DataError(f"{path.name}, {place(found)}: {found.problem}", "Correct the row, or look at another.")
+    return found
