@@ -15,6 +15,7 @@ from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain, show_progress
 
 PROGRESS_SECONDS = 1.0
+PICKER_WIDTH = 420
 
 
 def offer_model(base: str, key: str) -> None:
@@ -40,7 +41,7 @@ def choose_base(project: Project, bases: Sequence[str], page: str, on_change: Ca
     if len(bases) > 1:
         key = f"{page}.base"
         st.session_state[key] = chosen
-        st.selectbox(_("Base model"), bases, key=key, on_change=_keep_base, args=(key, on_change))
+        st.selectbox(_("Base model"), bases, key=key, width=PICKER_WIDTH, on_change=_keep_base, args=(key, on_change))
     return chosen
 
 
