@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
-from studio.data.conversation import Conversation, canonical_json
+from studio.data.conversation import Conversation, digest_line
 from studio.data.named import Template
 from studio.data.pretrain import document
 from studio.data.segments import ChatMessage, Segment
@@ -354,8 +354,7 @@ def fingerprint(conversations: Iterable[Conversation]) -> str:
     """sha256 of the canonical rows, key order ignored: equal data, equal fingerprint."""
     digest = hashlib.sha256()
     for conversation in conversations:
-        row = json.loads(canonical_json(conversation.to_row()))
-        digest.update(json.dumps(row, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
+        digest.update(digest_line(conversation))
     return digest.hexdigest()
 
 

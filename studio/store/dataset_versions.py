@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from studio.data.formats import Conversation, canonical_json
+from studio.data.conversation import Conversation, canonical_line
 from studio.data.tokens import fingerprint
 from studio.errors import DataError
 from studio.paths import atomic_path, atomic_write_text, fsync, inside, remove
@@ -211,12 +211,12 @@ def _replace(source: Path, target: Path) -> None:
 def _write_rows(path: Path, conversations: Iterable[Conversation]) -> tuple[str, int]:
     """(fingerprint, number of rows) of the canonical file."""
     num_rows = 0
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
 
         def written() -> Iterator[Conversation]:
             nonlocal num_rows
             for conversation in conversations:
-                file.write(canonical_json(conversation.to_row()) + "\n")
+                file.write(canonical_line(conversation))
                 num_rows += 1
                 yield conversation
 
