@@ -13,6 +13,8 @@ from studio.cli import (
     demo,
     doctor,
     evaluate,
+    evaluations,
+    jobs,
     models,
     project,
     runs,
@@ -40,8 +42,10 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(weights.app, name="convert")
 app.command()(evaluate.evaluate)
+app.add_typer(evaluations.app, name="evaluations")
 app.command()(chat.chat)
 app.command()(chat.serve)
+app.add_typer(jobs.app, name="jobs")
 app.command()(demo.demo)
 app.command()(studio.studio)
 app.command()(doctor.doctor)

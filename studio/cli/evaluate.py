@@ -67,7 +67,7 @@ def scorecard(evaluation: Evaluation) -> None:
     """Print one evaluation: base beside tuned, with intervals."""
     show.say(f"\n{evaluation.subject} beside its base ({evaluation.base}), weights {evaluation.weights_hash[:12]}")
     rows = [
-        (NAMES[line.name], _share(line.base), _share(line.tuned), _target(line), line.num_probes)
+        (NAMES[line.name], share(line.base), share(line.tuned), _target(line), line.num_probes)
         for line in scores.lines(evaluation.scores)
     ]
     show.table(["", "base", "tuned", "target", "probes"], rows)
@@ -78,7 +78,7 @@ def scorecard(evaluation: Evaluation) -> None:
         )
 
 
-def _share(triple: tuple[float, float, float] | None) -> str:
+def share(triple: tuple[float, float, float] | None) -> str:
     """`93 % (85-97)`: value and 95 % interval."""
     if triple is None:
         return "-"

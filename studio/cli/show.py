@@ -13,6 +13,7 @@ from rich.text import Text
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+_wide = Console(soft_wrap=True, width=10_000)
 
 
 def say(text: str) -> None:
@@ -46,8 +47,7 @@ def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table. A pipe gets each row on one line, however long."""
-    view = grid(columns, rows)
-    out.print(view, width=None if out.is_terminal else 10_000, no_wrap=None if out.is_terminal else True)
+    (out if out.is_terminal else _wide).print(grid(columns, rows))
 
 
 def as_json(value: Any) -> None:

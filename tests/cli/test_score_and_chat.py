@@ -27,6 +27,26 @@ def test_evaluate_prints_stores_and_writes_a_page(trained: Project, retune: Retu
     assert stored["step"] == 4 and stored["scores"]["identity"]["tuned"]["total"] == 2
 
 
+def test_stored_scorecards_are_listed_and_exported(trained: Project, retune: Retune, tmp_path: Path) -> None:
+    made = [json.loads(retune("evaluate", "tiny-1", "--limit", number, "--json"))["id"] for number in (1, 2)]
+    listed = [each["id"] for each in json.loads(retune("evaluations", "list", "--json"))]
+    assert listed[:2] == made[::-1]
+    assert made[0] in retune("evaluations", "list") and "tiny-1 step 4" in retune("evaluations", "list")
+    retune("evaluations", "export", tmp_path / "newest.md")
+    assert '"num_probes": 2' in (tmp_path / "newest.md").read_text(encoding="utf-8")
+    retune("evaluations", "export", tmp_path / "first.html", "--evaluation", made[0])
+    page = (tmp_path / "first.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "&quot;num_probes&quot;: 1" in page
+    assert "Allowed endings: .html" in retune("evaluations", "export", tmp_path / "x.pdf", code=1)
+    assert "no evaluation 'nope'" in retune("evaluations", "export", tmp_path / "x.md", "--evaluation", "nope", code=1)
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_project_without_scorecards_says_how_to_make_one(retune: Retune, project: Project, tmp_path: Path) -> None:
+    assert "retune evaluate" in retune("evaluations", "list")
+    assert "retune evaluate" in retune("evaluations", "export", tmp_path / "x.md", code=1)
+
+
 def test_evaluate_of_what_is_not_there(trained: Project, retune: Retune) -> None:
     assert "no run 'nope'" in retune("evaluate", "nope", code=1)
     assert "There are: 4" in retune("evaluate", "tiny-1", "--step", 3, code=1)
