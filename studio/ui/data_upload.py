@@ -1,6 +1,7 @@
-"""Data page, tab Upload: a file of chats, what it was recognised as, what is wrong with it by row, and taking it in."""
+"""Data page, tab Upload: rows of a file, a folder or a hub; what they were recognised as, and taking them in."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -8,134 +9,298 @@ from typing import Any
 
 import streamlit as st
 
-from studio import datasets
+from studio import datasets, jobs
+from studio.data.columns import Columns, guess_columns
+from studio.data.conversation import Conversation
 from studio.data.files import SUFFIXES, scan
-from studio.data.formats import FORMATS, FormatGuess, Imported, import_rows, recognise
+from studio.data.formats import (
+    ALL_FORMATS,
+    FormatGuess,
+    Imported,
+    import_rows,
+    recognise,
+    to_conversation,
+)
+from studio.data.intake import keep_source
+from studio.data.rows import RawRow
 from studio.errors import DataError
 from studio.paths import slugify
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.data_build import preview_columns, preview_row
-from studio.ui.i18n import _, ngettext
+from studio.ui.i18n import N_, _, ngettext
+from studio.ui.job_panel import job_panel, newest_job
 from studio.ui.widgets import guarded, plain
 
 SHOWN_ROWS = 12
 SAMPLE_ROWS = 100
 SHOWN_PROBLEMS = 200
+BY_HAND = "by hand"
+HUB_WORDS = {"hf": "Hugging Face", "modelscope": "ModelScope"}
 LAYOUT_WORDS = {
     "messages": "OpenAI messages",
     "xtuner": "XTuner conversation",
     "instruction": "Alpaca",
     "sharegpt": "ShareGPT",
     "prompt_completion": "prompt, completion",
-    "question_answer": "question, answer",
+    "question_answer": N_("question, answer"),
     "preference": "prompt, chosen, rejected",
-    "text": "text",
+    "text": N_("text to go on with"),
 }
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A file as it was uploaded, with what a look at all of its rows found."""
+class Source:
+    """Rows to look at: a file or folder that can be read here, and the name a person knows it by."""
 
-    file_name: str
-    content: bytes
+    path: Path
+    name: str
+    mark: str
+    upload: tempfile.TemporaryDirectory[str] | None = None  # goes with the session
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first rows show; and, for a source small enough to be read whole, what every row became."""
+
     guess: FormatGuess
-    imported: Imported
+    columns: tuple[str, ...]
+    sample: tuple[RawRow, ...]
+    whole: Imported | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How rows are to be read: "" recognises each; `columns` as `Columns.to_text`."""
+
+    layout: str = ""
+    columns: str = ""
 
 
 def upload_tab(project: Project) -> None:
-    """Nothing is stored before the button is pressed."""
+    """Nothing is stored in the project before the button is pressed."""
+    _under_way(project)
     left, right = st.columns([5, 6], gap="large")
     with left:
-        file = st.file_uploader(
-            _("A JSON or JSONL file"), ["json", "jsonl"], key="data.upload.file",
-            help=_("OpenAI messages, XTuner conversation, Alpaca or ShareGPT; recognised by its keys."),
+        places = {"file": _("Upload"), "path": _("On this machine"), "hub": _("From a hub")}
+        place = st.segmented_control(
+            _("Where the rows are"), list(places), format_func=lambda name: places[name], default="file",
+            required=True, key="data.upload.place",
         )  # fmt: skip
-        layout = st.selectbox(
-            _("Layout"), ["", *FORMATS], key="data.upload.layout",
-            format_func=lambda name: LAYOUT_WORDS[name] if name else _("recognise it"),
-        )  # fmt: skip
-    if file is None:
-        right.info(
-            _("Each row must hold a question and an answer, or a longer conversation."), icon=":material/upload_file:"
-        )
-        return
     with guarded():
-        upload = _read(file, layout)
+        if place == "hub":
+            with left:
+                _hub_form(project)
+            return
         with left:
-            _take_in(project, upload, layout)
-        with right:
-            _findings(upload)
+            source = _uploaded() if place == "file" else _on_this_machine()
+        if source is None:
+            right.info(
+                _("Any rows of questions and answers, whole conversations, or plain text to go on with."),
+                icon=":material/upload_file:",
+            )
+            return
+        _look_and_take(project, source, left, right)
 
 
-def _read(file: Any, layout: str) -> Upload:
-    """Read and convert the file once, not at every rerun."""
-    mark = (file.file_id, layout)
-    known = st.session_state.get("data.upload.read")
-    if known is None or known[0] != mark:
-        with st.spinner(_("Reading…")):
-            known = (mark, read_upload(file.name, file.getvalue(), layout))
-        st.session_state["data.upload.read"] = known
-    return known[1]
+def _look_and_take(project: Project, source: Source, left: Any, right: Any) -> None:
+    first = _look(source, Choice())
+    with left:
+        choice = _how_to_read(first)
+    look = first if choice == Choice() else _look(source, choice)
+    with left:
+        _take_in(project, source, look, choice)
+    with right:
+        _findings(look, choice)
 
 
-def read_upload(file_name: str, content: bytes, layout: str = "") -> Upload:
-    """What is in an uploaded file. Raises DataError when it cannot be read as a whole."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = _written(Path(folder), file_name, content)
-        sample = [row.value for row in islice(scan(path), SAMPLE_ROWS) if not row.problem]
-        if not sample:
-            raise DataError(f"{file_name} holds no row that can be read.", "Choose another file, or mend this one.")
-        return Upload(file_name, content, recognise(sample), import_rows(path, layout or None))
+def _uploaded() -> Source | None:
+    kinds = [suffix.lstrip(".") for suffix in SUFFIXES]
+    file = st.file_uploader(
+        _("A file of rows"), [*kinds, "gz"], key="data.upload.file",
+        help=_("JSON, JSONL, CSV, TSV, Parquet, Excel, plain text or Markdown; also packed as .gz."),
+    )  # fmt: skip
+    if file is None:
+        return None
+    known: Source | None = st.session_state.get("data.upload.source")
+    if known is None or known.mark != file.file_id:
+        known = source_of(file.name, file.getvalue(), file.file_id)
+        st.session_state["data.upload.source"] = known
+    return known
 
 
-def _written(folder: Path, file_name: str, content: bytes) -> Path:
-    """The content under a harmless name that is still recognisable."""
+def source_of(file_name: str, content: bytes, mark: str = "") -> Source:
+    """Uploaded bytes as a file under a harmless name that still tells its kind."""
+    folder = tempfile.TemporaryDirectory(prefix="retune-upload-")
     name = Path(file_name)
     suffix = "".join(part.lower() for part in name.suffixes[-2:] if part.lower() in (*SUFFIXES, ".gz")) or ".json"
-    path = folder / (slugify(name.stem) + suffix)
+    path = Path(folder.name) / (slugify(name.stem) + suffix)
     path.write_bytes(content)
-    return path
+    return Source(path, file_name, mark, folder)
 
 
-def _take_in(project: Project, upload: Upload, layout: str) -> None:
-    good, bad = len(upload.imported.conversations), len(upload.imported.problems)
-    name = st.text_input(
-        _("Name of the dataset"), slugify(Path(upload.file_name).stem), key=f"data.upload.name.{upload.file_name}"
+def _on_this_machine() -> Source | None:
+    typed = st.text_input(
+        _("File or folder"), key="data.upload.path", placeholder="/data/chats.jsonl",
+        help=_("A path on the machine that the studio runs on; a folder is read with all its files."),
+    ).strip()  # fmt: skip
+    if not typed:
+        return None
+    path = Path(typed).expanduser()
+    if not path.exists():
+        raise DataError(f"There is no file or folder {typed!r} on this machine.", "Give its full path.")
+    return Source(path, path.name, f"{path.resolve()} {path.stat().st_mtime}")
+
+
+def _look(source: Source, choice: Choice) -> Look:
+    """Look once, not at every rerun."""
+    mark = (source.mark, choice)
+    known: dict[Any, Look] = st.session_state.setdefault("data.upload.looks", {})
+    if mark not in known:
+        known.clear()
+        with st.spinner(_("Reading…")):
+            known[mark] = look_at(source.path, choice)
+    return known[mark]
+
+
+def look_at(path: Path, choice: Choice) -> Look:
+    """The first rows, and all of them where that is quick. Raises DataError when nothing can be read."""
+    sample = tuple(islice(scan(path), SAMPLE_ROWS))
+    values = [row.value for row in sample if not row.problem]
+    if not values:
+        problem = sample[0].problem if sample else "it is empty"
+        raise DataError(f"{path.name} holds no row that can be read: {problem}", "Choose another file, or mend it.")
+    names = dict.fromkeys(str(name) for value in values if isinstance(value, dict) for name in value)
+    columns = Columns.parse(choice.columns) if choice.columns else None
+    whole = import_rows(path, choice.layout or None, columns) if datasets.imports_at_once(path) else None
+    return Look(recognise(values), tuple(names), sample, whole)
+
+
+def _how_to_read(look: Look) -> Choice:
+    """The layout: recognised, named, or a question and an answer picked from the columns."""
+    by_hand = [BY_HAND] if look.columns else []
+    unknown = look.guess.name is None and bool(by_hand)
+    layout = st.selectbox(
+        _("Layout"), ["", *by_hand, *ALL_FORMATS], index=int(unknown), key=f"data.upload.layout.{unknown}",
+        format_func=_layout_word, help=_("Names in small letters are XTuner's dataset formats."),
+    )  # fmt: skip
+    if layout != BY_HAND:
+        return Choice(layout)
+    guess = guess_columns(look.columns)
+    names = list(look.columns)
+    left, middle, right = st.columns(3)
+    question = left.selectbox(
+        _("Question"), names, index=names.index(guess.question) if guess else 0, key="data.upload.question"
     )
+    answer = middle.selectbox(
+        _("Answer"), names, index=names.index(guess.answer) if guess else len(names) - 1, key="data.upload.answer"
+    )
+    system = right.selectbox(_("System"), ["", *names], key="data.upload.system", format_func=lambda n: n or "–")
+    return Choice(columns=Columns(question, answer, system).to_text())
+
+
+def _layout_word(name: str) -> str:
+    if name == BY_HAND:
+        return _("pick the columns")
+    return _(LAYOUT_WORDS.get(name, name)) if name else _("recognise it")
+
+
+def _take_in(project: Project, source: Source, look: Look, choice: Choice) -> None:
+    name = st.text_input(
+        _("Name of the dataset"), datasets.dataset_name(Path(source.name)), key=f"data.upload.name.{source.name}"
+    )
+    good, bad = (len(look.whole.conversations), len(look.whole.problems)) if look.whole else (0, 0)
     keep_good = False
-    if bad and good:
+    if (bad and good) or look.whole is None:
         keep_good = st.checkbox(_("Leave out the rows that cannot be used"), key="data.upload.keep")
+    _warn_of_replacing(project, name)
+    label = ngettext("Import {number} row", "Import {number} rows", good).format(number=good)
+    blocked = look.whole is not None and (not good or bool(bad and not keep_good))
+    if st.button(
+        label if look.whole else _("Import"), type="primary", icon=":material/download_done:", disabled=blocked,
+        key="data.upload.go",
+    ):  # fmt: skip
+        with guarded():
+            _import(project, source, name.strip(), choice, keep_good, at_once=look.whole is not None)
+
+
+def _warn_of_replacing(project: Project, name: str) -> None:
     if name in {dataset.name for dataset in datasets.listed(project)}:
         st.warning(_("This replaces the dataset {name}.").format(name=plain(name)))
-    label = ngettext("Import {number} row", "Import {number} rows", good).format(number=good)
-    blocked = not good or bool(bad and not keep_good)
-    if st.button(label, type="primary", icon=":material/download_done:", disabled=blocked, key="data.upload.go"):
-        with guarded():
-            _import(project, upload, name.strip(), layout, keep_good)
 
 
-def _import(project: Project, upload: Upload, name: str, layout: str, keep_good: bool) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = _written(Path(folder), upload.file_name, upload.content)
-        dataset = datasets.import_file(project, path, name, layout or None, keep_good)
-    words = ngettext(
-        "Dataset {name}: {number} row imported.", "Dataset {name}: {number} rows imported.", dataset.num_rows
-    )
-    state.flash(words.format(name=plain(dataset.name), number=dataset.num_rows))
-    state.keep("data.dataset", dataset.name)
+def _import(project: Project, source: Source, name: str, choice: Choice, keep_good: bool, at_once: bool) -> None:
+    if at_once:
+        dataset = datasets.import_file(project, source.path, name, choice.layout or None, keep_good, choice.columns)
+        _say_imported(dataset.name, dataset.num_rows)
+    else:  # the job needs a file that outlives this session
+        path = keep_source(project.folder, source.path) if source.upload else source.path
+        job = datasets.start_import(project, path, name, choice.layout or None, keep_good, choice.columns)
+        state.keep("data.upload.job", job.id)
     st.rerun()
 
 
-def _findings(upload: Upload) -> None:
-    good, bad = upload.imported.conversations, upload.imported.problems
-    name = LAYOUT_WORDS.get(upload.guess.name or "", _("not recognised"))
-    st.markdown(f"**{_('Layout')}: {name}** · {plain(upload.guess.reason)}")
-    st.markdown(_("{good} rows can be used, {bad} cannot.").format(good=len(good), bad=len(bad)))
+def _hub_form(project: Project) -> None:
+    """A dataset of a hub: its library fetches it in a job."""
+    with st.form("data.upload.hub", border=False):
+        left, right = st.columns([2, 3])
+        hub = left.selectbox(_("Hub"), list(HUB_WORDS), format_func=lambda each: HUB_WORDS[each], key="data.upload.hub")
+        dataset_id = right.text_input(_("Dataset"), placeholder="owner/name", key="data.upload.id").strip()
+        left, middle, right = st.columns(3)
+        split = left.text_input(_("Split"), "train", key="data.upload.split")
+        subset = middle.text_input(_("Subset"), key="data.upload.subset", help=_("Empty for the one there is."))
+        layout = right.selectbox(
+            _("Layout"), ["", *ALL_FORMATS], format_func=_layout_word, key="data.upload.hub.layout"
+        )
+        name = st.text_input(_("Name of the dataset"), key="data.upload.hub.name", placeholder=_("that of the hub"))
+        keep_good = st.checkbox(_("Leave out the rows that cannot be used"), key="data.upload.hub.keep")
+        pressed = st.form_submit_button(_("Fetch and import"), type="primary", icon=":material/cloud_download:")
+    if not pressed:
+        return
+    if not dataset_id:
+        raise DataError("The dataset's id is missing.", "It looks like owner/name.")
+    source = f"{hub}:{dataset_id}"
+    job = datasets.start_import(
+        project, source, name.strip(), layout or None, keep_good, split=split.strip() or "train", subset=subset.strip()
+    )
+    state.keep("data.upload.job", job.id)
+    st.rerun()
+
+
+def _under_way(project: Project) -> None:
+    """The import that runs, and what became of the last one started here."""
+    mine = state.kept("data.upload.job")
+    job = newest_job(project.folder, "import")
+    if job is None or not (job.live or job.id == mine):
+        return
+    if not job.live and job.state == "finished":
+        state.forget("data.upload.job")
+        _say_imported(job.result["dataset"], job.result["num_rows"], job.result.get("num_left_out", 0))
+        return
+    job_panel(project.folder, jobs.get(project.folder, job.id), "data.upload")
+
+
+def _say_imported(name: str, num_rows: int, num_left_out: int = 0) -> None:
+    words = ngettext("Dataset {name}: {number} row imported.", "Dataset {name}: {number} rows imported.", num_rows)
+    if num_left_out:
+        words += " " + ngettext("{left} row left out.", "{left} rows left out.", num_left_out)
+    state.flash(words.format(name=plain(name), number=num_rows, left=num_left_out))
+    state.keep("data.dataset", name)
+
+
+def _findings(look: Look, choice: Choice) -> None:
+    name = _layout_word(look.guess.name) if look.guess.name else _("not recognised")
+    sure = f" · {_('{share:.0%} sure').format(share=look.guess.confidence)}" if look.guess.name else ""
+    st.markdown(f"**{_('Layout')}: {plain(name)}**{sure} · {plain(look.guess.reason)}")
+    if look.whole is None:
+        st.markdown(_("The first rows of a large source. All of them are read when it is imported."))
+        good, bad = _sampled(look.sample, choice)
+    else:
+        good, bad = look.whole.conversations, [(one.row, one.message) for one in look.whole.problems]
+        st.markdown(_("{good} rows can be used, {bad} cannot.").format(good=len(good), bad=len(bad)))
     if bad:
         st.dataframe(
-            [{"row": problem.row, "problem": problem.message} for problem in bad[:SHOWN_PROBLEMS]],
+            [{"row": row, "problem": problem} for row, problem in bad[:SHOWN_PROBLEMS]],
             hide_index=True, height="content" if len(bad) < 8 else 260,
             column_config={
                 "row": st.column_config.NumberColumn(_("Row"), width="small"),
@@ -143,5 +308,22 @@ def _findings(upload: Upload) -> None:
             },
         )  # fmt: skip
     if good:
-        rows = [preview_row(conversation) for conversation in good[:SHOWN_ROWS]]
-        st.dataframe(rows, hide_index=True, column_config=preview_columns(), height="content")
+        st.dataframe(
+            [preview_row(conversation) for conversation in good[:SHOWN_ROWS]],
+            hide_index=True, height="content", column_config=preview_columns(),
+        )  # fmt: skip
+
+
+def _sampled(sample: Sequence[RawRow], choice: Choice) -> tuple[list[Conversation], list[tuple[int, str]]]:
+    """What the rows of the sample become."""
+    columns = Columns.parse(choice.columns) if choice.columns else None
+    good: list[Conversation] = []
+    bad: list[tuple[int, str]] = []
+    for row in sample:
+        try:
+            if row.problem:
+                raise DataError(row.problem)
+            good.append(to_conversation(row.value, choice.layout or None, row.number, columns))
+        except DataError as error:
+            bad.append((row.number, error.message))
+    return good, bad

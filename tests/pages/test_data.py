@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import psutil
 import pytest
 import streamlit as st
 
@@ -162,6 +163,58 @@ def test_upload_lists_bad_rows_and_keeps_the_good_ones_on_request(open_tab, proj
     at.checkbox(key="data.upload.keep").check().run()
     at.button(key="data.upload.go").click().run()
     assert datasets.get(project, "mixed").num_rows == 2
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Jobs that would have been started; each is a live one that does nothing."""
+    calls = []
+
+    def start(folder, kind, args, **_):
+        calls.append((kind, args))
+        me = psutil.Process()
+        job = store_jobs.Job(kind=kind, args=args, state="running", pid=me.pid, process_created=me.create_time())
+        with open_db(folder) as db:
+            store_jobs.add(db, job)
+        return job
+
+    monkeypatch.setattr("studio.jobs.start", start)
+    return calls
+
+
+def test_columns_are_picked_by_hand(open_tab, project):
+    table = "Beipackzettel,Rat,Nr\nWas hilft?,Ruhe.,1\nUnd dann?,Schlaf.,2\n"
+    at = open_tab("upload")
+    at.file_uploader(key="data.upload.file").upload("rat.csv", table.encode(), "text/csv").run()
+    assert not at.exception
+    at.selectbox(key="data.upload.answer").set_value("Rat").run()
+    at.button(key="data.upload.go").click().run()
+    assert not at.exception and not at.error
+    assert [each.messages[0].content for each in datasets.load(project, "rat")] == ["Was hilft?", "Und dann?"]
+    assert [each.messages[1].content for each in datasets.load(project, "rat")] == ["Ruhe.", "Schlaf."]
+
+
+def test_a_path_on_this_machine_is_imported_in_a_job_when_large(open_tab, project, tmp_path, monkeypatch, started):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
+    at = open_tab("upload")
+    at.segmented_control(key="data.upload.place").set_value("path").run()
+    at.text_input(key="data.upload.path").set_value(str(tmp_path / "nothing")).run()
+    assert "There is no file or folder" in texts(at.error)
+    monkeypatch.setattr("studio.datasets.AT_ONCE_BYTES", 1)
+    at.text_input(key="data.upload.path").set_value(str(path)).run()
+    at.button(key="data.upload.go").click().run()
+    assert not at.exception and not at.error
+    assert started[0][0] == "import" and started[0][1]["path"] == str(path) and started[0][1]["name"] == "chats"
+
+
+def test_a_dataset_of_a_hub_is_fetched_in_a_job(open_tab, project, started):
+    at = open_tab("upload")
+    at.segmented_control(key="data.upload.place").set_value("hub").run()
+    at.text_input(key="data.upload.id").set_value("owner/chats")
+    [button for button in at.button if button.label == "Fetch and import"][0].click().run()
+    assert not at.exception and not at.error
+    assert started[0][0] == "import" and started[0][1]["hub"] == "hf:owner/chats" and started[0][1]["name"] == "chats"
 
 
 @pytest.mark.parametrize("text", ["", "{not json", "\x1f\x8b binary", "[]"])
