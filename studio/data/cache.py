@@ -7,7 +7,8 @@ import hashlib
 import json
 import platform
 from array import array
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cache
@@ -18,8 +19,9 @@ import jinja2
 import numpy as np
 import tokenizers
 
-from studio.data.formats import Conversation
+from studio.data.conversation import Conversation
 from studio.data.named import Template
+from studio.data.pretrain import sequences
 from studio.data.rows import parse
 from studio.data.token_files import FILES, StoredRows, TokenFiles, TokenWriter
 from studio.data.tokens import Example, TextTokenizer, encode_each
@@ -54,8 +56,9 @@ class Recipe:
 class CacheInfo:
     """One cache: of which dataset, how large, and what lint wants to know.
 
-    Rows and tokens are counted as the dataset has them, `num_distinct` rows are stored. `num_truncated`: rows that
-    were cut; `num_untrained`: rows in which nothing is trained. A damaged cache has a size and nothing else.
+    `num_rows` of the dataset, of which `num_documents` are raw text, joined and split into `num_sequences`. Tokens are
+    counted as often as they are trained; `num_distinct` examples are stored. `num_truncated`: rows that were cut;
+    `num_untrained`: rows in which nothing is trained. A damaged cache has a size and nothing else.
     """
 
     key: str
@@ -63,6 +66,8 @@ class CacheInfo:
     recipe: dict[str, Any] = field(default_factory=dict)
     dtype: str = ""
     num_rows: int = 0
+    num_documents: int = 0
+    num_sequences: int = 0
     num_distinct: int = 0
     num_tokens: int = 0
     num_trained_tokens: int = 0
@@ -82,16 +87,17 @@ class TokenCache:
     files: TokenFiles
 
     def rows(self) -> StoredRows:
-        """All rows, in the dataset's order."""
+        """All rows of training: chats in the dataset's order, then sequences of joined documents."""
         return StoredRows(self.files, np.arange(self.files.num_rows))
 
     def trainable(self) -> StoredRows:
-        """The rows with a trained token, in the dataset's order."""
+        """Those of `rows` with a trained token."""
         return StoredRows(self.files, np.flatnonzero(self.files.trained_tokens()))
 
     def untrained(self) -> list[int]:
-        """Numbers, from 1, of the rows in which nothing is trained."""
-        return [int(row) + 1 for row in np.flatnonzero(self.files.trained_tokens() == 0)]
+        """Numbers, from 1, of the dataset's rows in which nothing is trained."""
+        numbers = self.files.numbers[self.files.trained_tokens() == 0]
+        return [int(number) for number in numbers[numbers > 0]]
 
 
 def open_or_build(
@@ -196,30 +202,42 @@ def _build(
     rows = _DistinctRows(source, name, progress)
     with atomic_path(folder) as temporary:
         writer = TokenWriter(temporary, tokenizer.largest_id)
+        chats, joined = array("I"), array("I")  # numbers of the examples
         try:
             examples = encode_each(rows, template, tokenizer, recipe.max_length, recipe.loss_on)
-            for number, example in enumerate(examples):
-                writer.add(rows.sound(number, example))
-            writer.close(rows.places)
+            documents = _documents(map(rows.sound, examples), writer, chats)
+            for ids in sequences(documents, recipe.max_length):
+                joined.append(writer.add(Example(ids, ids)))
+            of_rows = np.asarray(chats)[np.asarray(rows.places, dtype=np.intp)]
+            writer.close(np.concatenate([of_rows, joined]), np.concatenate([rows.numbers, np.zeros(len(joined))]))
         finally:
             writer.abandon()
-        info = _described(folder.name, name, recipe, TokenFiles(temporary, writer.dtype), writer.dtype)
+        info = _described(TokenFiles(temporary, writer.dtype), rows)
+        info = replace(info, key=folder.name, dataset=name, recipe=asdict(recipe), dtype=writer.dtype)
         atomic_write_json(temporary / META, asdict(info))
 
 
-def _described(key: str, name: str, recipe: Recipe, files: TokenFiles, dtype: str) -> CacheInfo:
+def _documents(examples: Iterable[Example], writer: TokenWriter, chats: "array[int]") -> Iterator[list[int]]:
+    """Write the chats, and yield the ids of raw text, which is joined first."""
+    for example in examples:
+        if example.is_document:
+            yield example.input_ids
+        else:
+            chats.append(writer.add(example))
+
+
+def _described(files: TokenFiles, rows: "_DistinctRows") -> CacheInfo:
     trained, lengths = files.trained_tokens(), files.lengths()
     return CacheInfo(
-        key=key,
-        dataset=name,
-        recipe=asdict(recipe),
-        dtype=dtype,
-        num_rows=files.num_rows,
+        key="",
+        num_rows=rows.num_read,
+        num_documents=rows.num_read - len(rows.places),
+        num_sequences=files.num_rows - len(rows.places),
         num_distinct=files.num_examples,
         num_tokens=int(lengths.sum()),
         num_trained_tokens=int(trained.sum(dtype=np.int64)),
         num_truncated=int(files.truncated().sum()),
-        num_untrained=int((trained == 0).sum()),
+        num_untrained=int((trained[: len(rows.places)] == 0).sum()),
         longest=int(lengths.max(initial=0)),
         created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         files={each: sha256_of(files.folder / each) for each in FILES},
@@ -227,35 +245,55 @@ def _described(key: str, name: str, recipe: Recipe, files: TokenFiles, dtype: st
 
 
 class _DistinctRows:
-    """Yields the different rows of a canonical data file once each, and notes which of them every row is."""
+    """Yields the different chats of a canonical data file once each, and notes which of them every row is.
+
+    Documents are yielded as often as they come: they are trained as one text.
+    """
 
     def __init__(self, source: Path, name: str, progress: Progress) -> None:
-        self.places = array("I")  # for each row, the number of its example
-        self._first = array("I")  # for each example, its first row, counted from 1
+        self.places = array("I")  # for each chat, which of the different ones it is
+        self.numbers = array("I")  # for each chat, its row in the dataset, from 1
+        self.num_read = 0
+        self._on_the_way: deque[int] = deque()  # numbers of the rows that were yielded and have not come back
         self._source, self._name, self._progress = source, name, progress
 
     def __iter__(self) -> Iterator[Conversation]:
         known: dict[bytes, int] = {}
+        num_chats = 0
+        for line in self._lines():
+            mark = hashlib.blake2b(line, digest_size=16).digest()
+            place = known.get(mark)
+            if place is None:
+                conversation = self._conversation(line)
+                self._on_the_way.append(self.num_read)
+                if conversation.kind != "text":
+                    place, num_chats = num_chats, num_chats + 1
+                    if len(known) < MAX_KNOWN_ROWS:
+                        known[mark] = place
+                    self._note(place)
+                yield conversation
+            else:
+                self._note(place)
+
+    def sound(self, example: Example | DataError) -> Example:
+        """The next example that was made of what this yielded; where it could not be, the error with its row."""
+        number = self._on_the_way.popleft()
+        if isinstance(example, DataError):
+            raise self._at(number, example) from example
+        return example
+
+    def _lines(self) -> Iterator[bytes]:
         with open(self._source, "rb") as file:
             for line in file:
-                if not line.strip():
-                    continue
-                if len(self.places) % PROGRESS_ROWS == 0:
-                    self._progress(len(self.places))
-                mark = hashlib.blake2b(line, digest_size=16).digest()
-                number = known.get(mark, len(self._first))
-                self.places.append(number)
-                if number == len(self._first):
-                    self._first.append(len(self.places))
-                    if len(known) < MAX_KNOWN_ROWS:
-                        known[mark] = number
-                    yield self._conversation(line)
+                if line.strip():
+                    if self.num_read % PROGRESS_ROWS == 0:
+                        self._progress(self.num_read)
+                    self.num_read += 1
+                    yield line
 
-    def sound(self, number: int, example: Example | DataError) -> Example:
-        """An example that could be made; else the error with its row."""
-        if isinstance(example, DataError):
-            raise self._at(self._first[number], example) from example
-        return example
+    def _note(self, place: int) -> None:
+        self.places.append(place)
+        self.numbers.append(self.num_read)
 
     def _conversation(self, line: bytes) -> Conversation:
         value, problem = parse(line)
@@ -264,7 +302,7 @@ class _DistinctRows:
                 raise DataError(problem, "Correct the row, or restore an earlier version of the dataset.")
             return Conversation.from_row(value)
         except DataError as error:
-            raise self._at(len(self.places), error) from error
+            raise self._at(self.num_read, error) from error
 
     def _at(self, row: int, error: DataError) -> DataError:
         return DataError(f"Dataset {self._name!r}, row {row}: {error.message}", error.hint)

@@ -1,7 +1,8 @@
 """Examples on disk: plain numpy files that are written in one pass and read through memory maps.
 
 ids.bin (uint16 or uint32, by vocabulary), trained.bin (one bit a token), examples.npy (end, trained tokens, cut),
-rows.npy (the example of each row: rows that repeat share one).
+rows.npy: for each row of training its example (rows that repeat share one) and its number in the dataset, from 1; 0
+for a sequence of joined documents. Chats come first, in the dataset's order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from studio.errors import DataError
 IDS, TRAINED, EXAMPLES, ROWS = "ids.bin", "trained.bin", "examples.npy", "rows.npy"
 FILES = (IDS, TRAINED, EXAMPLES, ROWS)
 EXAMPLE = np.dtype([("end", "<i8"), ("trained", "<u4"), ("truncated", "?")])
+ROW = np.dtype([("example", "<u4"), ("number", "<u4")])
 FLUSH_TOKENS = 1 << 18
 
 
@@ -38,21 +40,26 @@ class TokenWriter:
         self._pending: list[Example] = []
         self._num_pending = 0
         self._rest = np.zeros(0, dtype=bool)  # trained tokens that do not fill a byte yet
-        self._end = 0
+        self._end = self._num_examples = 0
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example) -> int:
+        """Append an example; returns its number, from 0."""
         self._pending.append(example)
         self._num_pending += len(example.input_ids)
         if self._num_pending >= FLUSH_TOKENS:
             self._flush()
+        self._num_examples += 1
+        return self._num_examples - 1
 
-    def close(self, rows: Sequence[int] | NDArray[Any]) -> None:
-        """Finish; `rows` has the example of each row."""
+    def close(self, examples: Sequence[int] | NDArray[Any], numbers: Sequence[int] | NDArray[Any]) -> None:
+        """Finish; for each row of training, its example and its number in the dataset."""
         self._flush()
         self._bits.write(np.packbits(self._rest).tobytes())
         self.abandon()
+        rows = np.zeros(len(examples), dtype=ROW)
+        rows["example"], rows["number"] = examples, numbers
         np.save(self.folder / EXAMPLES, np.frombuffer(bytes(self._table), dtype=EXAMPLE))
-        np.save(self.folder / ROWS, np.asarray(rows, dtype="<u4"))
+        np.save(self.folder / ROWS, rows)
 
     def abandon(self) -> None:
         """Close the files as they are."""
@@ -87,10 +94,12 @@ class TokenFiles:
         self._ids = _mapped(folder / IDS, dtype)
         self._bits = _mapped(folder / TRAINED, "u1")
         self._examples = np.load(folder / EXAMPLES, mmap_mode="r")
-        self._rows = np.load(folder / ROWS, mmap_mode="r")
+        rows = np.load(folder / ROWS, mmap_mode="r")
+        self._rows, self.numbers = rows["example"], rows["number"]
 
     @property
     def num_rows(self) -> int:
+        """Rows of training."""
         return len(self._rows)
 
     @property

@@ -25,7 +25,7 @@ def main(verb: str, job_dir: Path) -> int:
     """Run one job to its end; the exit code is 0 when it finished or was stopped as asked."""
     # OpenMP threads spin while they wait; on a busy machine that made steps 2-10 times slower (measured).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said out loud, it does not warn when a process is forked
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with JobContext.open(job_dir) as job:
         job.wait_for_turn()

@@ -157,12 +157,13 @@ def _usable(tokens: TokenCache, name: str, data: DataSection) -> StoredRows:
     if dropped := tokens.untrained():
         shown = ", ".join(map(str, dropped[:10])) + (", …" if len(dropped) > 10 else "")
         print(f"{name}: {len(dropped)} of {info.num_rows} rows left out, nothing in them is trained: row {shown}.")
-    if len(dropped) == info.num_rows:
+    usable = tokens.trainable()
+    if not usable:
         raise DataError(
             f"No row of dataset {name!r} has a token to train on ({info.num_rows} rows looked at).",
             "Check data.loss_on and data.max_length, and look at the rows on the Data page.",
         )
-    return tokens.trainable()
+    return usable
 
 
 def _valid_rows(num_rows: int, share: float, seed: int, name: str) -> frozenset[int]:

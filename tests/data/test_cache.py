@@ -263,7 +263,7 @@ def test_files_give_back_any_examples(
         writer = TokenWriter(folder, largest)
         for example in stored:
             writer.add(example)
-        writer.close(rows)
+        writer.close(rows, range(1, len(rows) + 1))
     files = TokenFiles(folder, writer.dtype)
     assert [files.row(row) for row in range(files.num_rows)] == [stored[number] for number in rows]
     assert files.trained_tokens().tolist() == [stored[number].num_trained_tokens for number in rows]
@@ -274,9 +274,30 @@ def test_files_give_back_any_examples(
 def test_ids_take_two_bytes_where_that_is_enough(largest_id: int, size: int, tmp_path: Path) -> None:
     writer = TokenWriter(tmp_path, largest_id)
     writer.add(Example([largest_id], [largest_id]))
-    writer.close([0])
+    writer.close([0], [1])
     assert (tmp_path / token_files.IDS).stat().st_size == size
     assert TokenFiles(tmp_path, writer.dtype).row(0).input_ids == [largest_id]
+
+
+def test_documents_are_joined_and_split(open_cache: Open, source: Path, model: Path) -> None:
+    """Every token of raw text is trained, in order, repeated rows too; chats beside it keep their rows' numbers."""
+    texts = ["Luna " * 30, "Tokyo.", "Tokyo.", "Who?"]
+    documents = [Conversation((Message("assistant", text),), {"kind": "text"}) for text in texts]
+    chat, silent = (
+        Conversation((Message("user", "x"), Message("assistant", "I am Luna.", trained))) for trained in (None, False)
+    )
+    write_conversations(source, [*documents[:2], chat, documents[2], silent, documents[3]])
+    template, tokenizer = ChatTemplate.load(model), TextTokenizer.load(model)
+    tokens = open_cache(max_length=32)
+    rows = list(tokens.rows())
+    assert rows[:2] == [encode_conversation(each, template, tokenizer, 32) for each in (chat, silent)]
+    assert tokens.untrained() == [5]
+    joined = [token for row in rows[2:] for token in row.input_ids]
+    assert joined == [token for each in documents for token in encode_conversation(each, template, tokenizer).input_ids]
+    assert all(row.labels == row.input_ids and not row.truncated for row in rows[2:])
+    assert [len(row.input_ids) for row in rows[2:-1]] == [32] * (len(rows) - 3)
+    info = tokens.info
+    assert (info.num_rows, info.num_documents, info.num_sequences, info.num_untrained) == (6, 4, len(rows) - 2, 1)
 
 
 def test_slices_of_rows_stay_on_the_disk(open_cache: Open) -> None:
