@@ -1,12 +1,10 @@
 """From a project's datasets to the tensors of a step: tokenised once, split, mixed, packed."""
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from studio.data import mix
 from studio.data.cache import TokenCache
 from studio.data.named import Template
 from studio.data.packing import packing_report, plan_step
-from studio.data.token_files import StoredRows
+from studio.data.split import split
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
 from studio.engine.tokenize import stored_sources, tokenise
 from studio.errors import DataError
@@ -83,12 +81,9 @@ def load_corpus(
     valid: list[Example] = []
     fingerprints = {}
     for name, tokens in tokenise(folder, config.data, sources, template, tokenizer, progress):
-        usable = _usable(tokens, name, config.data)
-        kept_out = _valid_rows(len(usable), config.data.valid_share, config.train.seed, name)
-        is_trained = np.ones(len(usable), dtype=bool)
-        is_trained[sorted(kept_out)] = False
-        train[name] = StoredRows(usable.files, usable.rows[is_trained])
-        valid += [usable[row] for row in sorted(kept_out)]
+        _require_usable(tokens, name, config.data)
+        train[name], kept_out = split(tokens, name, config.data.valid_share, config.train.seed)
+        valid += kept_out
         fingerprints[name] = tokens.info.recipe["content"]
     return Corpus(train, valid, fingerprints)
 
@@ -149,24 +144,16 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:
     return Batch(ids, positions, torch.tensor(places), torch.tensor(targets), torch.ones(len(targets)), num_tokens)
 
 
-def _usable(tokens: TokenCache, name: str, data: DataSection) -> StoredRows:
-    """The rows that can be trained; a line in the log for the others and for those that were cut."""
+def _require_usable(tokens: TokenCache, name: str, data: DataSection) -> None:
+    """A line in the log for rows that are left out and for those that were cut."""
     info = tokens.info
     if num_cut := int(tokens.files.truncated()[tokens.files.trained_tokens() > 0].sum()):
         print(f"{name}: {num_cut} of {info.num_rows} rows are longer than {data.max_length} tokens and were cut.")
     if dropped := tokens.untrained():
         shown = ", ".join(map(str, dropped[:10])) + (", …" if len(dropped) > 10 else "")
         print(f"{name}: {len(dropped)} of {info.num_rows} rows left out, nothing in them is trained: row {shown}.")
-    usable = tokens.trainable()
-    if not usable:
+    if not tokens.trainable():
         raise DataError(
             f"No row of dataset {name!r} has a token to train on ({info.num_rows} rows looked at).",
             "Check data.loss_on and data.max_length, and look at the rows on the Data page.",
         )
-    return usable
-
-
-def _valid_rows(num_rows: int, share: float, seed: int, name: str) -> frozenset[int]:
-    """Rows that are kept out of training."""
-    wanted = mix.num_valid_rows(num_rows, share)
-    return frozenset(random.Random(f"{seed}-{name}-valid").sample(range(num_rows), wanted))
