@@ -7,7 +7,7 @@ from typing import Any
 
 from studio.data.columns import guess_columns, messages_from
 from studio.data.conversation import Message, list_of, messages_of, text_of, trained_of
-from studio.data.rows import BadRow, kind_of, shortened
+from studio.data.rows import BadRow, defect, kind_of, shortened
 
 Row = dict[str, Any]
 Converted = tuple[list[Message], dict[str, Any]]
@@ -165,6 +165,8 @@ def _tools(row: Row) -> dict[str, Any]:
             tools = json.loads(tools)
         except (ValueError, RecursionError):
             raise BadRow(f'"tools" is no JSON: {shortened(tools)}.') from None
+        if problem := defect(tools):
+            raise BadRow(f'"tools" {problem}')
     if not tools:
         return {}
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from studio.data.conversation import canonical_line
+from studio.data.conversation import canonical_json, canonical_line, digest_line
 from studio.data.formats import (
     ALL_FORMATS,
     Conversation,
@@ -397,6 +397,21 @@ def test_round_trip(tmp_path: Path, rows: list[Conversation]) -> None:
     write_conversations(path, rows)
     assert read_conversations(path) == rows
     assert [Conversation.from_row(row) for _, row in read_rows(path)] == rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(row=conversations())
+def test_a_line_and_its_digest_are_those_of_plain_json(row: Conversation) -> None:
+    assert json.loads(canonical_line(row)) == row.to_row()
+    plain = json.dumps(json.loads(canonical_json(row.to_row())), sort_keys=True, separators=(",", ":"))
+    assert digest_line(row) == plain.encode("ascii") + b"\n"
+
+
+@pytest.mark.parametrize("tools", ["{", '"x"', '[{"a": "\\ud800"}]', '[{"a": NaN}]', "[1]", {"a": 1}])
+def test_tools_that_cannot_be_kept(tmp_path: Path, tools: object) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(ROW | {"tools": tools}))
+    with pytest.raises(DataError, match="tools"):
+        read_conversations(path)
 
 
 @FILE_SETTINGS
