@@ -13,7 +13,7 @@ from studio.paths import REPOSITORY
 # Room -> shelf, counted from the bottom. A room may import rooms of lower shelves, and its neighbours without a cycle.
 SHELVES = [
     {"errors", "paths", "processes"},
-    {"config", "store", "data", "models", "scores"},
+    {"config", "store", "data", "models", "scores", "checkpoint_files"},
     {
         "estimate",
         "jobs",
@@ -27,7 +27,6 @@ SHELVES = [
         "chat_client",
         "charts",
         "report",
-        "checkpoint_files",
     },
     {"ui", "cli"},
     {"pages", "app"},

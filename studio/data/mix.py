@@ -57,13 +57,6 @@ def iterate(
         yield from islice(_epoch_rows(sizes, sources, seed, epoch), skipped if epoch == first else 0, None)
 
 
-def rows_for(
-    sizes: Mapping[str, int], sources: Mapping[str, Portion], seed: int, num_rows: int, start: int = 0
-) -> list[tuple[str, int]]:
-    """The `num_rows` rows that come from position `start` on."""
-    return list(islice(iterate(sizes, sources, seed, start), num_rows))
-
-
 def num_steps(epoch_rows: int, num_epochs: float, rows_per_step: int) -> int:
     """Optimizer steps that see `num_epochs` epochs, the last step filled up."""
     return max(1, math.ceil(num_epochs * epoch_rows / rows_per_step))

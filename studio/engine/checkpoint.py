@@ -5,7 +5,6 @@ and makes it valid; `last_checkpoint` names the newest, for people and for other
 """
 
 import errno
-import json
 import random
 import re
 import zipfile
@@ -19,6 +18,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from studio import checkpoint_files
+from studio.checkpoint_files import manifest_path, read_manifest
 from studio.engine.safe_load import load_pth
 from studio.errors import CheckpointError
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, remove, require_free_space, sha256_of
@@ -74,7 +75,7 @@ class CheckpointFolder:
             registered = {row.step: row.sha256 for row in store.listed(db, self._run_id)}
             for gone in (later for later in registered if later > step):
                 store.remove(db, self._run_id, gone)
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         if registered.get(step) != manifest["sha256"]:  # it was written, and the run killed before it said so
             self._register(step, path, manifest["sha256"], manifest["size_bytes"])
         atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
@@ -127,20 +128,10 @@ def find_resumable(run_dir: Path) -> Found:
 
 def verify(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose size and sha256 are as recorded. Raises CheckpointError."""
-    manifest = _read_manifest(path)
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint {path.name}.", "Choose another of this run.")
-    if path.stat().st_size != manifest["size_bytes"]:
-        raise CheckpointError(
-            f"{path.name} has {path.stat().st_size} bytes, its manifest says {manifest['size_bytes']}.",
-            "It was cut short; use the checkpoint before it.",
-        )
-    if sha256_of(path) != manifest["sha256"]:
-        raise CheckpointError(
-            f"{path.name} does not have the sha256 of its manifest: it was damaged or changed since it was saved.",
-            "Use the checkpoint before it.",
-        )
-    return manifest
+    found = "it is a folder" if path.is_dir() else checkpoint_files.verify(path)
+    if found:
+        raise CheckpointError(f"{path.name} cannot be used: {found}.", "Use the checkpoint before it.")
+    return read_manifest(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -154,10 +145,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "Resume from a checkpoint that `retune train` wrote; convert foreign ones instead.",
         )
     return content
-
-
-def manifest_path(path: Path) -> Path:
-    return path.with_suffix(".manifest.json")
 
 
 def versions() -> dict[str, str]:
@@ -232,18 +219,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _write_manifest(path: Path, step: int, sha256: str, size: int) -> None:
     manifest = {"file": path.name, "step": step, "size_bytes": size, "sha256": sha256, "versions": versions()}
     atomic_write_json(manifest_path(path), manifest)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
-        if isinstance(manifest["size_bytes"], int) and isinstance(manifest["sha256"], str):
-            return manifest
-        raise TypeError("size_bytes or sha256 is not what it should be")
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.name} has no manifest: it was still being written when the run ended.",
-            "Use the checkpoint before it.",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The manifest of {path.name} cannot be read: {error!r}.") from error

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import load_config
 from studio.engine.card import model_card, shown_base
-from studio.engine.checkpoint import FORMAT, manifest_path, verify
+from studio.engine.checkpoint import FORMAT, verify
 from studio.engine.job import JobContext
 from studio.engine.safe_load import load_pth
 from studio.engine.weights import (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.data.mix import MAX_EPOCH_ROWS, epoch_length, iterate, plan_epoch, rows_for
+from studio.data.mix import MAX_EPOCH_ROWS, epoch_length, iterate, plan_epoch
 from studio.errors import DataError
 
 PINNED = [("a", 0), ("b", 0), ("a", 2), ("b", 1), ("a", 1), ("b", 0)]
@@ -114,7 +114,6 @@ def test_any_position_can_be_resumed(mix: tuple, start: int) -> None:
     sizes, shares = mix
     whole = list(islice(iterate(sizes, shares, 5), start + 20))
     assert list(islice(iterate(sizes, shares, 5, start), 20)) == whole[start:]
-    assert rows_for(sizes, shares, 5, 20, start) == whole[start:]
 
 
 @pytest.mark.parametrize(
