@@ -18,7 +18,10 @@ GENERATION_MARKS = re.compile(f"[{GENERATION_START}{GENERATION_END}]")
 
 @dataclass
 class Draft:
-    """`wanted`: messages whose part must be found in `text`; `spans`: those found so far."""
+    """`wanted`: messages whose part must be found in `text`; `spans`: those found so far.
+
+    `always`: what the template writes at the end of any chat.
+    """
 
     turns: list[Turn] = field(default_factory=list)
     tools: Any = None
@@ -26,13 +29,20 @@ class Draft:
     text: str = ""
     spans: dict[int, Span] = field(default_factory=dict)
     error: DataError | None = None
+    always: str = ""
 
     @classmethod
     def of(
-        cls, messages: Sequence[ChatMessage], loss_on: str, control_tokens: Collection[str], tools: Any = None
+        cls,
+        messages: Sequence[ChatMessage],
+        loss_on: str,
+        control_tokens: Collection[str],
+        tools: Any = None,
+        always: str = "",
     ) -> "Draft":
         try:
-            return cls(mark_literals(as_turns(messages), control_tokens), tools, exceptions(messages, loss_on))
+            turns = mark_literals(as_turns(messages), control_tokens)
+            return cls(turns, tools, exceptions(messages, loss_on), always=always)
         except DataError as error:
             return cls(error=error)
 
@@ -55,7 +65,9 @@ class Draft:
             self._take_generated()
             return
         for index in self._answers(self.wanted):
-            before, until = by_cut[index, True], by_cut[index + 1, False]
+            before, whole = by_cut[index, True], by_cut[index + 1, False]
+            closed = whole.removesuffix(self.always)
+            until = closed if closed.startswith(before) else whole
             if until.startswith(before) and self.text.startswith(until):
                 self.spans[index] = (len(before), _answer_end(until, before, self.turns[index]["content"]))
 
@@ -77,14 +89,27 @@ class Draft:
         missing, pieces = self.missing, CONTENT.split(texts[0])
         if "".join(pieces) != self.text or len(pieces) != 2 * len(missing) + 1:
             return
-        tails = [text.rpartition(CONTENT_END)[2].rstrip() for text in texts[1:]]
+        tails = [text.rpartition(CONTENT_END)[2].removesuffix(self.always).rstrip() for text in texts[1:]]
         endings = dict(zip(self._answers(missing), tails, strict=True))
         position = 0
         for index, before, content in zip(missing, pieces[::2], pieces[1::2], strict=False):
             start = position + len(before)
             position = start + len(content)
-            ending = endings.get(index, "")
-            self.spans[index] = (start, position + len(ending) * self.text.startswith(ending, position))
+            self.spans[index] = (start, position + self._ending(endings.get(index, ""), position))
+
+    def _ending(self, ending: str, position: int) -> int:
+        """How much of an ending stands at `position`: all of it, or its first word where the last turn has more."""
+        for wanted in (ending, ending.split(maxsplit=1)[0] if ending else ""):
+            if self.text.startswith(wanted, position):
+                return len(wanted)
+        return 0
+
+    def widen(self, lead: str, trail: str) -> None:
+        """Take what stands directly around the answers with them, where it is exactly this."""
+        for index in self._answers(list(self.spans)):
+            start, end = self.spans[index]
+            start -= len(lead) * self.text.endswith(lead, 0, start)
+            self.spans[index] = (start, end + len(trail) * self.text.startswith(trail, end))
 
     def segments(self, trained: bool) -> list[Segment] | DataError:
         """The pieces; `trained` is the rule for text outside the spans."""

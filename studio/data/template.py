@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from studio.data.conversation import Conversation
 from studio.data.draft import GENERATION_MARKS, Draft
+from studio.data.phrasings import load_bank
 from studio.data.render_worker import WORKER, Chat
 from studio.data.segments import ChatMessage, Segment, as_turns, require_loss_on
 from studio.errors import DataError
@@ -36,8 +37,8 @@ class ChatTemplate:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything that shapes the text."""
-        content = json.dumps([self.source, sorted(self.special_tokens.items())])
+        """sha256 of everything that shapes the text and what of it is trained."""
+        content = json.dumps([self.source, sorted(self.special_tokens.items()), _trained_around(self.source)])
         return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
     def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = False) -> str:
@@ -84,12 +85,18 @@ class ChatTemplate:
         tools: Sequence[Any],
     ) -> list[list[Segment] | DataError]:
         require_loss_on(loss_on)
-        drafts = [Draft.of(messages, loss_on, control_tokens, own) for messages, own in zip(chats, tools, strict=True)]
+        drafts = [
+            Draft.of(messages, loss_on, control_tokens, own, self._always_written)
+            for messages, own in zip(chats, tools, strict=True)
+        ]
         self._render([draft for draft in drafts if not draft.error], Draft.beginnings, Draft.compare)
         for trimmed in (False, True):
             self._render(
                 [draft for draft in drafts if draft.missing], partial(Draft.framed, trimmed=trimmed), Draft.find_framed
             )
+        lead, trail = _trained_around(self.source)
+        for draft in drafts:
+            draft.widen(lead, trail)
         return [draft.segments(loss_on == "all") for draft in drafts]
 
     def _render(
@@ -102,9 +109,23 @@ class ChatTemplate:
             else:
                 take(draft, texts)
 
+    @cached_property
+    def _always_written(self) -> str:
+        """What stands at the end of any chat, asked for or not: Llama 3's first template opens an answer there."""
+        [texts] = WORKER.render(self.source, self._variables, [([], [(0, False)], None)])
+        return "" if isinstance(texts, DataError) else GENERATION_MARKS.sub("", texts[0])
+
     @property
     def _variables(self) -> dict[str, Any]:
         return {**self.special_tokens, "documents": None}
+
+
+@lru_cache(maxsize=16)
+def _trained_around(source: str) -> tuple[str, str]:
+    """Text before and after an answer that is trained with it, for templates that TRL's training templates know."""
+    digest = hashlib.sha256(source.strip().encode("utf-8")).hexdigest()
+    known = load_bank("training_spans")["templates"].get(digest, {})
+    return known.get("lead", ""), known.get("trail", "")
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

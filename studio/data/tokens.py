@@ -5,7 +5,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -59,6 +59,7 @@ class TextTokenizer:
         self._plain.encode_special_tokens = True
         added = tokenizer.get_added_tokens_decoder().values()
         self.control_tokens = tuple(token.content for token in added if token.special)
+        self._control_ids = {tokenizer.token_to_id(token) for token in self.control_tokens}
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
 
     @classmethod
@@ -140,6 +141,10 @@ class TextTokenizer:
         if ids := run.segments[0].ids:
             return list(ids), list(ids) if run.segments[0].trained else [IGNORE_INDEX] * len(ids)
         text = "".join(segment.text for segment in run.segments)
+        if run.segments[0].literal and len(text) > 1 and self._makes_control_tokens(text):
+            letters = [replace(each, text=letter) for each in run.segments for letter in each.text]
+            parts = [self._unusual(_Run([letter], run.first and not number)) for number, letter in enumerate(letters)]
+            return [id for ids, _ in parts for id in ids], [label for _, labels in parts for label in labels]
         encode = self._plain.encode if run.segments[0].literal else self._tokenizer.encode
         try:
             # SentencePiece tokenizers put a space before a text; after a line break they do not.
@@ -150,6 +155,10 @@ class TextTokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise DataError("The text holds half a character (a lone surrogate).", "Correct the row.") from error
         return _aligned(run, encoding, skip, shift)
+
+    def _makes_control_tokens(self, text: str) -> bool:
+        """Whether plain text becomes one by mere merges: converted SentencePiece vocabularies spell <s> that way."""
+        return not self._control_ids.isdisjoint(self._plain.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,5 +170,5 @@ def _end_of_turn(tokenizer: TextTokenizer, template: Template) -> list[int]:
         trained = [segment for segment in template.segments(PROBE) if segment.trained]
     except DataError:  # a template that wants other turns than these; the ids that the model names remain
         return []
-    last = tokenizer.encode(trained[-1].text)[-1:] if trained else []
+    last = tokenizer.encode(trained[-1].text.rstrip())[-1:] if trained else []
     return [token for token in last if tokenizer.decode([token]) in tokenizer.control_tokens]
