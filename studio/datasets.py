@@ -1,7 +1,7 @@
 """The datasets of a project: built, imported, distilled, edited; what is on disk and what is registered agree."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,9 @@ from studio import jobs
 from studio.data import common_names as common
 from studio.data import identity as identities
 from studio.data.files import SUFFIXES, ReadOptions, data_files, scan
-from studio.data.formats import Conversation, read_conversations
+from studio.data.formats import Conversation, RowProblem, convert_rows, read_conversations
 from studio.data.identity import Identity
 from studio.data.intake import HUB_PREFIXES, Reading, Tally, good_rows, keep_source
-from studio.data.lint import Finding, lint
-from studio.data.template import ChatTemplate
-from studio.data.tokens import Example, TextTokenizer, encode_conversation
 from studio.errors import DataError
 from studio.models import require
 from studio.paths import slugify
@@ -209,6 +206,15 @@ def load(project: Project, name: str, version: int = 0) -> list[Conversation]:
     return read_conversations(history.rows_file(project.folder, name, version), "messages")
 
 
+def stream(project: Project, name: str, version: int = 0) -> Iterator[Conversation]:
+    """As `load`, row by row in bounded memory. Raises DataError at a row that cannot be read."""
+    path = history.rows_file(project.folder, name, version)
+    for _, row in convert_rows(scan(path), "messages"):
+        if isinstance(row, RowProblem):
+            raise DataError(f"{path.name}, {row}", "Build or import the dataset again, or restore an older version.")
+        yield row
+
+
 def load_probes(project: Project, name: str) -> list[dict[str, Any]]:
     """The held-out probes of a dataset; empty when it has none."""
     path = probes_path(project, name)
@@ -234,33 +240,3 @@ def checked_name(name: str) -> str:
 
 def probes_path(project: Project, name: str) -> Path:
     return project.path("data", f"{checked_name(name)}.probes.jsonl")
-
-
-def lint_dataset(project: Project, name: str, base: str = "", max_length: int = 512) -> list[Finding]:
-    """What is wrong with a dataset, by row. With a base model at hand its tokens are looked at too."""
-    dataset = get(project, name)
-    identity = dataset.origin.get("identity")
-    encode, control_tokens = _encoder(base, max_length)
-    return lint(
-        load(project, name),
-        identity=Identity(**_tuples(identity)) if identity else None,
-        probes=load_probes(project, name),
-        encode=encode,
-        control_tokens=control_tokens,
-    )
-
-
-def _encoder(base: str, max_length: int) -> tuple[Any, tuple[str, ...]]:
-    if not base:
-        return None, ()
-    folder = require(base)
-    template, tokenizer = ChatTemplate.load(folder), TextTokenizer.load(folder)
-
-    def encode(conversation: Conversation) -> Example:
-        return encode_conversation(conversation, template, tokenizer, max_length)
-
-    return encode, tokenizer.control_tokens
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

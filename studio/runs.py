@@ -7,13 +7,13 @@ from typing import Any
 
 from filelock import FileLock
 
-from studio import datasets, jobs
+from studio import dataset_checks, datasets, jobs
 from studio.chat_client import Connection
 from studio.config import catalog
 from studio.config.schema import RunConfig
 from studio.config.yaml import load_config, load_text, save_config, update_text
 from studio.data import mix
-from studio.errors import ConfigError, JobError, Problem
+from studio.errors import ConfigError, DataError, JobError, Problem
 from studio.models import STARTER, require
 from studio.paths import remove, slugify
 from studio.projects import Project
@@ -73,18 +73,41 @@ def planned_steps(project: Project, config: RunConfig) -> int:
     return mix.num_steps(epoch_rows(project, config), config.train.num_epochs or 1, config.examples_per_step)
 
 
-def start_run(project: Project, config: RunConfig) -> tuple[Run, Job]:
-    """Freeze a config with a new run and start its job. Raises ConfigError or ModelError before anything is made."""
+def start_run(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> tuple[Run, Job]:
+    """Freeze a config with a new run, which remembers the version of each dataset, and start its job.
+
+    Raises ConfigError, ModelError, or DataError when the rows have errors, before anything is made; with
+    `allow_lint_errors` the errors are recorded with the run instead.
+    """
     require(config.model.base)
     if problems := problems_before_start(project, config):
         raise ConfigError(problems, config.name)
+    detail = {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
     with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
         run_id = store.next_id(db, config.name)
         run_dir = project.path("runs", run_id)
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(run_dir / CONFIG_FILE, config)
-        store.add(db, Run(id=run_id, name=config.name, base=config.model.base, method=config.method))
+        store.add(db, Run(run_id, config.name, config.model.base, config.method, detail=detail))
     return get_run(project, run_id), _start_training(project, run_id, resume="")
+
+
+def _overridden(project: Project, config: RunConfig, allow: bool) -> dict[str, list[str]]:
+    """{"started_despite": errors of the rows}, {} for none. Raises DataError when they are not allowed."""
+    errors = dataset_checks.errors_before_start(project, config)
+    if errors and not allow:
+        lines = "\n".join(f"  - {error}" for error in errors)
+        raise DataError(
+            f"The rows have errors that would be learned:\n{lines}\n",
+            "Correct them (`retune data lint`, `retune data fix`), or start all the same with --allow-lint-errors.",
+        )
+    return {"started_despite": errors} if errors else {}
+
+
+def _versions(project: Project, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Which rows a run learns from, however the datasets change later."""
+    found = {name: datasets.get(project, name) for name in config.data.sources}
+    return {name: {"version": each.version, "fingerprint": each.fingerprint} for name, each in found.items()}
 
 
 def resume_run(project: Project, run_id: str, checkpoint: str = "auto") -> Job:

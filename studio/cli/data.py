@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from studio.cli import data_caches, data_checks, show
 from studio.cli import follow as progress
-from studio.cli import show
 from studio.cli.data_inspect import inspect
 from studio.cli.group import group
 from studio.cli.lazy import datasets, files, formats
 from studio.cli.lazy import identity as identities
-from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
+from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.cli.options import languages as parsed
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 app = group("Datasets of a project.")
 app.command()(inspect)
+for check in (
+    data_checks.lint, data_checks.report, data_checks.fix, data_checks.versions, data_checks.undo, data_checks.restore
+):  # fmt: skip
+    app.command()(check)
+app.command()(data_caches.tokenize)
+app.command("caches")(data_caches.list_or_delete)
 Languages = Annotated[str, typer.Option(help="Languages, with commas: en, zh or en,zh.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]
@@ -142,25 +148,6 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
         return show.say("No datasets yet. Build one: retune data identity --name Luna --maker Shane")
     rows = [(d.name, d.kind, d.num_rows, d.num_probes, d.fingerprint[:12]) for d in found]
     return show.table(["dataset", "kind", "rows", "probes", "fingerprint"], rows)
-
-
-@app.command()
-def lint(
-    dataset: DatasetArgument, base: BaseOption = "", json: JsonOption = False, project: ProjectOption = ""
-) -> None:
-    """List what is wrong with a dataset, by row; exit code 1 when it has errors.
-
-    Example: retune data lint identity
-    """
-    findings = datasets.lint_dataset(chosen(project), dataset, base_model(base))
-    if json:
-        show.as_json(findings)
-    elif findings:
-        show.table(["row", "severity", "rule", "message"], [(f.row, f.severity, f.rule, f.message) for f in findings])
-    else:
-        show.say(f"{dataset}: nothing to mend.")
-    if any(finding.severity == "error" for finding in findings):
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -15,15 +15,30 @@ class _AtFirstUse:
 
 
 if TYPE_CHECKING:
-    from studio import chat_client, checkpoint_files, datasets, jobs, projects, report, row_life, runs, scores, store
+    from studio import (
+        caches,
+        chat_client,
+        checkpoint_files,
+        dataset_checks,
+        datasets,
+        jobs,
+        projects,
+        report,
+        row_life,
+        runs,
+        scores,
+        store,
+    )
     from studio.config import catalog, schema
     from studio.config import yaml as configs
     from studio.data import files, formats, identity
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
+    caches = _AtFirstUse("studio.caches")
     row_life = _AtFirstUse("studio.row_life")
     chat_client = _AtFirstUse("studio.chat_client")
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
+    dataset_checks = _AtFirstUse("studio.dataset_checks")
     datasets = _AtFirstUse("studio.datasets")
     jobs = _AtFirstUse("studio.jobs")
     projects = _AtFirstUse("studio.projects")

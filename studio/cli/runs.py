@@ -50,6 +50,10 @@ def show_(run: RunArgument, json: JsonOption = False, project: ProjectOption = "
     if json:
         return show.as_json({"run": found, "metrics": latest, "checkpoints": kept, "samples": texts})
     show.say(f"{found.id}: {found.state} at step {found.step}/{found.num_steps}. {found.cause}".rstrip())
+    for name, rows in found.detail.get("datasets", {}).items():
+        show.say(f"Rows: {name}, version {rows['version']} ({rows['fingerprint'][:12]})")
+    for error in found.detail.get("started_despite", []):
+        show.say(f"Started despite: {error}")
     show.say("")
     show.out.print(numbers_table(workspace.folder, run))
     show.say("")

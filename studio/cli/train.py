@@ -27,6 +27,9 @@ def train(
     resume: Annotated[str, typer.Option(help="auto, or a checkpoint of the run (step_40.pth).")] = "",
     set: SetOption = None,
     detach: DetachOption = False,
+    allow_lint_errors: Annotated[
+        bool, typer.Option("--allow-lint-errors", help="Start although rows have errors; they are recorded.")
+    ] = False,
 ) -> None:
     """Train. The run is a process of its own: it goes on when this command is detached or its window closed.
 
@@ -41,7 +44,7 @@ def train(
         if set:
             raise JobError("A resumed run keeps the config it began with.", "Leave --set out, or start a new run.")
         return resume_run(workspace, _run_of(workspace, config), resume, detach)
-    run, job = runs.start_run(workspace, with_settings(find_config(config, workspace), set))
+    run, job = runs.start_run(workspace, with_settings(find_config(config, workspace), set), allow_lint_errors)
     return _watch(workspace, run.id, job, detach)
 
 

@@ -1,6 +1,5 @@
 """The panel that starts a run: what the config will do, what stands in the way, and a start that happens once."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +8,14 @@ from datetime import UTC, datetime
 import streamlit as st
 from filelock import FileLock
 
-from studio import datasets, models, runs
+from studio import dataset_checks, datasets, models, runs
 from studio.config.catalog import preset_names
 from studio.config.schema import RowCount, RunConfig
 from studio.config.yaml import load_config, load_text
-from studio.data.lint import Finding
+from studio.data.lint.findings import Finding
 from studio.errors import StudioError
 from studio.paths import human_bytes
 from studio.projects import Project
-from studio.store import open_db
-from studio.store import runs as store_runs
 from studio.store.runs import Run
 from studio.ui import state
 from studio.ui.base_model import offer_model
@@ -30,6 +27,7 @@ from studio.ui.widgets import guarded, plain
 
 SAME_START_SECONDS = 15
 SHOWN_FINDINGS = 8
+MOST_ROWS_CHECKED_IN_FULL = 20_000
 # Optimizer state of AdamW is two float32 numbers for each trained weight beside the weight itself (two bytes or four).
 BYTES_SAVED_PER_WEIGHT_BYTE = 6
 ADAPTER_SHARE_OF_BASE_AT_RANK_16 = 0.22
@@ -149,15 +147,11 @@ def _check_lint(project: Project, config: RunConfig) -> Check:
 
 
 def _findings(project: Project, name: str, config: RunConfig) -> list[Finding]:
-    dataset = datasets.get(project, name)
-    base = config.model.base if models.resolve(config.model.base).present else ""
-    return _cached_lint(project, name, dataset.fingerprint, base, config.data.max_length)
-
-
-@st.cache_data(max_entries=32, show_spinner=False, hash_funcs={Project: lambda project: project.slug})
-def _cached_lint(project: Project, name: str, fingerprint: str, base: str, max_length: int) -> list[Finding]:
-    """`fingerprint` is there for the cache: a dataset that changed is looked at again."""
-    return datasets.lint_dataset(project, name, base, max_length)
+    """A large dataset is looked at in full on the Data page or by `retune data lint`; here its errors are enough."""
+    if datasets.get(project, name).num_rows > MOST_ROWS_CHECKED_IN_FULL:
+        return dataset_checks.lint_before_start(project, name, config).findings
+    present = models.resolve(config.model.base).present
+    return dataset_checks.lint_dataset(project, name, dataset_checks.tokens_of(config) if present else None).findings
 
 
 def _check_disk(project: Project, config: RunConfig) -> Check:
@@ -201,27 +195,22 @@ def _show_findings(findings: Sequence[Finding]) -> None:
 
 def _start_button(project: Project, config: RunConfig, found: Sequence[Check]) -> Run | None:
     stands_in_way = [check for check in found if check.state == "error"]
-    despite: list[str] = []
+    despite = False
     if stands_in_way and all(check.overridable for check in stands_in_way):
         label = _("Start all the same. What was found is recorded with the run.")
-        if st.checkbox(label, key="train.override"):
-            despite = [f"{finding.rule}: {finding.message}" for check in stands_in_way for finding in check.findings]
+        despite = st.checkbox(label, key="train.override")
     disabled = bool(stands_in_way) and not despite
     if st.button(_("Start"), type="primary", icon=":material/play_arrow:", disabled=disabled, key="train.start"):
         return start_once(project, config, despite)
     return None
 
 
-def start_once(project: Project, config: RunConfig, despite: Sequence[str] = ()) -> Run:
+def start_once(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> Run:
     """Start a run; a second press within a few seconds, here or in another window, returns the same one."""
     with FileLock(project.path(".start.lock"), timeout=30):
         if same := _just_started(project, config):
             return same
-        run, _job = runs.start_run(project, config)
-    if despite:
-        with open_db(project.folder) as db:
-            detail = json.dumps({"started_despite": list(despite)}, ensure_ascii=False)
-            store_runs.update(db, run.id, detail_json=detail)
+        run, _job = runs.start_run(project, config, allow_lint_errors)
     return run
 
 

@@ -3,9 +3,10 @@
 import psutil
 import pytest
 
-from studio import datasets, runs
+from studio import dataset_checks, datasets, runs
 from studio.config.catalog import preset
 from studio.config.yaml import load_config, save_config, with_settings
+from studio.data.conversation import Conversation
 from studio.data.identity import Identity
 from studio.projects import create_project
 from studio.store import jobs as store_jobs
@@ -74,7 +75,9 @@ def ready(project, monkeypatch):
     config = preset("starter_lora")
     save_config(runs.config_path(project, "starter_lora"), config)
     monkeypatch.setattr(run_start, "_check_model", lambda base: run_start.Check("ok", base))
-    monkeypatch.setattr(run_start, "_findings", lambda project, name, config: datasets.lint_dataset(project, name))
+    monkeypatch.setattr(
+        run_start, "_findings", lambda project, name, config: dataset_checks.lint_dataset(project, name).findings
+    )
     return config
 
 
@@ -92,7 +95,7 @@ def test_two_presses_start_one_run(project, monkeypatch):
     config = ready(project, monkeypatch)
     started = []
 
-    def start(project, config):
+    def start(project, config, allow_lint_errors):
         started.append(config)
         return add_run(project, "running", f"starter_lora-{len(started)}"), None
 
@@ -103,9 +106,15 @@ def test_two_presses_start_one_run(project, monkeypatch):
 
 def test_an_override_is_recorded_and_shown(open_page, project, monkeypatch):
     config = ready(project, monkeypatch)
-    monkeypatch.setattr(runs, "start_run", lambda project, config: (add_run(project, "running"), None))
-    run_start.start_once(project, config, ["placeholder: row 1 holds {{NAME}}"])
-    assert runs.get_run(project, "starter_lora-1").detail["started_despite"] == ["placeholder: row 1 holds {{NAME}}"]
+    bad = datasets.load(project, "identity")[0].to_row()
+    bad["messages"][-1]["content"] = "I am {{NAME}}."
+    datasets.edit_row(project, "identity", 1, Conversation.from_row(bad), 1)
+    monkeypatch.setattr(runs, "require", lambda base: None)
+    monkeypatch.setattr(dataset_checks.Tokens, "key", lambda tokens: [])
+    monkeypatch.setattr(runs, "_start_training", lambda project, run_id, resume: None)
+    run_start.start_once(project, config, allow_lint_errors=True)
+    [despite] = runs.get_run(project, "starter_lora-1").detail["started_despite"]
+    assert despite.startswith("identity, row 1: Message 2 still has the placeholder")
     assert "placeholder" in texts(open_page(PAGE))
 
 

@@ -1,0 +1,187 @@
+"""`retune data lint`, `report`, `fix`, `versions`, `undo`, `restore`: what is wrong with rows, and what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from studio.cli import show
+from studio.cli.lazy import dataset_checks, datasets
+from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
+
+if TYPE_CHECKING:
+    from studio.data.lint.findings import LintResult
+    from studio.data.report import DatasetReport
+    from studio.dataset_checks import Tokens
+    from studio.store.datasets import Dataset
+
+DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
+BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]
+TemplateOption = Annotated[str, typer.Option(help="A named template; the tokenizer's own when left out.")]
+MaxLengthOption = Annotated[int, typer.Option(min=1, help="Longest sequence in tokens.")]
+
+
+def lint(
+    dataset: DatasetArgument,
+    base: BaseOption = "",
+    template: TemplateOption = "",
+    max_length: MaxLengthOption = 512,
+    limit: Annotated[int, typer.Option(min=0, help="List at most so many findings; 0 lists all that are kept.")] = 100,
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """List what is wrong with a dataset, by row; exit code 1 when it has errors.
+
+    Example: retune data lint identity
+    """
+    tokens = _tokens(base, template, max_length)
+    result = dataset_checks.lint_dataset(chosen(project), dataset, tokens, progress=_progress("checked"))
+    if json:
+        show.as_json(result.findings)
+    else:
+        _print_findings(dataset, result, limit)
+    if result.num_errors:
+        raise typer.Exit(1)
+
+
+def report(
+    dataset: DatasetArgument,
+    base: BaseOption = "",
+    template: TemplateOption = "",
+    max_length: MaxLengthOption = 512,
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Show what is in a dataset: kinds, sources, turns, languages, duplicates, and lengths with a base model.
+
+    Example: retune data report identity --base starter
+    """
+    tokens = _tokens(base, template, max_length)
+    found = dataset_checks.report(chosen(project), dataset, tokens, progress=_progress("read"))
+    if json:
+        return show.as_json(found)
+    return _print_report(dataset, found)
+
+
+def fix(
+    dataset: DatasetArgument,
+    rule: Annotated[str, typer.Option(help="Fix what this rule found (see retune data lint).")],
+    row: Annotated[int, typer.Option(min=0, help="In this row only; 0 for all rows.")] = 0,
+    base: BaseOption = "",
+    project: ProjectOption = "",
+) -> None:
+    """Make the safe fixes of a rule, as a new version of the dataset; `retune data undo` takes it back.
+
+    Example: retune data fix chats --rule duplicate
+    """
+    workspace = chosen(project)
+    version = datasets.get(workspace, dataset).version
+    found = dataset_checks.lint_dataset(
+        workspace, dataset, _tokens(base, "", 512), progress=_progress("checked")
+    ).findings
+    asked = [each for each in found if each.rule == rule and row in (0, each.row)]
+    fixable = [each for each in asked if each.fix]
+    if not fixable:
+        why = "has no safe fix; edit the rows" if asked else "found nothing"
+        return show.say(f"{dataset}: rule {rule} {why}.")
+    fixed = dataset_checks.fix(workspace, dataset, fixable, version)
+    show.say(f"Fixed {len(fixable)} of {len(asked)} findings. {_now(fixed)}")
+    return None
+
+
+def versions(dataset: DatasetArgument, json: JsonOption = False, project: ProjectOption = "") -> None:
+    """List the versions of a dataset, newest first, and what made each.
+
+    Example: retune data versions identity
+    """
+    found = datasets.versions(chosen(project), dataset)
+    if json:
+        return show.as_json(found)
+    rows = [(v.number, v.num_rows, v.made_by, v.created_at[:16], v.fingerprint[:12]) for v in found]
+    return show.table(["version", "rows", "made by", "at", "fingerprint"], rows)
+
+
+def undo(dataset: DatasetArgument, project: ProjectOption = "") -> None:
+    """Take the last change of a dataset back, as a new version; again goes one change further back.
+
+    Example: retune data undo identity
+    """
+    show.say(_now(datasets.undo(chosen(project), dataset)))
+
+
+def restore(
+    dataset: DatasetArgument,
+    version: Annotated[int, typer.Argument(min=1, help="Its number, from `retune data versions`.")],
+    project: ProjectOption = "",
+) -> None:
+    """Bring an older version of a dataset back, as a new version.
+
+    Example: retune data restore identity 1
+    """
+    show.say(_now(datasets.restore(chosen(project), dataset, version)))
+
+
+def _tokens(base: str, template: str, max_length: int) -> Tokens | None:
+    name = base_model(base)
+    return dataset_checks.Tokens(name, max_length, template) if name else None
+
+
+def _now(dataset: Dataset) -> str:
+    return f"{dataset.name} is at version {dataset.version}: {dataset.num_rows} rows."
+
+
+def _progress(word: str) -> Callable[[int, int], None] | None:
+    """Rows done, on a terminal's error stream, so that stdout holds the result alone."""
+    if not show.err.is_terminal:
+        return None
+
+    def tell(done: int, total: int) -> None:
+        if done == total or done % 4096 == 0:
+            show.err.print(f"{done:,}/{total:,} rows {word}", end="\r" if done < total else "\n", highlight=False)
+
+    return tell
+
+
+def _print_findings(dataset: str, result: LintResult, limit: int) -> None:
+    if not result.counts:
+        return show.say(f"{dataset}: nothing to mend.")
+    shown = result.findings[: limit or None]
+    show.table(
+        ["row", "severity", "rule", "message", "fix"], [(f.row, f.severity, f.rule, f.message, f.fix) for f in shown]
+    )
+    counted = ", ".join(f"{rule} {sum(numbers.values())}" for rule, numbers in sorted(result.counts.items()))
+    show.say(f"\n{result.num_errors} errors, {result.num_warnings} warnings: {counted}")
+    if left := result.num_errors + result.num_warnings - len(shown):
+        show.say(f"{left} of them are not listed.")
+    return None
+
+
+def _print_report(dataset: str, report: DatasetReport) -> None:
+    lines = [
+        ("rows", report.num_rows),
+        ("kinds", _counted(report.kinds)),
+        ("sources", _counted({name or "(none)": number for name, number in report.sources.items()})),
+        ("languages", _counted(report.languages)),
+        ("turns", _counted(report.turns)),
+        ("with a system message", report.num_with_system),
+        ("equal to a row before", report.num_duplicates),
+        ("longest row", f"{report.longest_row} ({report.longest_characters:,} characters)"),
+    ]
+    if report.lengths:
+        lines += [
+            ("tokens", f"{report.num_tokens:,}, {report.trained_share:.1%} of them trained"),
+            ("tokens a row", _counted(report.lengths)),
+            ("cut / not trained", f"{report.num_truncated} / {report.num_untrained}"),
+        ]
+    show.table([dataset, ""], lines)
+    most = max((rows for *_, rows in report.histogram), default=0)
+    bars = [(f"{start}–{below - 1}", rows, "█" * -(-40 * rows // most)) for start, below, rows in report.histogram]
+    if bars:
+        show.say("")
+        show.table(["tokens", "rows", ""], bars)
+
+
+def _counted(numbers: dict[str, int] | dict[int, int]) -> str:
+    return ", ".join(f"{name}: {number:,}" for name, number in numbers.items())
