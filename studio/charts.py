@@ -112,6 +112,24 @@ def share_chart(shares: Sequence[Share], *, base_label: str, tuned_label: str, a
     return figure
 
 
+def histogram_chart(bins: Sequence[tuple[int, int, int]], *, x_title: str, y_title: str) -> go.Figure:
+    """Counts of neighbouring ranges, each (from, below, count), as bars without gaps."""
+    figure = go.Figure(
+        go.Bar(
+            x=[(begin + end) / 2 for begin, end, _ in bins],
+            y=[count for _, _, count in bins],
+            width=[0.94 * (end - begin) for begin, end, _ in bins],
+            customdata=[f"{begin} – {end - 1}" for begin, end, _ in bins],
+            hovertemplate="%{customdata}: %{y}<extra></extra>",
+            marker_color=BLUE,
+        )
+    )
+    figure.update_layout(**_layout(CHART_HEIGHT))
+    figure.update_xaxes(title=x_title, gridcolor=GRID, rangemode="tozero")
+    figure.update_yaxes(title=y_title, gridcolor=GRID, zeroline=False)
+    return figure
+
+
 def smooth(points: Sequence[Point], weight: float) -> list[Point]:
     """Exponential average with the start's bias removed; a gap stays a gap and does not disturb what follows."""
     average, mass, smoothed = 0.0, 0.0, []

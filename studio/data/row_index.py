@@ -12,6 +12,7 @@ from studio.errors import DataError
 
 BYTES_PER_LOOK = 64 * 2**20
 ROWS_PER_LOOK = 100_000
+HINT = "Build or import the dataset again."
 
 
 class RowIndex:
@@ -26,10 +27,10 @@ class RowIndex:
         try:
             with open(self._path, "rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise DataError(f"The rows are gone: there is no {self._path.name}.", HINT) from None
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise DataError(
-                f"{self._path.name} cannot be read: {error}.", "Build or import the dataset again."
-            ) from None
+            raise DataError(f"{self._path.name} cannot be read: {error}.", HINT) from None
         self._begins = _line_starts(self._bytes)
 
     def __len__(self) -> int:
@@ -45,6 +46,9 @@ class RowIndex:
             raise DataError(
                 f"Row {number} of {self._path.name} is damaged: {error}.", "Import the file again."
             ) from None
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self.row(number) for number in range(1, len(self) + 1))
 
     def rows(self, numbers: Sequence[int]) -> list[Conversation]:
         return [self.row(number) for number in numbers]

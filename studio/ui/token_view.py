@@ -18,6 +18,7 @@ CSS = """
          background: var(--st-secondary-background-color); color: var(--st-gray-text-color); }
 .trained { background: var(--st-green-background-color); color: var(--st-green-text-color);
            border-bottom-color: var(--st-green-text-color); }
+.cut { background: var(--st-red-background-color); color: var(--st-red-text-color); text-decoration: line-through; }
 .sign { opacity: 0.55; }
 """
 
@@ -32,10 +33,10 @@ export default function ({ data, parentElement }) {
   }
   box.setAttribute("aria-label", data.label);
   box.replaceChildren();
-  for (const [text, id, trained] of data.tokens) {
+  for (const [text, id, kind] of data.tokens) {
     const token = document.createElement("span");
-    token.className = trained ? "token trained" : "token";
-    token.title = `${id} · ${trained ? data.trained : data.masked}`;
+    token.className = `token ${kind}`;
+    token.title = `${id} · ${data.words[kind]}`;
     text.split("\\n").forEach((line, index) => {
       if (index > 0) {
         const sign = document.createElement("span");
@@ -63,6 +64,12 @@ class Chip:
     text: str
     ids: tuple[int, ...]
     trained: bool
+    cut: bool = False  # beyond the longest length: it is not read at all
+
+    @property
+    def kind(self) -> str:
+        """The class it is shown as."""
+        return "cut" if self.cut else "trained" if self.trained else "masked"
 
 
 def chips(tokens: Sequence[TokenView], decode: Callable[[list[int]], str]) -> list[Chip]:
@@ -86,13 +93,13 @@ def _chip(text: str, part: list[TokenView]) -> Chip:
 
 
 def token_view(shown: Sequence[Chip], key: str) -> None:
-    """Trained tokens stand out by colour and underline, the rest is grey; hovering tells the ids."""
+    """Trained tokens stand out by colour and underline, cut ones are struck through, the rest is grey; hovering tells
+    the ids."""
     _component(
         key=key,
         data={
-            "tokens": [[chip.text, " ".join(map(str, chip.ids)), chip.trained] for chip in shown],
+            "tokens": [[chip.text, " ".join(map(str, chip.ids)), chip.kind] for chip in shown],
             "label": _("Tokens of the row"),
-            "trained": _("trained"),
-            "masked": _("not trained"),
+            "words": {"trained": _("trained"), "masked": _("not trained"), "cut": _("cut off")},
         },
     )

@@ -236,11 +236,70 @@ def test_browse_shows_rows_by_page_and_finds_words(open_tab, project):
     assert "1 row found" in texts(at.caption)
 
 
-def test_lint_findings_name_their_rows(open_tab, project):
-    rows = [row("a?", "fine"), row("b?", ""), row("c?", "fine too")]
+def open_view(open_tab, view: str):
+    at = open_tab("browse")
+    at.segmented_control(key="data.browse.view").set_value(view).run()
+    assert not at.exception
+    return at
+
+
+def test_lint_findings_name_their_rows_and_are_fixed(open_tab, project):
+    rows = [row("a?", "Fine."), row("b?", ""), row("c?", "Fine, too."), row("a?", "Fine.")]
     datasets.save(project, "mine", rows, kind="import")
-    found = [frame.value for frame in open_tab("browse").dataframe if "severity" in frame.value.columns]
-    assert 2 in list(found[0]["row"])
+    at = open_view(open_tab, "check")
+    found = {int(number) for frame in at.dataframe for number in frame.value["row"]}
+    assert {1, 2} <= found and "1 errors" in texts(at.error)
+    at.button(key="data.check.fix.duplicate").click().run()
+    assert not at.exception
+    assert [each.messages[0].content for each in datasets.load(project, "mine")] == ["a?", "b?", "c?"]
+    assert datasets.get(project, "mine").version == 2
+
+
+def test_a_change_is_undone_and_an_old_version_brought_back(open_tab, project):
+    datasets.save(project, "mine", [row("q", "one")], kind="import", made_by="imported from a.json")
+    datasets.edit_row(project, "mine", 1, row("q", "two"), 1)
+    at = open_tab("browse")
+    told = texts(at.markdown).replace("\\", "")
+    assert "imported from a.json" in told and "row 1 edited" in told
+    at.button(key="data.browse.undo").click().run()
+    assert datasets.load(project, "mine")[0].messages[1].content == "one"
+    at.button(key="data.browse.restore.2").click().run()
+    assert not at.exception and not at.error
+    assert datasets.load(project, "mine")[0].messages[1].content == "two"
+
+
+def test_the_report_counts_rows_turns_and_languages(open_tab, project):
+    rows = [
+        row("Who are you and what do you do?", "I am Luna, an assistant."),
+        row("你是谁？请介绍一下你自己。", "我是露娜。"),
+    ] * 2
+    datasets.save(project, "mine", rows, kind="import")
+    at = open_view(open_tab, "report")
+    numbers = {metric.label: metric.value for metric in at.metric}
+    assert numbers["Rows"] == "4" and numbers["Same row again"] == "2"
+    assert set(at.dataframe[0].value["name"]) == {"English", "Chinese"}
+
+
+@pytest.mark.skipif(not models.resolve("starter").present, reason="needs the starter model")
+def test_where_a_row_is_trained(open_tab, project):
+    datasets.save(project, "identity", [row(f"Who are you, {n}?", "I'm Luna.") for n in range(20)], kind="import")
+    datasets.save(project, "general", [row(f"{n}+1?", str(n + 1)) for n in range(20)], kind="import")
+    at = open_tab("browse")
+    told = texts(at.markdown) + texts(at.info)
+    assert "First trained in step" in told or "kept out of training" in told
+    at.number_input(key="data.browse.longest").set_value(16).run()
+    assert "tokens are cut off" in texts(at.warning)
+
+
+@pytest.mark.parametrize("kind", ["text", "tool"])
+def test_rows_that_are_no_plain_chat(open_tab, project, kind):
+    text = Conversation((Message("assistant", "A document."),), {"kind": "text"})
+    calls = '[{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}]'
+    turns = [Message("user", "2+2?"), Message("assistant", "", tool_calls=calls), Message("tool", "4")]
+    tool = Conversation((*turns, Message("assistant", "Four.")))
+    datasets.save(project, "mine", [text if kind == "text" else tool], kind="import")
+    at = open_tab("browse")
+    assert not at.exception and ("A document." in texts(at.text) or "Four." in texts(at.text))
 
 
 def test_hostile_cells_are_text(open_tab, project):
@@ -262,7 +321,7 @@ def test_a_dataset_whose_file_vanished_says_so(open_tab, project):
     datasets.build_identity(project, Identity("Luna", "Shane"), 5)
     project.path("data", "identity.jsonl").unlink()
     at = open_tab("browse")
-    assert "is gone" in texts(at.error)
+    assert "The rows are gone" in texts(at.error)
 
 
 def test_the_last_rows_cannot_be_deleted_from_the_table(open_tab, project, monkeypatch):
@@ -282,10 +341,30 @@ def test_a_dataset_without_rows_says_so_and_can_be_deleted(open_tab, project):
     assert not datasets.listed(project)
 
 
-def test_a_large_dataset_names_the_command_that_checks_it(open_tab, project, monkeypatch):
-    monkeypatch.setattr("studio.ui.data_browse.LINT_LIMIT", 0)
+def test_a_large_dataset_is_checked_and_counted_when_it_is_asked_for(open_tab, project, monkeypatch):
+    for name in ("data_check", "data_report"):
+        monkeypatch.setattr(f"studio.ui.{name}.AT_ONCE_ROWS", 0)
     datasets.save(project, "mine", [row("q", "a")], kind="import")
-    assert "`retune data lint`" in texts(open_tab("browse").caption)
+    for view, button in (("check", "data.check.start"), ("report", "data.report.start")):
+        at = open_view(open_tab, view)
+        assert "takes a while" in texts(at.info)
+        at.button(key=button).click().run()
+        assert not at.exception and "takes a while" not in texts(at.info)
+
+
+def test_long_cells_are_shown_in_part_and_not_edited(open_tab, project, monkeypatch):
+    datasets.save(project, "mine", [row("q", "long " * 10_000)], kind="import")
+    edits = {"edited_rows": {0: {"answer": "short"}}, "deleted_rows": []}
+    frames = []
+
+    def editor(frame, key, **_):
+        frames.append(frame)
+        st.session_state.update({key: edits})
+
+    monkeypatch.setattr(st, "data_editor", editor)
+    at = open_tab("browse")
+    assert len(frames[0]["answer"][0]) == 2_000 and "cannot be edited here" in texts(at.warning)
+    assert "characters more" in texts(at.text)
 
 
 def test_deleting_a_dataset(open_tab, project):

@@ -6,7 +6,7 @@ import pytest
 
 from studio.data.formats import Conversation, Message
 from studio.errors import DataError
-from studio.ui.data_browse import with_edits
+from studio.ui.data_table import with_edits
 from studio.ui.data_upload import Choice, look_at, source_of
 
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -44,7 +44,7 @@ def test_edits_change_the_last_turn_and_leave_out_deleted_rows():
         return Conversation((Message("user", question), Message("assistant", answer)), {"intent": "name"})
 
     rows = [row(f"q{n}", f"a{n}") for n in range(5)]
-    edited = with_edits(rows, [2, 4], {0: {"answer": "new"}, 1: {"question": "why"}}, [])
+    edited = list(with_edits(rows, [2, 4], {0: {"answer": "new"}, 1: {"question": "why"}}, []))
     assert [each.messages[1].content for each in edited] == ["a0", "new", "a2", "a3", "a4"]
     assert edited[3].messages[0].content == "why" and edited[3].meta == {"intent": "name"}
     assert [each.messages[0].content for each in with_edits(rows, [2, 4], {}, [1])] == ["q0", "q1", "q2", "q4"]

@@ -1,0 +1,125 @@
+"""What is wrong with a dataset's rows: by rule, why it matters, where, and a fix where one is safe."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from studio import dataset_checks, models
+from studio.data.lint.findings import RULES, Finding, LintResult
+from studio.datasets import Dataset
+from studio.projects import Project
+from studio.ui import state
+from studio.ui.i18n import N_, _, ngettext
+from studio.ui.widgets import guarded
+
+AT_ONCE_ROWS = 20_000
+SHOWN_FINDINGS = 500
+RULE_WORDS = {
+    "empty_turn": N_("Empty message"),
+    "role_order": N_("Turns out of order"),
+    "placeholder": N_("Placeholder left"),
+    "rival_name": N_("Another assistant's name"),
+    "secret": N_("Secret"),
+    "probe_in_training": N_("Held-out question in the rows"),
+    "template": N_("Refused by the chat template"),
+    "no_trained_tokens": N_("Nothing is trained"),
+    "truncated": N_("Cut at the longest length"),
+    "unfinished_answer": N_("Unfinished answer"),
+    "outer_space": N_("Blank characters around an answer"),
+    "mojibake": N_("Garbled text"),
+    "control_token": N_("Control token in the text"),
+    "other_language": N_("Answer in another language"),
+    "duplicate": N_("Same row again"),
+    "near_duplicate": N_("Nearly the same row again"),
+    "contradiction": N_("Answers that contradict each other"),
+}
+
+
+def check_view(project: Project, dataset: Dataset) -> None:
+    """The findings, worst first. A large dataset is checked when it is asked for."""
+    asked = f"data.check.{dataset.name}.{dataset.fingerprint[:12]}"
+    if dataset.num_rows > AT_ONCE_ROWS and not state.kept(asked):
+        st.info(_("{number} rows: checking them takes a while.").format(number=f"{dataset.num_rows:,}"))
+        if st.button(_("Check now"), type="primary", icon=":material/fact_check:", key="data.check.start"):
+            state.keep(asked, True)
+            st.rerun()
+        return
+    result = _checked(project, dataset)
+    if not result.counts:
+        st.success(_("Checked: nothing is wrong with these rows."), icon=":material/check_circle:")
+        return
+    words = _("{errors} errors, {warnings} warnings").format(errors=result.num_errors, warnings=result.num_warnings)
+    icon = ":material/error:" if result.num_errors else ":material/warning:"
+    (st.error if result.num_errors else st.warning)(words, icon=icon)
+    _fix_all(project, dataset, result)
+    for rule in _by_weight(result):
+        _rule(project, dataset, rule, result)
+
+
+def _checked(project: Project, dataset: Dataset) -> LintResult:
+    """The stored result when nothing changed, else a check with its progress."""
+    bar = st.progress(0.0, text=_("Checking the rows…"))
+    tokens = dataset_checks.Tokens(project.base) if models.resolve(project.base).present else None
+    result = dataset_checks.lint_dataset(
+        project, dataset.name, tokens, progress=lambda done, total: bar.progress(min(1.0, done / max(1, total)))
+    )
+    bar.empty()
+    return result
+
+
+def _by_weight(result: LintResult) -> list[str]:
+    """Rules with errors first, then those with the most findings."""
+
+    def weight(rule: str) -> tuple[bool, int]:
+        return ("error" not in result.counts[rule], -sum(result.counts[rule].values()))
+
+    return sorted(result.counts, key=weight)
+
+
+def _fix_all(project: Project, dataset: Dataset, result: LintResult) -> None:
+    fixable = [finding for finding in result.findings if finding.fix]
+    if fixable:
+        label = ngettext("Make {number} safe fix", "Make all {number} safe fixes", len(fixable))
+        st.button(
+            label.format(number=len(fixable)), icon=":material/auto_fix_high:", key="data.check.fix.all",
+            on_click=_fix, args=(project, dataset, fixable),
+            help=_("As one new version of the dataset, which can be undone."),
+        )  # fmt: skip
+
+
+def _rule(project: Project, dataset: Dataset, rule: str, result: LintResult) -> None:
+    found = [finding for finding in result.findings if finding.rule == rule]
+    number = sum(result.counts[rule].values())
+    is_error = "error" in result.counts[rule]
+    color, icon = ("red", ":material/error:") if is_error else ("orange", ":material/warning:")
+    label = f"{_(RULE_WORDS.get(rule, rule))} · :{color}-badge[{number}]"
+    with st.expander(label, icon=icon, expanded=is_error):
+        known = RULES.get(rule)
+        if known:
+            st.caption(f"{_(known.reason)} {_(known.remedy)}")
+        fixable = [finding for finding in found if finding.fix]
+        if fixable:
+            st.button(
+                ngettext("Fix {number} row", "Fix {number} rows", len(fixable)).format(number=len(fixable)),
+                icon=":material/auto_fix_high:", key=f"data.check.fix.{rule}",
+                on_click=_fix, args=(project, dataset, fixable),
+            )  # fmt: skip
+        _findings(found, rule)
+
+
+def _findings(found: Sequence[Finding], rule: str) -> None:
+    st.dataframe(
+        [{"row": one.row, "message": one.message, "fix": bool(one.fix)} for one in found[:SHOWN_FINDINGS]],
+        hide_index=True, height="content" if len(found) < 9 else 320, key=f"data.check.table.{rule}",
+        column_config={
+            "row": st.column_config.NumberColumn(_("Row"), width=70),
+            "message": st.column_config.TextColumn(_("What is wrong"), width="large"),
+            "fix": st.column_config.CheckboxColumn(_("Safe fix"), width=80),
+        },
+    )  # fmt: skip
+
+
+def _fix(project: Project, dataset: Dataset, findings: Sequence[Finding]) -> None:
+    with guarded():
+        dataset_checks.fix(project, dataset.name, findings, dataset.version)
+        state.flash(_("Fixed, as a new version."))

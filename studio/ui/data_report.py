@@ -1,0 +1,101 @@
+"""What is in a dataset, in numbers and plots: lengths in tokens, share that is trained, turns, languages, sources."""
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from studio import charts, dataset_checks, models
+from studio.data.report import DatasetReport
+from studio.datasets import Dataset
+from studio.projects import Project
+from studio.ui import state
+from studio.ui.i18n import N_, _
+from studio.ui.widgets import plain
+
+AT_ONCE_ROWS = 50_000
+LANGUAGE_WORDS = {"en": N_("English"), "zh": N_("Chinese"), "other": N_("others")}
+
+
+def report_view(project: Project, dataset: Dataset) -> None:
+    """A large dataset is counted when it is asked for."""
+    asked = f"data.report.{dataset.name}.{dataset.fingerprint[:12]}"
+    if dataset.num_rows > AT_ONCE_ROWS and not state.kept(asked):
+        st.info(_("{number} rows: counting them takes a while.").format(number=f"{dataset.num_rows:,}"))
+        if st.button(_("Count now"), type="primary", icon=":material/bar_chart:", key="data.report.start"):
+            state.keep(asked, True)
+            st.rerun()
+        return
+    base = project.base if models.resolve(project.base).present else ""
+    report = _report(dataset.fingerprint, base, project, dataset)
+    _tiles(report)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        _lengths(report, base)
+    with right:
+        _shares(
+            _("Languages"), {_(LANGUAGE_WORDS.get(name, name)): number for name, number in report.languages.items()}
+        )
+        _shares(_("Questions in a row"), {str(turns): number for turns, number in report.turns.items()})
+        if len(report.sources) > 1:
+            _shares(_("Sources"), {plain(name) or "–": number for name, number in report.sources.items()})
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _report(fingerprint: str, base: str, _project: Project, _dataset: Dataset) -> DatasetReport:
+    bar = st.progress(0.0, text=_("Counting…"))
+    tokens = dataset_checks.Tokens(base) if base else None
+    report = dataset_checks.report(
+        _project, _dataset.name, tokens, lambda done, total: bar.progress(min(1.0, done / max(1, total)))
+    )
+    bar.empty()
+    return report
+
+
+def _tiles(report: DatasetReport) -> None:
+    tiles = [
+        (_("Rows"), f"{report.num_rows:,}", ""),
+        (_("Tokens"), f"{report.num_tokens:,}", ""),
+        (_("Trained"), f"{report.trained_share:.0%}", _("Tokens that the loss counts, of all tokens.")),
+        (_("Same row again"), f"{report.num_duplicates:,}", ""),
+        (_("Cut"), f"{report.num_truncated:,}", _("Rows longer than the longest length, 512 tokens.")),
+        (_("Left out"), f"{report.num_untrained + report.num_refused:,}", _("Rows in which nothing is trained.")),
+    ]
+    for column, (label, value, help) in zip(st.columns(len(tiles)), tiles, strict=True):
+        with column.container(border=True):
+            st.metric(label, value, help=help or None)
+
+
+def _lengths(report: DatasetReport, base: str) -> None:
+    st.markdown(f"**{_('Length of rows, in tokens')}**")
+    if not report.histogram:
+        missing = _("The tokens appear when the base model {base} is on this machine.")
+        st.caption(missing.format(base=plain(base or "")))
+        return
+    figure = charts.histogram_chart(report.histogram, x_title=_("Tokens"), y_title=_("Rows"))
+    st.plotly_chart(
+        figure, key="data.report.lengths", theme="streamlit", config={"displayModeBar": False},
+        alt=_("Length of rows, in tokens"),
+    )  # fmt: skip
+    words = _(
+        "half of the rows have at most {median} tokens, 99 of 100 at most {p99}; row {row} has the most, {longest}"
+    )
+    st.caption(
+        words.format(
+            median=report.lengths["median"], p99=report.lengths["p99"], row=report.longest_row,
+            longest=report.lengths["longest"],
+        )
+    )  # fmt: skip
+
+
+def _shares(title: str, numbers: Mapping[str, int]) -> None:
+    st.markdown(f"**{title}**")
+    total = sum(numbers.values()) or 1
+    st.dataframe(
+        [{"name": name, "rows": number, "share": number / total} for name, number in numbers.items()],
+        hide_index=True, height="content" if len(numbers) < 9 else 320,
+        column_config={
+            "name": st.column_config.TextColumn(""),
+            "rows": st.column_config.NumberColumn(_("Rows"), width=80),
+            "share": st.column_config.ProgressColumn(_("Share"), format="percent", min_value=0, max_value=1),
+        },
+    )  # fmt: skip
