@@ -15,7 +15,7 @@ from studio.data.named import Template
 from studio.data.packing import packing_report, plan_step
 from studio.data.split import split
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
-from studio.engine.tokenize import stored_sources, tokenise
+from studio.engine.tokenize import Versions, stored_sources, tokenise
 from studio.errors import DataError
 
 REPORT_STEPS = 16
@@ -70,13 +70,15 @@ def load_corpus(
     template: Template,
     tokenizer: TextTokenizer,
     progress: Callable[[int, int], None] = lambda current, total: None,
+    versions: Versions | None = None,
 ) -> Corpus:
     """The config's sources of the project in `folder`, tokenised (or found in its cache) and split.
 
-    `progress` gets rows done and rows in all. Rows without a trained token are left out, with a line in the log.
+    `versions` are those that the run began with: edits since then do not reach it. `progress` gets rows done and rows
+    in all. Rows without a trained token are left out, with a line in the log.
     Raises DataError when a source is not there, a row cannot be tokenised, or no row of a source can be used.
     """
-    sources = stored_sources(folder, config.data)
+    sources = stored_sources(folder, config.data, versions)
     train: dict[str, Sequence[Example]] = {}
     valid: list[Example] = []
     fingerprints = {}

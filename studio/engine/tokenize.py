@@ -1,6 +1,7 @@
 """The `tokenize` verb: datasets become tokens in the project's cache, which training finds there. No torch."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from studio.data.cache import TokenCache, open_or_build
 from studio.data.named import Template, load_template
 from studio.data.tokens import TextTokenizer
 from studio.engine.job import JobContext
-from studio.errors import DataError
 from studio.models import require
 from studio.paths import inside
-from studio.store import datasets, open_db
+from studio.store import dataset_versions, datasets, open_db
 from studio.store.datasets import Dataset
 
 STOP_CHECK_ROWS = 4096
+
+Versions = Mapping[str, Mapping[str, Any]]  # dataset -> {"version", "fingerprint"}
 
 
 def run(job: JobContext) -> dict[str, Any]:
@@ -50,15 +52,24 @@ def tokenise(
         yield name, tokens
 
 
-def stored_sources(folder: Path, data: DataSection) -> dict[str, Dataset]:
-    """The config's sources as the project has them. Raises DataError when one is not there."""
+def stored_sources(folder: Path, data: DataSection, versions: Versions | None = None) -> dict[str, Dataset]:
+    """The config's sources as the project has them, or as they were in the `versions` that a run remembers.
+
+    Raises DataError when one is not there.
+    """
+    return {name: _stored(folder, name, (versions or {}).get(name, {})) for name in data.sources}
+
+
+def _stored(folder: Path, name: str, wanted: Mapping[str, Any]) -> Dataset:
+    number, digest = wanted.get("version", 0), wanted.get("fingerprint", "")
+    path = dataset_versions.rows_file(folder, name, number, digest)
     with open_db(folder) as db:
-        found = {name: datasets.get(db, name) for name in data.sources}
-    for name, dataset in found.items():
-        path = inside(folder, dataset.path)
-        if not path.is_file():
-            raise DataError(f"The file of dataset {name!r} is gone ({path.name}).", "Build or import it again.")
-    return found
+        dataset = datasets.get(db, name)
+        version = datasets.version(db, name, number or dataset.version)
+    place = str(path.relative_to(folder.resolve()))
+    return replace(
+        dataset, path=place, version=version.number, fingerprint=version.fingerprint, num_rows=version.num_rows
+    )
 
 
 def reporting(job: JobContext) -> Callable[[int, int], None]:

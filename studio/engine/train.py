@@ -25,6 +25,7 @@ from studio.engine.tokenize import reporting
 from studio.errors import CheckpointError, DataError
 from studio.models import model_fingerprint, require
 from studio.paths import clear_leftovers, inside
+from studio.store import open_db, runs
 
 
 @dataclass
@@ -98,7 +99,9 @@ class Training:
         )
         job.check_stop()
         job.phase("tokenising", unit="rows")
-        corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job))
+        with open_db(job.folder) as db:
+            versions = runs.get(db, job.run_id).detail.get("datasets")
+        corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job), versions)
         num_steps = count_steps(corpus, config)
         model = adapters.attach(loaded, config)
         trainer = Trainer(model, config, dtype, num_steps, loaded.pad_id)
