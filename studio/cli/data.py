@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.cli import data_checks, show
+from studio.cli import data_caches, data_checks, show
 from studio.cli import follow as progress
 from studio.cli.data_inspect import inspect
 from studio.cli.group import group
@@ -25,6 +25,8 @@ for check in (
     data_checks.lint, data_checks.report, data_checks.fix, data_checks.versions, data_checks.undo, data_checks.restore
 ):  # fmt: skip
     app.command()(check)
+app.command()(data_caches.tokenize)
+app.command("caches")(data_caches.list_or_delete)
 Languages = Annotated[str, typer.Option(help="Languages, with commas: en, zh or en,zh.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]

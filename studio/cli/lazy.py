@@ -16,6 +16,7 @@ class _AtFirstUse:
 
 if TYPE_CHECKING:
     from studio import (
+        caches,
         chat_client,
         checkpoint_files,
         dataset_checks,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from studio.data import files, formats, identity
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
+    caches = _AtFirstUse("studio.caches")
     row_life = _AtFirstUse("studio.row_life")
     chat_client = _AtFirstUse("studio.chat_client")
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
