@@ -28,6 +28,32 @@ from studio.errors import DataError
 
 NO_TEMPLATE = "none"
 QWEN_TOKENIZERS = ("QWenTokenizer", "QWen2Tokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+JINJA = """
+{%- set ns = namespace(round=1, begin=true, systems='', inputs='', open=false) -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' -%}
+        {{- (t['bos'] if ns.begin else '') + ns.systems + t['before'] | replace('{round}', ns.round | string) -}}
+        {{- ns.inputs + t['after'] + message['content'] + t['ending'] -}}
+        {%- set ns.round = ns.round + 1 -%}{%- set ns.begin = t['again'] -%}
+        {%- set ns.systems = '' -%}{%- set ns.inputs = '' -%}{%- set ns.open = false -%}
+    {%- elif message['role'] == 'user' -%}
+        {%- set ns.inputs = ns.inputs + message['content'] -%}{%- set ns.open = true -%}
+    {%- elif message['role'] == 'system' -%}
+        {%- if message['content'] and t['refuse'] -%}
+            {{- raise_exception('This template has no place for a system message.') -}}
+        {%- elif message['content'] and t['has_system'] -%}
+            {%- set ns.systems = ns.systems + t['system_before'] + message['content'] + t['system_after'] -%}
+        {%- endif -%}
+        {%- set ns.open = true -%}
+    {%- else -%}
+        {{- raise_exception('Allowed roles: system, user, assistant.') -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if ns.open -%}
+    {{- (t['bos'] if ns.begin else '') + ns.systems + t['before'] | replace('{round}', ns.round | string) -}}
+    {{- ns.inputs + t['after'] -}}
+{%- endif -%}
+"""
 CHATGLM_BOS = ("[gMASK]sop", (64790, 64792))
 
 
@@ -121,6 +147,19 @@ def template_names() -> list[str]:
 def load_template(name: str, model_folder: Path) -> Template:
     """The template of that name for a model; "" is the tokenizer's own. Raises DataError when there is none."""
     return NamedTemplate.load(name, model_folder) if name else ChatTemplate.load(model_folder)
+
+
+def as_jinja(template: NamedTemplate) -> str:
+    """The template in Jinja, for whatever reads a model folder: the same text as `render` writes."""
+    before, after = template.user.split("{input}")
+    system_before, _, system_after = template.system.partition("{system}")
+    eos = "" if template.suffix_ends else template.special_tokens.get("eos_token", "")
+    parts = {
+        "bos": template.bos[0], "again": not template.suffix_ends, "before": before, "after": after,
+        "has_system": bool(template.system), "system_before": system_before, "system_after": system_after,
+        "refuse": template.without_system, "ending": template.suffix + eos + template.separator,
+    }  # fmt: skip
+    return f"{{%- set t = {json.dumps(parts, ensure_ascii=False)} -%}}" + JINJA
 
 
 class _Writer:

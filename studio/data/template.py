@@ -15,6 +15,8 @@ from studio.data.render_worker import WORKER, Chat
 from studio.data.segments import ChatMessage, Segment, as_turns, require_loss_on
 from studio.errors import DataError
 
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -151,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _template_source(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
+    path = folder / CHAT_TEMPLATE_FILE
     if path.is_file():
         try:
             with open(path, encoding="utf-8", newline="") as file:

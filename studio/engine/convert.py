@@ -27,6 +27,7 @@ from studio.engine.weights import (
     seal,
     shard_bytes,
     tokenizer_bytes,
+    write_named_template,
 )
 from studio.errors import CheckpointError, ConfigError, Problem, StudioError
 from studio.paths import atomic_write_json, inside
@@ -128,6 +129,8 @@ def convert(source: Source, base: Base, *, fp32: bool, max_shard_bytes: int) -> 
         else:
             _write_model(folder, base, tensors, max_shard_bytes, source.pth.name)
         copy_tokenizer(base.folder, folder)
+        if template := source.config.data.template:
+            write_named_template(template, base.folder, folder)
         facts = _facts(source, base, tensors)
         title = f"{source.run_id or source.config.name}, step {source.step}"
         config = source.config.model_dump(mode="json")

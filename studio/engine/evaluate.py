@@ -130,7 +130,7 @@ class Examiner:
         loaded = self._require_loaded()
         name = f"subject_{number}"
         self._model = load_adapter(self._model, subject.folder, name)
-        return self._measure(loaded, self._model, name)
+        return self._measure(loaded.with_template_of(subject.folder), self._model, name)
 
     def full_model(self, number: int, subject: Subject) -> Measured:
         """A full model of its own, loaded for itself alone."""

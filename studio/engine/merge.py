@@ -19,6 +19,7 @@ from studio.engine.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     Base,
+    copy_talk,
     copy_tokenizer,
     known_base,
     output_folder,
@@ -133,6 +134,7 @@ def merge(
         job.phase("writing the model")
         loaded.model.to(stored).save_pretrained(folder, max_shard_size=max_shard_bytes)
         copy_tokenizer(base.folder, folder)
+        copy_talk(adapter.folder, folder)
         del loaded.model, pair
         gc.collect()
         job.phase("comparing what was written with base + adapter")

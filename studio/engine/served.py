@@ -50,6 +50,7 @@ class ModelPool:
         self._base = Ready(loaded, loaded.model)
         self._base_weights = Weights(base_name, base_folder, model_fingerprint(base_folder))
         self._full: dict[str, Ready] = {}
+        self._spoken_to: dict[str, LoadedModel] = {}  # the base, spoken to as an adapter was trained
         self._weights: dict[str, Weights] = {base_name: self._base_weights}
 
     def add(self, name: str, folder: Path) -> Weights:
@@ -71,6 +72,9 @@ class ModelPool:
         digest = str(read_seal(folder).get("sha256") or weights_hash(folder))
         if not (folder / ADAPTER_CONFIG).is_file():
             return Weights(name, folder, digest, is_full_model=True)
+        spoken_to = self._base.loaded.with_template_of(folder)
+        self._spoken_to[name] = spoken_to
+        self._base.loaded.eos_ids = spoken_to.eos_ids  # base and adapters answer in one batch
         adapter = f"adapter_{len(self._weights)}"  # PEFT's names allow no dots
         self._base.model = load_adapter(self._base.model, folder, adapter)
         return Weights(name, folder, digest, adapter)
@@ -89,7 +93,7 @@ class ModelPool:
     def ready(self, weights: Weights) -> Ready:
         """The model that computes for these weights; a full model is loaded now if it was not yet."""
         if not weights.is_full_model:
-            return self._base
+            return Ready(self._spoken_to.get(weights.name, self._base.loaded), self._base.model)
         if weights.name not in self._full:
             base = self._base.loaded
             loaded = load_base(weights.folder, dtype=base.dtype, device=base.device)

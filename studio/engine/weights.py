@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from studio.data.named import NamedTemplate, as_jinja
+from studio.data.template import CHAT_TEMPLATE_FILE
+from studio.data.tokens import TextTokenizer
 from studio.engine.checkpoint import versions
 from studio.errors import CheckpointError, StudioError
 from studio.models import BaseModel, model_fingerprint, require, resolve
@@ -30,7 +33,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_FILE,
 )
 GENERATION_CONFIG = "generation_config.json"
 SPARE_BYTES = 16 * 2**20
@@ -107,6 +110,25 @@ def copy_tokenizer(base: Path, out: Path) -> None:
     for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
+
+
+def copy_talk(weights: Path, out: Path) -> None:
+    """How weights are spoken to, where their folder says it: chat template and what ends an answer."""
+    for name in (CHAT_TEMPLATE_FILE, GENERATION_CONFIG):
+        if (weights / name).is_file():
+            shutil.copyfile(weights / name, out / name)
+
+
+def write_named_template(name: str, base: Path, out: Path) -> None:
+    """The named template that weights were trained with, as the chat template of their folder, and what ends it."""
+    template, tokenizer = NamedTemplate.load(name, base), TextTokenizer.load(base)
+    atomic_write_text(out / CHAT_TEMPLATE_FILE, as_jinja(template))
+    config = _json_of(out / GENERATION_CONFIG)
+    known = config.get("eos_token_id")
+    words = (template.special_tokens.get("eos_token", ""), *template.stop)
+    stops = [stop for stop in map(tokenizer.token_id, words) if stop is not None]
+    named = known if isinstance(known, list) else [] if known is None else [known]
+    atomic_write_json(out / GENERATION_CONFIG, config | {"eos_token_id": list(dict.fromkeys([*named, *stops]))})
 
 
 def tokenizer_bytes(base: Path) -> int:

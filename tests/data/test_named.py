@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from studio.config.schema import TemplateName
 from studio.data.formats import Conversation, Message
-from studio.data.named import NamedTemplate, load_template, template_names
+from studio.data.named import NamedTemplate, as_jinja, load_template, template_names
 from studio.data.phrasings import load_bank
 from studio.data.template import ChatTemplate
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer, encode_conversation, encode_prompt
@@ -189,6 +189,20 @@ def test_without_a_template_a_turn_has_its_own_ends(tiny: TextTokenizer) -> None
     assert with_brackets(encode_conversation(row, load_template("none", TINY), tiny), tiny) == "<s>q1‹a1›\nq2‹a2</s>›"
     written = encode_conversation(row, load_template("default", TINY), tiny)
     assert written == encode_conversation(chat("q1", "a1", "q2", "a2"), load_template("default", TINY), tiny)
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_in_jinja_it_writes_the_same(name: str) -> None:
+    """What an adapter's folder gets, for servers that know nothing of named templates."""
+    template = load_template(name, TINY)
+    assert isinstance(template, NamedTemplate)
+    jinja = ChatTemplate(as_jinja(template))
+    chats = [chat("q1 {input} {round}", "a1\n", "q2", "'a2\"", "q3", "", system="" if name == "minicpm" else "S {x}")]
+    chats += [Conversation((*chats[0].messages, Message("system", ""), Message("user", "你好 {{ 7 }}")))]
+    for row in chats:
+        assert jinja.render(row.messages, add_generation_prompt=True) == template.render(row.messages)
+    with pytest.raises(DataError):
+        jinja.render([Message("tool", "x")])
 
 
 def test_what_is_trained(tiny: TextTokenizer) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from transformers import logging as transformers_logging  # noqa: E402
 
 from studio.data.named import NamedTemplate, Template, load_template  # noqa: E402
+from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
@@ -34,6 +35,14 @@ class LoadedModel:
     folder: Path
     device: torch.device
     dtype: torch.dtype
+
+    def with_template_of(self, folder: Path) -> "LoadedModel":
+        """The same model, spoken to as the weights in `folder` were trained, when they bring a chat template."""
+        if not (folder / CHAT_TEMPLATE_FILE).is_file():
+            return self
+        template = ChatTemplate.load(folder)
+        eos_ids = [*_generation_eos(folder), *_end_of_turn(self.tokenizer, template), *self.eos_ids]
+        return replace(self, template=template, eos_ids=list(dict.fromkeys(eos_ids)))
 
     @property
     def pad_id(self) -> int:
