@@ -1,7 +1,6 @@
 """`retune evaluate`, `chat`, `serve` and `demo` on a tiny model."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -79,7 +78,7 @@ def test_an_adapter_that_is_not_there(adapter: str, said: str, trained: Project,
 
 def test_serve_answers_until_ctrl_c(trained: Project) -> None:
     command = [sys.executable, "-m", "studio.cli.app", "serve", "--adapter", "tiny-1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c)
     try:
         url, token_file = _address(process)
         token = json.loads(token_file.read_text(encoding="utf-8"))["token"]
@@ -92,6 +91,11 @@ def test_serve_answers_until_ctrl_c(trained: Project) -> None:
     finally:
         process.kill()
     assert "Stopping" in said and process.returncode == 0
+
+
+def _hears_ctrl_c() -> None:
+    """A shell's background job ignores the interrupt, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _address(process: subprocess.Popen[str]) -> tuple[str, Path]:
