@@ -81,7 +81,8 @@ def repaired(text: str) -> str:
 
 def _utf8_read_as_gbk(text: str) -> str:
     """浣犲ソ -> 你好. Short texts can be valid both ways, so they are left alone."""
-    if sum(not character.isascii() for character in text[:200]) < FEWEST_NON_ASCII:
+    head = text[:200]
+    if len(head) - len(head.encode("ascii", "ignore")) < FEWEST_NON_ASCII:
         return ""
     try:
         meant = text.encode("gb18030").decode("utf-8")
