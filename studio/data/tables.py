@@ -22,6 +22,7 @@ MAX_SHARED_TEXT_BYTES = 512 * 2**20  # is held in memory
 FREE_SHEET_BYTES = 64 * 2**20
 MAX_SHEET_RATIO = 200
 MAX_XLS_BYTES = 128 * 2**20
+ARROW = b"ARROW1"  # how its file format begins; the stream format has no mark
 SHARED_TEXT = "xl/sharedStrings.xml"
 # Columns whose cells may hold a list as JSON text, where the kind of file has no lists.
 LIST_COLUMNS = frozenset({"messages", "conversation", "conversations", "history", "chosen", "rejected", "tools"})
@@ -148,18 +149,21 @@ def scan_arrow(path: Path, name: str, position: Position) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.ipc
 
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            yield from _batch_rows(_small(pyarrow.ipc.open_stream(source)), name)
-        except pyarrow.ArrowInvalid:
+    with pyarrow.OSFile(str(path)) as source:  # a map of a cut file would end the process
+        if source.read(len(ARROW)) == ARROW:
             table = pyarrow.ipc.open_file(source)
             batches = (table.get_batch(index) for index in range(table.num_record_batches))
-            yield from _batch_rows(_small(batches), name)
+        else:
+            source.seek(0)
+            batches = pyarrow.ipc.open_stream(source)
+        yield from _batch_rows(_small(batches), name)
     position.done += path.stat().st_size
 
 
 def _small(batches: Iterable[Any]) -> Iterator[Any]:
+    """Arrow trusts the offsets in a file; a damaged one would read, and end, where there is no memory."""
     for batch in batches:
+        batch.validate(full=True)
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
 
