@@ -56,6 +56,9 @@ class RenderWorker:
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""
+        except BaseException:
+            self.close()  # its answer was not read: the next question would get it
+            raise
         if answer.endswith("\n"):
             replies: list[dict[str, Any]] = json.loads(answer)
             return replies

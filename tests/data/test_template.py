@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import threading
 from pathlib import Path
 
@@ -257,3 +259,24 @@ def test_messages_that_cannot_be_rendered(messages: list) -> None:
 def test_unknown_choices_are_refused() -> None:
     with pytest.raises(DataError, match="assistant, last, all"):
         CHATML.segments(TWO_TURNS, "everything")
+
+
+def test_an_answer_that_nobody_waited_for_is_not_the_next_ones() -> None:
+    """Ctrl-C, or a test's time limit, between question and answer."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    slow = "{% for a in range(2000) %}{% for b in range(2000) %}{% endfor %}{% endfor %}slow"
+    question = [Message("user", "hi")]
+    assert ChatTemplate("quick").render(question) == "quick"
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ChatTemplate(slow).render(question)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert ChatTemplate("quick").render(question) == "quick"
