@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import threading
 from pathlib import Path
 
 import pytest
