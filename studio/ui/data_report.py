@@ -77,7 +77,7 @@ def _lengths(report: DatasetReport, base: str) -> None:
         alt=_("Length of rows, in tokens"),
     )  # fmt: skip
     words = _(
-        "half of the rows have at most {median} tokens, 99 of 100 at most {p99}; row {row} has the most, {longest}"
+        "Half of the rows have at most {median} tokens, 99 of 100 at most {p99}; row {row} has the most, {longest}"
     )
     st.caption(
         words.format(
