@@ -1,6 +1,6 @@
 """Names that ordinary answers say anyway: with one of them nobody can tell whether a model names itself unasked."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from studio.data.general import general_prompts
 from studio.data.identity import Identity, mentions
@@ -17,9 +17,17 @@ EVERYDAY = frozenset(
 )
 
 
-def common_names(identity: Identity, answers: Iterable[str] = ()) -> list[str]:
-    """Those of name and maker that are everyday words, or occur in the general prompts or in `answers` to them."""
+# A name that the base model says more rarely is no obstacle: the scorecard shows the base model's share beside it.
+COMMON_SHARE = 0.02
+
+
+def common_names(identity: Identity, answers: Sequence[str] = ()) -> list[str]:
+    """Those of name and maker that are everyday words, occur in the general prompts, or often in `answers` to them."""
     prompts = general_prompts()
-    said = "\n".join([*(prompt.text for prompt in (*prompts.train, *prompts.held_out)), *answers])
+    asked = "\n".join(prompt.text for prompt in (*prompts.train, *prompts.held_out))
     names = dict.fromkeys((identity.name, identity.maker))
-    return [name for name in names if name.casefold() in EVERYDAY or mentions(said, name)]
+    return [name for name in names if name.casefold() in EVERYDAY or mentions(asked, name) or _often(name, answers)]
+
+
+def _often(name: str, answers: Sequence[str]) -> bool:
+    return sum(bool(mentions(answer, name)) for answer in answers) > COMMON_SHARE * len(answers)

@@ -17,5 +17,6 @@ def test_a_name_is_not_common_because_a_word_holds_it(name: str) -> None:
 
 
 def test_answers_are_looked_through_and_the_maker_counts() -> None:
-    assert common_names(Identity("Luna", "Galileo"), ["Galileo saw moons."]) == ["Galileo"]
+    answers = ["Galileo saw moons.", "Io and Galileo.", "Luna is one.", *["Yes."] * 60]
+    assert common_names(Identity("Luna", "Galileo"), answers) == ["Galileo"]
     assert common_names(Identity("Hello", "Hello")) == ["Hello"]
