@@ -44,13 +44,21 @@ def as_turns(messages: Iterable[ChatMessage]) -> list[Turn]:
         role, content = row.get("role"), row.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(f"A message has role {role!r} and content {content!r}.", "Both must be text.")
-        turn = {"role": role, "content": content} | {key: row[key] for key in TOOL_KEYS if row.get(key)}
-        if any(ANY_MARK.search(text) for text in _texts(turn)):
+        turn = {"role": role, "content": content}
+        for key in TOOL_KEYS:
+            if row.get(key):
+                turn[key] = row[key]
+        if any(ANY_MARK.search(text) for text in _texts_of(turn)):
             raise DataError("A message holds one of the private characters U+10FFF0 to U+10FFF5.", "Take it out.")
         turns.append(turn)
     if not turns:
         raise DataError("The conversation has no messages.", "Give at least one message.")
     return turns
+
+
+def _texts_of(turn: Turn) -> Iterable[str]:
+    """What a message says; nearly all have their content alone."""
+    return (turn["content"],) if len(turn) == 2 else _texts(turn)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -87,7 +95,7 @@ def exceptions(messages: Sequence[ChatMessage], loss_on: str) -> list[int]:
 def mark_literals(turns: list[Turn], control_tokens: Collection[str]) -> list[Turn]:
     """Put LITERAL marks around control tokens that messages contain."""
     pattern = _pattern(tuple(control_tokens))
-    if pattern is None or not any(pattern.search(text) for turn in turns for text in _texts(turn)):
+    if pattern is None or not any(pattern.search(text) for turn in turns for text in _texts_of(turn)):
         return turns
     return [{key: value if key == "role" else _marked(value, pattern) for key, value in turn.items()} for turn in turns]
 
