@@ -7,6 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from studio.config.schema import RunConfig, parse_config
 from studio.errors import ConfigError, Problem
@@ -42,7 +43,7 @@ def save_config(path: Path, config: RunConfig) -> None:
 def update_text(text: str, config: RunConfig) -> str:
     """YAML text of `config`, keeping comments and order of `text` where the keys are still there."""
     tree = _read(text, "config") if text.strip() else None
-    values = config.model_dump(mode="json")
+    values = _quoted(config.model_dump(mode="json"))
     if isinstance(tree, dict):
         _merge(tree, values)
     else:
@@ -77,6 +78,16 @@ def _apply(values: dict[str, Any], setting: str) -> Problem | None:
         target = target[parent]
     target[key] = _plain(_read(text, path))
     return None
+
+
+def _quoted(value: Any) -> Any:
+    """The same with texts that hold a next-line sign (U+0085) in double quotes, where the writer escapes it; elsewhere
+    it writes the sign as it is, and a reader takes it for a line break."""
+    if isinstance(value, dict):
+        return {key: _quoted(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_quoted(each) for each in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and "\x85" in value else value
 
 
 def _yaml() -> YAML:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from studio.config.catalog import preset, preset_names, preset_text
@@ -157,6 +157,7 @@ configs = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(values={"record": {"sample_prompts": ["a\x85b", "\x85", "\u2028"]}})
 @given(values=configs)
 def test_any_config_is_the_same_after_yaml(values: dict[str, Any]) -> None:
     config = parse_config(values)
