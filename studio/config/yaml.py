@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from studio.config.schema import RunConfig, parse_config
@@ -14,6 +14,7 @@ from studio.errors import ConfigError, Problem
 from studio.paths import atomic_write_text
 
 MAX_YAML_BYTES = 1_000_000
+MAX_DEPTH = 20
 
 
 def load_text(text: str, source: str = "config") -> RunConfig:
@@ -102,13 +103,24 @@ def _read(text: str, source: str) -> Any:
     if len(text) > MAX_YAML_BYTES:
         raise ConfigError([Problem("(file)", f"is {len(text)} characters long", f"<= {MAX_YAML_BYTES}")], source)
     try:
-        # A few lines of aliases of aliases stand for more values than memory holds; no config needs one.
-        alias = next((event.anchor for event in _yaml().parse(text) if isinstance(event, AliasEvent)), None)
-        if alias is not None:
-            raise ConfigError([Problem("(file)", f"repeats a part by the alias *{alias}", "write it out")], source)
+        _require_plain(text, source)
         return _yaml().load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([Problem("(file)", f"is not YAML: {' '.join(str(error).split())[:300]}")], source) from None
+
+
+def _require_plain(text: str, source: str) -> None:
+    """Look through the text before anything is built of it; no config is deep, nor repeats itself by aliases: a few
+    lines of aliases of aliases stand for more values than memory holds. Raises ConfigError."""
+    depth = 0
+    for event in _yaml().parse(text):
+        if isinstance(event, AliasEvent):
+            raise ConfigError(
+                [Problem("(file)", f"repeats a part by the alias *{event.anchor}", "write it out")], source
+            )
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ConfigError([Problem("(file)", "is nested too deeply", f"<= {MAX_DEPTH} levels")], source)
 
 
 def _plain(node: Any) -> Any:
