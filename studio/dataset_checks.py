@@ -12,7 +12,7 @@ from studio.config.schema import RunConfig
 from studio.data.conversation import Conversation
 from studio.data.identity import Identity
 from studio.data.lint.check import lint
-from studio.data.lint.findings import RULES_VERSION, Finding, LintResult
+from studio.data.lint.findings import RULES, RULES_VERSION, Finding, LintResult
 from studio.data.lint.fixes import FIX_WORDS, apply_fixes
 from studio.data.lint.lengths import Encode
 from studio.data.named import load_template
@@ -93,6 +93,12 @@ def lint_dataset(
     with open_db(project.folder) as db:
         lint_results.put(db, key, name, result)
     return result
+
+
+def require_rule(rule: str) -> None:
+    """Raises DataError when the lint has no such rule."""
+    if rule not in RULES:
+        raise DataError(f"There is no rule {rule!r}.", f"Known: {', '.join(RULES)}.")
 
 
 def errors_before_start(project: Project, config: RunConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """The life of one row by the trainer's own functions: conversation, rendered text, tokens and which are trained."""
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from studio.data.xtuner_maps import XTUNER_MAPS, map_name
 from studio.errors import DataError
 from studio.models import require
 from studio.projects import Project
+
+BROKEN = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,44 @@ def _raw_row(path: Path, row: int, options: ReadOptions | None) -> RawRow:
     if found.problem:
         raise DataError(f"{path.name}, {place(found)}: {found.problem}", "Correct the row, or look at another.")
     return found
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Neighbouring tokens that are shown as one: those that only together make a character."""
+
+    text: str
+    ids: tuple[int, ...]
+    trained: bool
+    cut: bool = False  # beyond the longest length: it is not read at all
+
+    @property
+    def kind(self) -> str:
+        """The class it is shown as."""
+        return "cut" if self.cut else "trained" if self.trained else "masked"
+
+
+def chips(tokens: Sequence[TokenView], decode: Callable[[list[int]], str]) -> list[Chip]:
+    """One chip a token, except where a character is spread over several; `decode` turns ids into text."""
+    result: list[Chip] = []
+    part: list[TokenView] = []
+    for token in tokens:
+        if not part and BROKEN not in token.text:
+            result.append(Chip(token.text, (token.id,), token.trained))
+            continue
+        part.append(token)
+        text = decode([each.id for each in part])
+        if BROKEN not in text or len(part) >= 8:
+            result.append(_chip(text, part))
+            part = []
+    return [*result, _chip(decode([each.id for each in part]), part)] if part else result
+
+
+def _chip(text: str, part: list[TokenView]) -> Chip:
+    return Chip(text, tuple(each.id for each in part), any(each.trained for each in part))
+
+
+def chips_of(life: RowLife, model_folder: Path) -> list[Chip]:
+    """A row's tokens to look at, those beyond the longest length marked as cut."""
+    decode = TextTokenizer.load(model_folder).decode
+    return chips(life.tokens, decode) + [replace(chip, cut=True) for chip in chips(life.cut_off, decode)]

@@ -121,6 +121,12 @@ def import_(
         progress.follow(workspace.folder, job)
         built = datasets.get(workspace, job.args["name"])
     show.say(summary(built))
+    if built.version > 1:
+        before = datasets.versions(workspace, built.name)[1]
+        show.warn(
+            f"It replaces version {before.number} ({before.kind}, {before.num_rows} rows, {before.num_probes} probes); "
+            f"retune data undo {built.name} takes it back."
+        )
 
 
 @app.command("formats")

@@ -78,6 +78,7 @@ def fix(
     """
     workspace = chosen(project)
     version = datasets.get(workspace, dataset).version
+    dataset_checks.require_rule(rule)
     found = dataset_checks.lint_dataset(
         workspace, dataset, _tokens(base, "", 512), progress=_progress("checked")
     ).findings

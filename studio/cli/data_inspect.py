@@ -49,7 +49,7 @@ def inspect(
         life = row_life.of_file(Path(source).expanduser(), row, view, format)
     else:
         life = row_life.of_dataset(workspace, source, row, view)
-    return show.as_json(_as_json(life)) if json else _print(life)
+    return show.as_json(_as_json(life)) if json else _print(life, folder)
 
 
 def _project(name: str, needed: bool) -> Project | None:
@@ -62,14 +62,14 @@ def _project(name: str, needed: bool) -> Project | None:
         return None
 
 
-def _print(life: RowLife) -> None:
+def _print(life: RowLife, folder: Path) -> None:
     if not life.conversation.messages:
         return show.say(f"Row {life.row}: the format leaves it out.")
     for message in life.conversation.messages:
         show.out.print(show.plain(f"{message.role}: {message.content}"), highlight=False)
     cut = f", {len(life.cut_off)} more cut off at the longest length" if life.truncated else ""
     show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
-    return show.out.print(_marked(life.tokens), highlight=False)
+    return show.out.print(_marked([each for each in row_life.chips_of(life, folder) if not each.cut]), highlight=False)
 
 
 def _marked(tokens: list[Any]) -> Any:

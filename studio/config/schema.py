@@ -195,7 +195,7 @@ class RunConfig(Section):
         if self.train.num_steps is not None and self.train.warmup_steps >= self.train.num_steps:
             raise ValueError(
                 f"train.warmup_steps: {self.train.warmup_steps} leaves no step at full learning rate; "
-                f"it must be below num_steps = {self.train.num_steps}"
+                f"it must be below num_steps = {self.train.num_steps}, for example 0"
             )
         return self
 

@@ -148,7 +148,11 @@ def _layout_by_columns(row: dict[str, Any]) -> FormatGuess:
     if isinstance(text, str):
         return FormatGuess("text", 0.9 if len(row) == 1 else 0.6, 'it has "text" and no question.')
     keys = ", ".join(repr(str(key)[:40]) for key in list(row)[:8]) or "none"
-    return FormatGuess(None, 0.0, f"its keys are {keys}. {KNOWN} Or say which column is what.")
+    return FormatGuess(
+        None,
+        0.0,
+        f"its keys are {keys}. {KNOWN} Or say which column is what (--columns question=…,answer=… in the shell).",
+    )
 
 
 def to_conversation(row: object, format: str | None, row_number: int, columns: Columns | None = None) -> Conversation:
@@ -221,7 +225,7 @@ def bad_rows(name: str, problems: Sequence[RowProblem], num_problems: int, total
     more = num_problems - SHOWN_PROBLEMS
     tail = f"\n  and {more} more" if more > 0 else ""
     message = f"{name}: {num_problems} of {total} rows cannot be used:\n{shown}{tail}\n"
-    return DataError(message, "Correct these rows, or import the good ones only.")
+    return DataError(message, "Correct these rows, or import the good ones only (--keep-good in the shell).")
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:

@@ -85,7 +85,10 @@ class NamedTemplate:
             raise DataError(f"There is no template named {name!r}.", f"Allowed: {', '.join(template_names())}.")
         fields = dict(load_bank("templates")["prompts"].get(name, {}))
         stop, tokens = tuple(fields.pop("stop", ())), special_tokens(Path(model_folder))
-        return cls(name, **fields, stop=stop, bos=_bos(Path(model_folder), tokens), special_tokens=tokens)
+        bos = _bos(Path(model_folder), tokens)
+        if bos[0] and str(fields.get("user", "")).startswith(bos[0]):
+            bos = ("", ())  # each turn begins with it already (SmolLM2's BOS is <|im_start|>); XTuner writes it twice
+        return cls(name, **fields, stop=stop, bos=bos, special_tokens=tokens)
 
     @property
     def fingerprint(self) -> str:

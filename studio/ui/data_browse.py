@@ -32,7 +32,7 @@ def browse_tab(project: Project) -> None:
         return
     dataset = _pick(there)
     _headline(project, dataset)  # first: a dataset that cannot be read can be deleted
-    views = {"rows": _("Rows"), "check": _("Check"), "report": _("Report")}
+    views = {"rows": _("Read and edit"), "check": _("Check"), "report": _("Report")}
     view = st.segmented_control(
         _("View"), list(views), format_func=lambda name: views[name], default="rows", required=True,
         key="data.browse.view", label_visibility="collapsed",

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import streamlit as st
 
@@ -14,13 +13,13 @@ from studio.config.yaml import load_config, load_text
 from studio.data.conversation import Conversation
 from studio.data.named import template_names
 from studio.data.row_index import RowIndex
-from studio.data.tokens import TextTokenizer
 from studio.datasets import Dataset
 from studio.errors import StudioError
 from studio.projects import Project
+from studio.row_life import Chip
 from studio.row_place import RowPlace
 from studio.ui.i18n import _, ngettext
-from studio.ui.token_view import Chip, chips, token_view
+from studio.ui.token_view import token_view
 from studio.ui.widgets import plain, show_error
 
 MAX_LENGTH = 512
@@ -102,9 +101,7 @@ def _life(
     fingerprint: str, number: int, view: row_life.View, _row: Conversation
 ) -> tuple[row_life.RowLife, list[Chip]]:
     life = row_life.of_conversation(_row, number, view)
-    decode = TextTokenizer.load(view.model_folder).decode
-    cut = [replace(chip, cut=True) for chip in chips(life.cut_off, decode)]
-    return life, chips(life.tokens, decode) + cut
+    return life, row_life.chips_of(life, view.model_folder)
 
 
 def _place(project: Project, dataset: Dataset, number: int) -> None:

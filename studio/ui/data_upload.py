@@ -96,7 +96,9 @@ def upload_tab(project: Project) -> None:
             source = _uploaded() if place == "file" else _on_this_machine()
         if source is None:
             right.info(
-                _("Any rows of questions and answers, whole conversations, or plain text to go on with."),
+                _("Any rows of questions and answers, whole conversations, or plain text to go on with.")
+                + " "
+                + _("JSON, JSONL, CSV, TSV, Parquet, Excel, plain text or Markdown; also packed as .gz."),
                 icon=":material/upload_file:",
             )
             return

@@ -1,11 +1,10 @@
 """Tokens of a row, coloured by whether they are trained. Their texts travel as data and are set as text, not HTML."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import streamlit as st
 
-from studio.row_life import TokenView
+from studio.row_life import Chip
 from studio.ui.i18n import _
 
 CSS = """
@@ -52,44 +51,6 @@ export default function ({ data, parentElement }) {
 """
 
 _component = st.components.v2.component("retune_tokens", css=CSS, js=JS)
-
-
-BROKEN = "\ufffd"
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Neighbouring tokens that are shown as one: those that only together make a character."""
-
-    text: str
-    ids: tuple[int, ...]
-    trained: bool
-    cut: bool = False  # beyond the longest length: it is not read at all
-
-    @property
-    def kind(self) -> str:
-        """The class it is shown as."""
-        return "cut" if self.cut else "trained" if self.trained else "masked"
-
-
-def chips(tokens: Sequence[TokenView], decode: Callable[[list[int]], str]) -> list[Chip]:
-    """One chip a token, except where a character is spread over several; `decode` turns ids into text."""
-    result: list[Chip] = []
-    part: list[TokenView] = []
-    for token in tokens:
-        if not part and BROKEN not in token.text:
-            result.append(Chip(token.text, (token.id,), token.trained))
-            continue
-        part.append(token)
-        text = decode([each.id for each in part])
-        if BROKEN not in text or len(part) >= 8:
-            result.append(_chip(text, part))
-            part = []
-    return [*result, _chip(decode([each.id for each in part]), part)] if part else result
-
-
-def _chip(text: str, part: list[TokenView]) -> Chip:
-    return Chip(text, tuple(each.id for each in part), any(each.trained for each in part))
 
 
 def token_view(shown: Sequence[Chip], key: str) -> None:

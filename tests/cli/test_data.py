@@ -80,6 +80,15 @@ def test_inspect_marks_the_trained_tokens(retune: Retune, tmp_path: Path, tiny_m
     assert "no dataset 'out'" in retune("data", "inspect", "out", "--base", tiny_model, code=1)
 
 
+def test_inspect_shows_characters_that_several_tokens_make(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "zh.csv"
+    file.write_text("问题,答案\n你是谁？,我是露娜。\n", encoding="utf-8")
+    said = retune("data", "inspect", file, "--base", tiny_model)
+    assert "\ufffd" not in said and "[我是露娜。" in said
+    retune("data", "import", file)
+    assert "no rule 'nosuch'" in retune("data", "fix", "zh", "--rule", "nosuch", code=1)
+
+
 def test_lint_fails_on_errors(retune: Retune, tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
     bad = {

@@ -25,6 +25,19 @@ def test_columns_by_hand_and_by_their_names(retune: Retune, tmp_path: Path) -> N
     assert "no column 'Told'" in retune("data", "import", file, "--columns", "question=Asked,answer=Told", code=1)
 
 
+def test_what_an_import_replaces_is_said_and_can_be_taken_back(
+    retune: Retune, project: Project, tmp_path: Path
+) -> None:
+    file = tmp_path / "identity.jsonl"
+    file.write_text(json.dumps({"question": "q", "answer": "a"}) + "\n", encoding="utf-8")
+    retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 20)
+    said = retune("data", "import", file)
+    assert "identity, 20 rows" in said and "retune data undo identity" in said
+    retune("data", "undo", "identity")
+    back = datasets.get(project, "identity")
+    assert (back.num_rows, back.kind) == (20, "identity") and back.num_probes > 0
+
+
 def test_a_large_file_is_imported_by_a_job(
     retune: Retune, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

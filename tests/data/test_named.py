@@ -275,3 +275,9 @@ def test_any_text(name: str, contents: list[str], loss_on: str, max_length: int)
         assert tokenizer.token_id("<|im_end|>") not in whole.input_ids
     cut = encode_conversation(row, template, tokenizer, max_length, loss_on)
     assert (cut.input_ids, cut.labels) == (whole.input_ids[:max_length], whole.labels[:max_length])
+
+
+def test_a_mark_that_is_bos_too_is_written_once(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
+    text = load_template("qwen_chat", tmp_path).render([Message("user", "hi"), Message("assistant", "ho")])
+    assert text.startswith("<|im_start|>user\nhi") and text.count("<|im_start|>") == 2

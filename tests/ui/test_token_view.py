@@ -1,7 +1,6 @@
 """Tokens that together make one character are shown as one."""
 
-from studio.row_life import TokenView
-from studio.ui.token_view import Chip, chips
+from studio.row_life import Chip, TokenView, chips
 
 BYTES = {1: b"a", 2: "我".encode()[:1], 3: "我".encode()[1:2], 4: "我".encode()[2:], 5: b"!"}
 
