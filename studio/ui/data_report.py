@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from studio import charts, dataset_checks, models
+from studio import caches, charts, dataset_checks, models
 from studio.data.report import DatasetReport
 from studio.datasets import Dataset
+from studio.paths import human_bytes
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.i18n import N_, _
-from studio.ui.widgets import plain
+from studio.ui.widgets import ago, guarded, plain
 
 AT_ONCE_ROWS = 50_000
 LANGUAGE_WORDS = {"en": N_("English"), "zh": N_("Chinese"), "other": N_("others")}
@@ -25,6 +26,7 @@ def report_view(project: Project, dataset: Dataset) -> None:
             state.keep(asked, True)
             st.rerun()
         return
+    _caches(project)
     base = project.base if models.resolve(project.base).present else ""
     report = _report(dataset.fingerprint, base, project, dataset)
     _tiles(report)
@@ -38,6 +40,30 @@ def report_view(project: Project, dataset: Dataset) -> None:
         _shares(_("Questions in a row"), {str(turns): number for turns, number in report.turns.items()})
         if len(report.sources) > 1:
             _shares(_("Sources"), {plain(name) or "–": number for name, number in report.sources.items()})
+
+
+def _caches(project: Project) -> None:
+    """The tokens that runs left for those after them: how much room they take, and deleting them."""
+    known = caches.listed(project)
+    if not known:
+        return
+    size = human_bytes(sum(info.num_bytes for info in known))
+    with st.popover(_("Stored tokens: {size}").format(size=size), icon=":material/database:", key="data.caches"):
+        st.markdown(
+            _("Rows are tokenised once and found again by later runs. What is deleted is made again when needed.")
+        )
+        for info in known:
+            rows = _("{number} rows").format(number=f"{info.num_rows:,}")
+            st.caption(f"{plain(info.dataset)} · {rows} · {human_bytes(info.num_bytes)} · {ago(info.created_at)}")
+        st.button(
+            _("Delete them all"), icon=":material/delete:", key="data.caches.delete", on_click=_drop, args=(project,)
+        )
+
+
+def _drop(project: Project) -> None:
+    with guarded():
+        freed = caches.delete_all(project)
+        state.flash(_("{size} are free again.").format(size=human_bytes(freed)))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

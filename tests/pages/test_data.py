@@ -8,7 +8,7 @@ import psutil
 import pytest
 import streamlit as st
 
-from studio import datasets, models, row_life
+from studio import caches, datasets, models, row_life
 from studio.data.formats import Conversation, Message
 from studio.data.identity import Identity
 from studio.store import jobs as store_jobs
@@ -289,6 +289,17 @@ def test_where_a_row_is_trained(open_tab, project):
     assert "First trained in step" in told or "kept out of training" in told
     at.number_input(key="data.browse.longest").set_value(16).run()
     assert "tokens are cut off" in texts(at.warning)
+
+
+@pytest.mark.skipif(not models.resolve("starter").present, reason="needs the starter model")
+def test_stored_tokens_are_deleted_from_the_page(open_tab, project):
+    for name in ("identity", "general"):
+        datasets.save(project, name, [row(f"{name} {n}?", "Yes.") for n in range(12)], kind="import")
+    open_tab("browse")  # where a row is trained was planned, on tokens that were stored
+    assert len(caches.listed(project)) == 2
+    at = open_view(open_tab, "report")
+    at.button(key="data.caches.delete").click().run()
+    assert not at.exception and not caches.listed(project)
 
 
 @pytest.mark.parametrize("kind", ["text", "tool"])
