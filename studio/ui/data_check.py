@@ -9,6 +9,7 @@ from studio.data.lint.findings import RULES, Finding, LintResult
 from studio.datasets import Dataset
 from studio.projects import Project
 from studio.ui import state
+from studio.ui.data_table import is_wanted
 from studio.ui.i18n import N_, _, ngettext
 from studio.ui.widgets import guarded
 
@@ -37,12 +38,8 @@ RULE_WORDS = {
 
 def check_view(project: Project, dataset: Dataset) -> None:
     """The findings, worst first. A large dataset is checked when it is asked for."""
-    asked = f"data.check.{dataset.name}.{dataset.fingerprint[:12]}"
-    if dataset.num_rows > AT_ONCE_ROWS and not state.kept(asked):
-        st.info(_("{number} rows: checking them takes a while.").format(number=f"{dataset.num_rows:,}"))
-        if st.button(_("Check now"), type="primary", icon=":material/fact_check:", key="data.check.start"):
-            state.keep(asked, True)
-            st.rerun()
+    words = _("{number} rows: checking them takes a while.")
+    if not is_wanted(dataset, "check", AT_ONCE_ROWS, words, _("Check now")):
         return
     result = _checked(project, dataset)
     if not result.counts:

@@ -10,6 +10,7 @@ from studio.datasets import Dataset
 from studio.paths import human_bytes
 from studio.projects import Project
 from studio.ui import state
+from studio.ui.data_table import is_wanted
 from studio.ui.i18n import N_, _
 from studio.ui.widgets import ago, guarded, plain
 
@@ -19,12 +20,8 @@ LANGUAGE_WORDS = {"en": N_("English"), "zh": N_("Chinese"), "other": N_("others"
 
 def report_view(project: Project, dataset: Dataset) -> None:
     """A large dataset is counted when it is asked for."""
-    asked = f"data.report.{dataset.name}.{dataset.fingerprint[:12]}"
-    if dataset.num_rows > AT_ONCE_ROWS and not state.kept(asked):
-        st.info(_("{number} rows: counting them takes a while.").format(number=f"{dataset.num_rows:,}"))
-        if st.button(_("Count now"), type="primary", icon=":material/bar_chart:", key="data.report.start"):
-            state.keep(asked, True)
-            st.rerun()
+    words = _("{number} rows: counting them takes a while.")
+    if not is_wanted(dataset, "report", AT_ONCE_ROWS, words, _("Count now")):
         return
     _caches(project)
     base = project.base if models.resolve(project.base).present else ""
