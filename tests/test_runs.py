@@ -39,9 +39,8 @@ def make_run(project: Project) -> MakeRun:
 
 def add_general(project: Project, name: str = "general") -> None:
     probe = {"messages": [{"role": "user", "content": "2+2?"}], "kind": "general"}
-    datasets.write_probes(project, name, [probe])
     row = Conversation((Message("user", "1+1?"), Message("assistant", "2")))
-    datasets.save(project, name, [row], kind="general", num_probes=1)
+    datasets.save(project, name, [row], kind="general", probes=[probe])
 
 
 def test_a_run_is_asked_for_the_identity_that_it_was_trained_on(project: Project, make_run: MakeRun) -> None:
