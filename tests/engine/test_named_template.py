@@ -63,4 +63,4 @@ def test_a_model_without_a_template_can_be_trained_with_a_named_one(
     (base / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match="data.template"):
         load_template("", base)
-    assert load_template("qwen_chat", base).render(CHAT[1:]).startswith("<|im_start|><|im_start|>user\n")
+    assert load_template("qwen_chat", base).render(CHAT[1:]).startswith("<|im_start|>user\n")
