@@ -27,6 +27,12 @@ from studio.store.runs import Run
 
 CONFIG_FILE = "config.yaml"
 LOG_FILE = "run.log"
+UNTRAINED = {
+    "dpo": "learns from pairs of answers (DPO); Retune imports such pairs and does not train on them yet",
+    "orpo": "learns from pairs of answers (ORPO); Retune imports such pairs and does not train on them yet",
+    "reward": "trains a reward model on pairs of answers; Retune imports such pairs and does not train on them yet",
+    "vision": "trains a model that sees pictures; Retune trains on text only so far",
+}
 
 
 def list_configs(project: Project) -> list[str]:
@@ -50,10 +56,14 @@ def config_path(project: Project, name: str) -> Path:
 
 def problems_before_start(project: Project, config: RunConfig) -> list[Problem]:
     """What would make a run of this config fail at once; empty when it can start."""
-    problems = []
+    problems = [] if config.task == "sft" else [Problem("task", UNTRAINED[config.task], "sft")]
     there = {dataset.name for dataset in datasets.listed(project)}
     for name in config.data.sources:
-        if name not in there:
+        if name not in there and name in config.data.recipes:
+            source = config.data.recipes[name].source
+            hint = f"get it from {source}: `retune data fetch CONFIG`, or the button on the Config page"
+            problems.append(Problem("data.sources", f"the dataset {name!r} is not in this project yet", hint))
+        elif name not in there:
             allowed = ", ".join(sorted(there)) or "none yet: build one on the Data page"
             problems.append(Problem("data.sources", f"there is no dataset {name!r} in this project", allowed))
     return problems

@@ -1,7 +1,7 @@
 """Everything one run needs, as one typed value. Form, YAML, command line, estimate and trainer all read this file.
 
 Each field says its default, its limits and, in `description`, what it does: a setting is written once.
-`advanced=True` folds a field away in the form.
+`advanced=True` folds a field away in the form, `form=False` keeps it out of it.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -20,6 +20,7 @@ from pydantic import (
 from studio.errors import ConfigError, Problem
 
 Method = Literal["lora", "qlora", "full"]
+Task = Literal["sft", "dpo", "orpo", "reward", "vision"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TemplateName = Literal[
     "", "default", "zephyr", "internlm_chat", "internlm2_chat", "moss_sft", "llama2_chat", "code_llama_chat",
@@ -30,6 +31,7 @@ TemplateName = Literal[
 SLUG_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Slug = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
 ADVANCED = {"advanced": True}
+NOT_IN_FORM = {"form": False}
 
 
 class Section(BaseModel):
@@ -76,13 +78,36 @@ class RowCount(Section):
     rows: int = Field(ge=1, le=20_000_000, description="Rows in every epoch.")
 
 
+EVERY_ROW = "all"
+
+
 def _portion_kind(value: Any) -> str:
+    if value == EVERY_ROW:
+        return "all"
     return "rows" if isinstance(value, dict | RowCount) else "share"
 
 
 Portion = Annotated[
-    Annotated[float, Field(gt=0), Tag("share")] | Annotated[RowCount, Tag("rows")], Discriminator(_portion_kind)
+    Annotated[float, Field(gt=0), Tag("share")]
+    | Annotated[RowCount, Tag("rows")]
+    | Annotated[Literal["all"], Tag("all")],
+    Discriminator(_portion_kind),
 ]
+
+
+class Recipe(Section):
+    """Where a dataset can be had, for a project that does not have it yet."""
+
+    source: str = Field(
+        min_length=1, max_length=1000, description="hf:ID, modelscope:ID, or a file or folder of this machine."
+    )
+    format: str = Field(
+        "",
+        pattern=r"^[a-z0-9_]*$",
+        description="Layout of its rows (retune data formats); empty recognises each row.",
+    )
+    split: str = Field("train", description="Split of a hub's data set.")
+    subset: str = Field("", description="Subset of a hub's data set, where it has several.")
 
 
 class DataSection(Section):
@@ -93,8 +118,14 @@ class DataSection(Section):
         min_length=1,
         description=(
             "Datasets of the project. A number is a share of the rows, relative to the other shares (0.5); "
-            "a count such as 2000 rows, in YAML {rows: 2000}, is what the dataset adds to every epoch."
+            "a count such as 2000 rows, in YAML {rows: 2000}, is what the dataset adds to every epoch; "
+            "all adds each of its rows once."
         ),
+    )
+    recipes: dict[Slug, Recipe] = Field(
+        default_factory=dict,
+        description="Where datasets come from that the project does not have yet; `retune data fetch` gets them.",
+        json_schema_extra=NOT_IN_FORM,
     )
     max_length: int = Field(512, ge=16, le=1_048_576, description="Longest sequence in tokens; what is longer is cut.")
     pack: Literal["none", "sequence", "tree"] = Field(
@@ -134,6 +165,20 @@ class TrainSection(Section):
         "cosine", description="Shape of the learning rate after warm-up."
     )
     warmup_steps: int = Field(5, ge=0, description="Steps over which the learning rate rises from zero.")
+    warmup_ratio: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="The same as a share of all steps (0.03); when given, it counts instead of the number.",
+        json_schema_extra=ADVANCED,
+    )
+    final_learning_rate_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Where cosine and linear end, as a share of the peak learning rate.",
+        json_schema_extra=ADVANCED,
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw",
         description="8-bit and paged variants come from bitsandbytes and save memory on a GPU.",
@@ -170,6 +215,12 @@ class RecordSection(Section):
         max_length=32,
         description="Questions asked at every sample.",
     )
+    sample_system: str = Field(
+        "",
+        max_length=20_000,
+        description="System prompt of the samples; empty asks without one.",
+        json_schema_extra=ADVANCED,
+    )
     sample_max_new_tokens: int = Field(
         48, ge=1, le=4096, description="Longest sample in tokens.", json_schema_extra=ADVANCED
     )
@@ -182,6 +233,11 @@ class RunConfig(Section):
     method: Method = Field(
         "lora", description="lora: small adapter. qlora: adapter on a 4-bit base. full: every weight."
     )
+    task: Task = Field(
+        "sft",
+        description="sft learns from conversations and texts and can be trained; the others are only shown so far.",
+        json_schema_extra=NOT_IN_FORM,
+    )
     model: ModelSection = Field(default_factory=ModelSection)
     lora: LoraSection = Field(default_factory=LoraSection)
     data: DataSection = Field(default_factory=DataSection)
@@ -192,7 +248,8 @@ class RunConfig(Section):
     def _cross_checks(self) -> "RunConfig":
         if self.train.num_steps is None and self.train.num_epochs is None:
             raise ValueError("train: give num_steps or num_epochs, or both (then steps win)")
-        if self.train.num_steps is not None and self.train.warmup_steps >= self.train.num_steps:
+        counts_steps = self.train.num_steps is not None and self.train.warmup_ratio is None
+        if counts_steps and self.train.warmup_steps >= self.train.num_steps:
             raise ValueError(
                 f"train.warmup_steps: {self.train.warmup_steps} leaves no step at full learning rate; "
                 f"it must be below num_steps = {self.train.num_steps}, for example 0"
@@ -230,7 +287,7 @@ def _problem(item: Any) -> Problem:
 
 def _without_kinds(location: tuple[Any, ...]) -> tuple[Any, ...]:
     """The place of a problem as the config has it: behind a source's name pydantic adds the kind of its value."""
-    if location[:2] == ("data", "sources") and location[3:4] in (("share",), ("rows",)):
+    if location[:2] == ("data", "sources") and location[3:4] in (("share",), ("rows",), ("all",)):
         return location[:3] + location[4:]
     return location
 
@@ -249,8 +306,9 @@ def field_at(path: tuple[Any, ...]) -> Any:
 
 
 def _siblings(path: tuple[Any, ...]) -> list[str]:
-    if path[:2] == ("data", "sources"):
-        return list(RowCount.model_fields)
+    for name, kind in (("sources", RowCount), ("recipes", Recipe)):
+        if path[:2] == ("data", name):
+            return list(kind.model_fields)
     parent = field_at(path[:-1]).annotation if path[:-1] else RunConfig
     return list(getattr(parent, "model_fields", {}))
 

@@ -1,7 +1,8 @@
 """The order in which rows of several sources are trained: shares or row counts, reproducible, resumable.
 
-A source's portion is its share of the rows, relative to the other shares, or the number of its rows in every epoch.
-The shares make an epoch of their own, in which each of their rows comes at least once; counted rows come on top.
+A source's portion is its share of the rows, relative to the other shares, or the number of its rows in every epoch,
+or "all": each row once. The shares make an epoch of their own, in which each of their rows comes at least once; the
+other portions come on top.
 """
 
 import heapq
@@ -26,12 +27,12 @@ class RowCount(Protocol):
     def rows(self) -> int: ...
 
 
-Portion = float | RowCount
+Portion = float | RowCount | str
 
 
 def epoch_length(sizes: Mapping[str, int], sources: Mapping[str, Portion]) -> int:
-    """Rows of an epoch: until every row of the sources with a share has come, with the shares held, and the counted
-    ones. Raises DataError."""
+    """Rows of an epoch: until every row of the sources with a share has come, with the shares held, and those of the
+    others. Raises DataError."""
     return sum(_epoch_counts(sizes, sources).values())
 
 
@@ -41,7 +42,7 @@ def plan_epoch(
     """The (source, row index from 0) of one epoch, in order.
 
     A source that is smaller than its share repeats in whole passes, each in a new order, so its rows come
-    equally often, give or take one. A counted source goes on where the epoch before stopped, so all its rows have
+    equally often, give or take one. Another source goes on where the epoch before stopped, so all its rows have
     their turn. Sources alternate evenly: every stretch of the epoch has the same mix, within a row or two per
     source. Raises DataError for an empty source, a share that is not above 0 or a count below 1.
     """
@@ -94,7 +95,7 @@ def _epoch_counts(sizes: Mapping[str, int], sources: Mapping[str, Portion]) -> d
     _require_sound(sizes, sources)
     shares = {name: portion for name, portion in sources.items() if isinstance(portion, int | float)}
     counts = _share_counts(sizes, shares) if shares else {}
-    counts |= {name: portion.rows for name, portion in sources.items() if not isinstance(portion, int | float)}
+    counts |= {name: _own_rows(portion, sizes[name]) for name, portion in sources.items() if name not in shares}
     if (length := sum(counts.values())) > MAX_EPOCH_ROWS:
         raise DataError(
             f"One epoch of this mix would be {length:,} rows, because a large source has a small share.",
@@ -103,12 +104,18 @@ def _epoch_counts(sizes: Mapping[str, int], sources: Mapping[str, Portion]) -> d
     return dict(sorted(counts.items()))
 
 
+def _own_rows(portion: Portion, size: int) -> int:
+    return size if portion == "all" else portion.rows
+
+
 def _require_sound(sizes: Mapping[str, int], sources: Mapping[str, Portion]) -> None:
     if not sizes or set(sizes) != set(sources):
         raise DataError(f"The sources are {sorted(sizes)}, the shares {sorted(sources)}.", "Name the same sources.")
     for name, portion in sources.items():
         if sizes[name] < 1:
             raise DataError(f"The source {name!r} has no rows.", "Add rows or take it out of the config.")
+        if portion == "all":
+            continue
         if not isinstance(portion, int | float):
             if portion.rows < 1:
                 raise DataError(f"{name!r} gives {portion.rows} rows to an epoch.", "Allowed: 1 or more.")

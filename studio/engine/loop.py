@@ -219,7 +219,9 @@ class Trainer:
 
 
 def warmup_steps(train: TrainSection, num_steps: int) -> int:
-    """Warm-up of a run: a tenth of a run that is too short for the configured one."""
+    """Warm-up of a run: the configured share of it, or steps; a tenth of a run that is too short for so many."""
+    if train.warmup_ratio is not None:
+        return int(train.warmup_ratio * num_steps)
     return train.warmup_steps if train.warmup_steps < num_steps else num_steps // 10
 
 
@@ -228,9 +230,9 @@ def learning_rate(train: TrainSection, step: int, num_steps: int, num_warmup: in
     if step <= num_warmup:
         return train.learning_rate * step / num_warmup
     done = (step - 1 - num_warmup) / max(1, num_steps - num_warmup)  # 0 at the first step after warm-up, below 1
-    if train.schedule == "cosine":
-        return train.learning_rate * (1 + math.cos(math.pi * done)) / 2
-    return train.learning_rate * (1 - done if train.schedule == "linear" else 1)
+    falling = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[train.schedule]
+    lowest = train.final_learning_rate_ratio
+    return train.learning_rate * (lowest + (1 - lowest) * falling)
 
 
 def make_optimizer(parameters: list[nn.Parameter], train: TrainSection, device: torch.device) -> Any:

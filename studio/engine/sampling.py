@@ -22,7 +22,8 @@ def take_samples(model: nn.Module, loaded: LoadedModel, record: RecordSection, r
 
 
 def _answers(model: nn.Module, loaded: LoadedModel, record: RecordSection) -> list[str]:
-    chats = [[{"role": "user", "content": prompt}] for prompt in record.sample_prompts]
+    system = [{"role": "system", "content": record.sample_system}] if record.sample_system else []
+    chats = [[*system, {"role": "user", "content": prompt}] for prompt in record.sample_prompts]
     ids = [prompt_ids(loaded, chat) for chat in chats]
     answers = generate(
         model, ids, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, max_new_tokens=record.sample_max_new_tokens

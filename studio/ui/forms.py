@@ -56,7 +56,10 @@ def _section(
 
 def _fields(fields: dict[str, FieldInfo], values: dict[str, Any], datasets: list[str], key: str) -> dict[str, Any]:
     """Narrow fields in rows of three, switches in a row below them, wide fields last."""
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {
+        name: values[name] for name, field in fields.items() if name in values and not _is_shown(field)
+    }
+    fields = {name: field for name, field in fields.items() if _is_shown(field)}
     switches = [name for name in fields if fields[name].annotation is bool]
     narrow = [name for name in fields if name not in WIDE and name not in switches]
     for first in range(0, len(narrow), 3):
@@ -151,10 +154,11 @@ def _sources(field: FieldInfo, value: dict[str, Any], datasets: list[str], key: 
 
 
 def _portion(label: str, field: FieldInfo, value: Any, key: str) -> Any:
-    """A share such as 0.5, or "2000 rows" for {"rows": 2000}."""
+    """A share such as 0.5, "2000 rows" for {"rows": 2000}, or "all"."""
     if isinstance(value, dict) and set(value) == {"rows"}:
         value = f"{value['rows']} rows"
-    entered = _number(label, float, field, value, False, _("A share (0.5), or rows in every epoch (2000 rows)."), key)
+    help_text = _("A share (0.5), rows in every epoch (2000 rows), or all.")
+    entered = _number(label, float, field, value, False, help_text, key)
     counted = re.fullmatch(r"(\d+)\s*rows?", entered.strip()) if isinstance(entered, str) else None
     return {"rows": int(counted[1])} if counted else entered
 
@@ -171,6 +175,11 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
 
 def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _is_shown(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return not (isinstance(extra, dict) and extra.get("form") is False)
 
 
 def _is_advanced(field: FieldInfo) -> bool:

@@ -133,3 +133,12 @@ def test_any_position_can_be_resumed(mix: tuple, start: int) -> None:
 def test_impossible_mixes_are_refused(sizes: dict, shares: dict, told: str) -> None:
     with pytest.raises(DataError, match=told):
         plan_epoch(sizes, shares, 0, 0)
+
+
+def test_all_adds_each_row_once_beside_shares_and_counts() -> None:
+    sizes = {"en": 30, "zh": 7, "general": 5, "extra": 9}
+    sources = {"en": "all", "zh": "all", "general": 1.0, "extra": Count(4)}
+    seen = Counter(plan_epoch(sizes, sources, 0, 3))
+    assert Counter(name for name, _ in seen.elements()) == {"en": 30, "zh": 7, "general": 5, "extra": 4}
+    assert set(seen.values()) == {1}
+    assert plan_epoch(sizes, sources, 0, 1) != plan_epoch(sizes, sources, 0, 0)

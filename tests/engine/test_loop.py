@@ -271,6 +271,14 @@ def test_warmup_never_eats_a_short_run() -> None:
     assert warmup_steps(train, 1) == 0 and learning_rate(train, 1, 1, 0) == train.learning_rate
 
 
+@pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.15), ("linear", 0.15), ("constant", 1.0)])
+def test_warm_up_and_end_as_shares(schedule: str, last: float) -> None:
+    train = TrainSection(schedule=schedule, learning_rate=1.0, warmup_ratio=0.03, final_learning_rate_ratio=0.15)
+    assert [warmup_steps(train, steps) for steps in (2, 33, 34, 1000)] == [0, 0, 1, 30]
+    assert learning_rate(train, 31, 1000, 30) == 1.0
+    assert learning_rate(train, 1000, 1000, 30) == pytest.approx(last, abs=2e-3)
+
+
 def test_paged_optimizer_needs_a_gpu(load_tiny: Load, tiny_config: Make) -> None:
     with pytest.raises(ConfigError, match="paged_adamw_8bit.*adamw"):
         make_trainer(load_tiny(), tiny_config(**{"train.optimizer": "paged_adamw_8bit"}))
