@@ -11,6 +11,7 @@ StudioError
   + JobError           a job cannot be started, stopped or found
   + DiskFullError      not enough space, before or while writing
   + ServerError        the model server does not answer
+  + ToolError          a tool that an agent called gave nothing
 """
 
 from dataclasses import dataclass
@@ -85,3 +86,7 @@ class DiskFullError(StudioError):
 
 class ServerError(StudioError):
     """The model server does not answer as it should."""
+
+
+class ToolError(StudioError):
+    """A tool that an agent called gave nothing; the model is told why."""

@@ -15,6 +15,7 @@ SHELVES = [
     {"errors", "paths", "processes"},
     {"config", "store", "data", "models", "scores", "checkpoint_files"},
     {
+        "agent",
         "estimate",
         "jobs",
         "projects",

@@ -1,0 +1,76 @@
+"""What an agent does, step by step, and the limits that end it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Literal
+
+from studio.agent.tools import Tool, find_tool
+from studio.errors import ToolError
+
+Message = dict[str, str]
+# Messages and stop texts in, pieces of the answer out; an assistant's message at the end is continued.
+# Closing the iterator ends the answer.
+Ask = Callable[[list[Message], list[str]], Iterator[str]]
+EndedBy = Literal["", "answer", "steps", "time", "stopped"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an agent has to come to an end."""
+
+    max_steps: int = 6
+    max_seconds: float = 120.0
+    max_characters: int = 8000  # of one answer of the model
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happened: a call of a tool with what came back, or the last word (`answer`).
+
+    `thought` is what the model said before. `failed`: `result` says why the tool gave nothing.
+    `ended_by` is empty for a call; else "answer", or the limit that was reached.
+    """
+
+    thought: str = ""
+    tool: str = ""
+    tool_input: str = ""
+    result: str = ""
+    failed: bool = False
+    answer: str = ""
+    ended_by: EndedBy = ""
+    messages: list[Message] = field(default_factory=list)  # of the last step: the chat to go on with
+
+
+class Watch:
+    """Asks the model within the limits of one question."""
+
+    def __init__(self, ask: Ask, limits: Limits, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._ask = ask
+        self._limits = limits
+        self._stopped = stopped
+        self._deadline = time.monotonic() + limits.max_seconds
+
+    @property
+    def over(self) -> EndedBy:
+        """Why there is no more to be done; empty while there may be."""
+        return "stopped" if self._stopped() else "time" if time.monotonic() > self._deadline else ""
+
+    def say(self, messages: list[Message], stops: list[str]) -> str:
+        """What the model says next, as far as the limits let it."""
+        text = ""
+        with closing(self._ask(messages, stops)) as pieces:  # type: ignore[type-var]
+            for piece in pieces:
+                text += piece
+                if self.over or len(text) > self._limits.max_characters:
+                    break
+        return text[: self._limits.max_characters]
+
+
+def use(tools: Sequence[Tool], called: str, tool_input: str) -> tuple[str, bool]:
+    """(what the tool gave, whether it failed); a failure is told to the model, which may try again."""
+    try:
+        return find_tool(tools, called)(tool_input), False
+    except ToolError as error:
+        return str(error), True
