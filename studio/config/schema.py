@@ -14,6 +14,7 @@ from pydantic import (
     StringConstraints,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -31,6 +32,7 @@ TemplateName = Literal[
 SLUG_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Slug = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
 ADVANCED = {"advanced": True}
+ZERO_PRESETS = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 NOT_IN_FORM = {"form": False}
 
 
@@ -226,6 +228,48 @@ class RecordSection(Section):
     )
 
 
+class DistributedSection(Section):
+    """How many processes train together, and what starts them. The global batch grows with them."""
+
+    strategy: Literal["none", "ddp", "deepspeed"] = Field(
+        "none",
+        description=(
+            "none: one process. ddp: every process has the whole model and part of each step's rows. "
+            "deepspeed: they also share out optimizer, gradients or weights (ZeRO)."
+        ),
+    )
+    deepspeed: str = Field(
+        "zero2",
+        min_length=1,
+        max_length=1000,
+        description=(
+            "ZeRO preset for deepspeed: zero1, zero2, zero2_offload, zero3, zero3_offload, or a path to a DeepSpeed "
+            "JSON of your own."
+        ),
+    )
+    launcher: Literal["none", "torchrun", "deepspeed", "slurm"] = Field(
+        "none", description="What starts the processes; none: the run's own job does.", json_schema_extra=ADVANCED
+    )
+    processes_per_node: int = Field(1, ge=1, le=128, description="Processes on each machine: one a GPU.")
+    nodes: int = Field(1, ge=1, le=4096, description="Machines that train together.", json_schema_extra=ADVANCED)
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _preset_or_json(cls, value: str) -> str:
+        """XTuner's spellings (`deepspeed_zero2`) are taken; anything else must look like a JSON file."""
+        name = value.removeprefix("deepspeed_")
+        if name in ZERO_PRESETS:
+            return name
+        if not value.endswith(".json"):
+            raise ValueError(f"is no preset ({', '.join(ZERO_PRESETS)}) and no path to a .json file")
+        return value
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes_per_node
+
+
 class RunConfig(Section):
     """The complete, frozen configuration of one run."""
 
@@ -243,6 +287,7 @@ class RunConfig(Section):
     data: DataSection = Field(default_factory=DataSection)
     train: TrainSection = Field(default_factory=TrainSection)
     record: RecordSection = Field(default_factory=RecordSection)
+    distributed: DistributedSection = Field(default_factory=DistributedSection)
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "RunConfig":
@@ -254,12 +299,26 @@ class RunConfig(Section):
                 f"train.warmup_steps: {self.train.warmup_steps} leaves no step at full learning rate; "
                 f"it must be below num_steps = {self.train.num_steps}, for example 0"
             )
+        self._check_distributed()
         return self
+
+    def _check_distributed(self) -> None:
+        spread = self.distributed
+        if spread.strategy == "none" and spread.world_size > 1:
+            raise ValueError(
+                f"distributed.strategy: none trains in one process, and {spread.world_size} are asked for; "
+                "choose ddp or deepspeed"
+            )
+        if spread.launcher == "deepspeed" and spread.strategy != "deepspeed":
+            raise ValueError("distributed.launcher: deepspeed starts processes of the strategy deepspeed only")
+        if spread.strategy == "deepspeed" and self.train.optimizer != "adamw":
+            raise ValueError(f"train.optimizer: {self.train.optimizer} does not work with DeepSpeed; take adamw")
 
     @property
     def examples_per_step(self) -> int:
-        """Rows that one optimizer step sees on one device: the global batch."""
-        return self.train.micro_batch_size * self.train.gradient_accumulation_steps
+        """Rows that one optimizer step sees on all devices: the global batch."""
+        per_process = self.train.micro_batch_size * self.train.gradient_accumulation_steps
+        return per_process * self.distributed.world_size
 
 
 def parse_config(values: Any, source: str = "config") -> RunConfig:

@@ -149,6 +149,8 @@ def _numbers(project: Project, config: RunConfig) -> None:
     found = drafts.derived(project, config)
     train = config.train
     per_step = f"{train.micro_batch_size} × {train.gradient_accumulation_steps}"
+    if config.distributed.world_size > 1:
+        per_step += f" × {config.distributed.world_size}"
     rows = [
         (_("Examples per step"), found.examples_per_step, per_step),
         (_("Steps"), found.num_steps or "—", _("{number} examples in all").format(number=found.num_examples)),

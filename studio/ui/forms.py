@@ -14,7 +14,10 @@ from studio.config.schema import RunConfig, Section
 from studio.ui.i18n import _
 
 WIDE = ("sources", "sample_prompts", "target_modules")
-SPELT_OUT = {"lora": "LoRA", "num": "number of", "max": "maximum", "grad": "gradient", "valid": "validation"}
+SPELT_OUT = {
+    "lora": "LoRA", "deepspeed": "DeepSpeed", "num": "number of", "max": "maximum", "grad": "gradient",
+    "valid": "validation",
+}  # fmt: skip
 
 
 def label_of(name: str) -> str:

@@ -1,0 +1,81 @@
+"""DeepSpeed's configuration of a run: a preset or a file of the person's own, with what the run itself decides put in.
+
+The presets are those of XTuner by the same names; see https://www.deepspeed.ai/docs/config-json for every key.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from studio.config.schema import ZERO_PRESETS, RunConfig
+from studio.errors import ConfigError, Problem
+
+GATHER = {"stage3_gather_16bit_weights_on_model_save": True}
+PRESETS: dict[str, dict[str, Any]] = {
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero2_offload": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
+    "zero3": {"stage": 3, **GATHER},
+    "zero3_offload": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+        **GATHER,
+    },
+}
+# What a run decides by itself, and a file of one's own must leave to it: the value would be silently another.
+OWN_KEYS = ("optimizer", "scheduler", "train_batch_size")
+
+
+def chosen(config: RunConfig) -> dict[str, Any]:
+    """The preset's or file's settings, as written. Raises ConfigError for a file that is no DeepSpeed JSON."""
+    name = config.distributed.deepspeed
+    if name in ZERO_PRESETS:
+        return {"zero_optimization": {**PRESETS[name], "overlap_comm": True}}
+    try:
+        values = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _problem(f"cannot be read as JSON: {str(error)[:200]}") from error
+    if not isinstance(values, dict):
+        raise _problem(f"holds {type(values).__name__}, not settings by name")
+    if taken := [key for key in OWN_KEYS if key in values]:
+        raise _problem(f"{name} sets {', '.join(taken)}; those come from the run's config: take them out of the file")
+    stage = stage_of(values)
+    if stage not in (0, 1, 2, 3):
+        raise _problem(f"{name} has zero_optimization.stage {stage!r}", "0, 1, 2, 3")
+    return values
+
+
+def stage_of(values: dict[str, Any]) -> Any:
+    """ZeRO's stage in DeepSpeed's settings; 0 where nothing is shared out."""
+    zero = values.get("zero_optimization", {})
+    return zero.get("stage", 0) if isinstance(zero, dict) else zero
+
+
+def complete(values: dict[str, Any], config: RunConfig, dtype: str) -> dict[str, Any]:
+    """Settings for `deepspeed.initialize`. `dtype`: float32, bfloat16 or float16, the run's arithmetic.
+
+    The trainer counts gradient accumulation itself and sums the loss over every process's tokens, so DeepSpeed is told
+    of single passes. An adapter stays in float32 under autocast, as in one process; a whole model's weights are kept in
+    bfloat16 with float32 masters, for whoever shards a whole model is short of memory.
+    """
+    train = config.train
+    fixed = {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+    found = {**values, **fixed}
+    for name, here in (("bf16", dtype == "bfloat16" and config.method == "full"), ("fp16", dtype == "float16")):
+        own = values.get(name, {})
+        wanted = own.get("enabled", "auto")
+        found[name] = {**own, "enabled": here if wanted == "auto" else bool(wanted)}
+    found["fp16"].setdefault("initial_scale_power", 16)
+    return found
+
+
+def _problem(what: str, allowed: str = "") -> ConfigError:
+    return ConfigError([Problem("distributed.deepspeed", what, allowed or ", ".join(ZERO_PRESETS))])
