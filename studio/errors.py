@@ -5,6 +5,7 @@ StudioError
   + DataError          a dataset, row, template or tokenizer cannot be used
   + ProjectError       a workspace is missing, or a path leaves it
   + StoreError         the project's database cannot be opened
+    - StoreBusyError   it cannot be written just now: the disk is full, or another process holds it
   + ModelError         a base model is missing or incomplete
   + CheckpointError    a checkpoint is damaged or does not fit
     - UnsafeFileError  a file would run code when opened
@@ -62,6 +63,10 @@ class ProjectError(StudioError):
 
 class StoreError(StudioError):
     """The project's database cannot be opened."""
+
+
+class StoreBusyError(StoreError):
+    """The database is sound, and cannot be written just now: the disk is full, or another process holds it for long."""
 
 
 class ModelError(StudioError):

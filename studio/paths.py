@@ -14,7 +14,7 @@ from typing import Any
 
 from slugify import slugify as ascii_slug
 
-from studio import processes
+from studio import faults, processes
 from studio.errors import DiskFullError, ProjectError, StudioError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -130,7 +130,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     clear_leftovers(path.parent)
     temporary = _beside(path, "tmp")
     try:
+        faults.hit("begin", path)
         yield temporary
+        faults.hit("fsync", path)
         fsync_tree(temporary)
         _put_in_place(temporary, path)
     except Exception as error:
@@ -173,12 +175,16 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         aside = _beside(path, "old")
         os.rename(path, aside)
+        faults.hit("aside", path)
         os.rename(temporary, path)
         fsync(path.parent)
         shutil.rmtree(aside)
     else:
+        faults.hit("rename", path)
         os.replace(temporary, path)
+        faults.hit("fsync folder", path)
         fsync(path.parent)
+    faults.hit("end", path)
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:
@@ -213,9 +219,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Delete a file or a folder so that its name is gone at once, whole: a folder is moved aside first."""
+    if path.is_dir() and not path.is_symlink():
+        aside = _beside(path, "tmp")
+        os.rename(path, aside)
+        path = aside
+    remove(path)
+
+
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        faults.watched(file, path).write(content)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from studio.paths import REPOSITORY
 
 # Room -> shelf, counted from the bottom. A room may import rooms of lower shelves, and its neighbours without a cycle.
 SHELVES = [
-    {"errors", "paths", "processes"},
+    {"errors", "faults", "paths", "processes"},
     {"config", "store", "data", "models", "scores", "checkpoint_files", "foreign"},
     {
         "agent",

@@ -1,14 +1,17 @@
 """Checkpoints of a run: written whole or not at all, verified before they are used, rotated last.
 
-`step_N.pth` holds all that is needed to go on after step N; `step_N.manifest.json` (size, sha256) is written after it
-and makes it valid; `last_checkpoint` names the newest, for people and for other tools.
+`step_N.pth`, a file or a folder, holds all that is needed to go on after step N; `step_N.manifest.json` beside it says
+its size and sha256. A save is: a temporary file, fsync, the manifest, rename, fsync of the folder, the row in the
+database, and only then the deletion of older ones. So what has its name is whole and has its manifest, whenever the
+process dies; a manifest without a file, a row without either and the like are put in order by `go_on_from`.
+`last_checkpoint` names the newest, for people and for other tools.
 """
 
 import errno
 import random
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +21,20 @@ import numpy
 import torch
 from torch import Tensor
 
-from studio import checkpoint_files
+from studio import checkpoint_files, faults
 from studio.checkpoint_files import manifest_path, read_manifest
 from studio.engine.safe_load import load_pth
-from studio.errors import CheckpointError
-from studio.paths import atomic_path, atomic_write_json, atomic_write_text, remove, require_free_space, sha256_of
+from studio.errors import CheckpointError, DiskFullError, StoreBusyError
+from studio.paths import (
+    atomic_path,
+    atomic_write_json,
+    atomic_write_text,
+    discard,
+    folder_bytes,
+    fsync_tree,
+    remove,
+    require_free_space,
+)
 from studio.store import checkpoints as store
 from studio.store import open_db
 
@@ -41,7 +53,7 @@ class Found:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run; `folder` is its project's, `run_dir` lies in it."""
+    """The checkpoints of one run; `folder` is its project's, `run_dir` lies in it. One process writes there."""
 
     def __init__(self, folder: Path, run_id: str, run_dir: Path, keep_last: int) -> None:
         self.run_dir = run_dir
@@ -49,59 +61,103 @@ class CheckpointFolder:
         self._run_id = run_id
         self._keep_last = keep_last
 
-    def save(self, step: int, content: dict[str, Any]) -> Path:
-        """Write and verify a checkpoint, register it, then delete the oldest beyond keep_last.
+    def save(self, step: int, content: dict[str, Any], keep: Collection[int] = ()) -> Path:
+        """Commit a checkpoint that is one file, `content`; as `commit`."""
+        num_bytes = num_tensor_bytes(content)
+        return self.commit(step, lambda temporary: _write(temporary, content), num_bytes, keep)
 
-        Raises DiskFullError or CheckpointError; older checkpoints are there as before.
+    def commit(self, step: int, write: Callable[[Path], None], num_bytes: int = 0, keep: Collection[int] = ()) -> Path:
+        """Let `write` make a file or a folder at the path that it gets, verify and register it as the checkpoint of
+        `step`, then delete the oldest beyond keep_last, but none of the steps in `keep`.
+
+        `num_bytes` is what is expected to be written. Raises DiskFullError or CheckpointError; older checkpoints are
+        there as before.
         """
         path = self.run_dir / f"step_{step}.pth"
-        # Twice: the old and the new exist side by side, and the database and logs grow too.
-        require_free_space(self.run_dir, 2 * self._expected_bytes(content), f"checkpoint {path.name}")
-        with atomic_path(path) as temporary:
-            _write(temporary, content)
-            sha256, size = sha256_of(temporary), temporary.stat().st_size
-        _write_manifest(path, step, sha256, size)
-        atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
-        self._register(step, path, sha256, size)
-        self._rotate(step)
+        self.require_space(num_bytes, path.name)
+        try:
+            with atomic_path(path) as temporary:
+                write(temporary)
+                fsync_tree(temporary)
+                measured = checkpoint_files.measure(temporary)
+                manifest = {"file": path.name, "step": step, **measured, "versions": versions()}
+                atomic_write_json(manifest_path(path), manifest)
+        except BaseException:
+            if not path.exists():
+                remove(manifest_path(path))
+            raise
+        self._register_and_rotate(step, path, keep)
         return path
 
+    def require_space(self, num_bytes: int, what: str) -> None:
+        """Raises DiskFullError unless a checkpoint of that many bytes, or of the size of those there are, fits twice:
+        the old and the new exist side by side, and the database and logs grow too."""
+        sizes = [folder_bytes(path) if path.is_dir() else path.stat().st_size for _, path in listed(self.run_dir)]
+        require_free_space(self.run_dir, 2 * max([num_bytes, *sizes]), what)
+
     def go_on_from(self, step: int, path: Path) -> None:
-        """The run goes on after this checkpoint: later ones belong to a way that was left, and are deleted."""
+        """The run goes on after this checkpoint: later ones belong to a way that was left, and are deleted.
+
+        Files and rows of the others are made to agree again, where a process died between the two.
+        """
         for later, left in listed(self.run_dir):
             if later > step:
                 self._delete(later, left)
-        with open_db(self._folder) as db:
-            registered = {row.step: row.sha256 for row in store.listed(db, self._run_id)}
-            for gone in (later for later in registered if later > step):
-                store.remove(db, self._run_id, gone)
-        manifest = read_manifest(path)
-        if registered.get(step) != manifest["sha256"]:  # it was written, and the run killed before it said so
-            self._register(step, path, manifest["sha256"], manifest["size_bytes"])
+        self.match_rows()
+        self._clear_manifests()
         atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
 
     def find_resumable(self) -> Found:
         """The newest checkpoint that verifies."""
         return find_resumable(self.run_dir)
 
-    def _expected_bytes(self, content: dict[str, Any]) -> int:
-        return max([num_tensor_bytes(content), *(path.stat().st_size for _, path in listed(self.run_dir))])
+    def match_rows(self) -> None:
+        """A row for each checkpoint that is whole at a glance, and none for what is not there. Raises StoreError."""
+        there = dict(listed(self.run_dir))
+        with open_db(self._folder) as db:
+            registered = {row.step: row.sha256 for row in store.listed(db, self._run_id)}
+            for gone in registered.keys() - there.keys():
+                store.remove(db, self._run_id, gone)
+        for step, path in there.items():
+            if not checkpoint_files.glance(path) and registered.get(step) != read_manifest(path)["sha256"]:
+                self._register(step, path, read_manifest(path))
 
-    def _rotate(self, newest: int) -> None:
-        others = [(step, path) for step, path in listed(self.run_dir) if step != newest]
+    def _clear_manifests(self) -> None:
+        """Manifests whose file never got its name, or is gone already."""
+        for manifest in self.run_dir.glob("step_*.manifest.json"):
+            if not manifest.with_name(manifest.name.replace(".manifest.json", ".pth")).exists():
+                remove(manifest)
+
+    def _register_and_rotate(self, step: int, path: Path, keep: Collection[int]) -> None:
+        """What follows once the files are safe; a database that cannot be written just now puts it off."""
+        try:
+            atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
+            self.match_rows()
+            self._rotate(step, keep)
+        except (StoreBusyError, DiskFullError) as error:
+            print(f"{path.name} is saved; its entry in the database follows later: {error}", flush=True)
+
+    def _rotate(self, newest: int, keep: Collection[int]) -> None:
+        others = [(step, path) for step, path in listed(self.run_dir) if step != newest and step not in keep]
         for step, path in others[max(0, self._keep_last - 1) :]:
             self._delete(step, path)
 
-    def _register(self, step: int, path: Path, sha256: str, size: int) -> None:
+    def _register(self, step: int, path: Path, manifest: dict[str, Any]) -> None:
         relative = str(path.resolve().relative_to(self._folder.resolve()))
+        faults.hit("row checkpoint")
         with open_db(self._folder) as db:
-            store.put(db, store.Checkpoint(self._run_id, step, relative, sha256, size))
+            store.put(db, store.Checkpoint(self._run_id, step, relative, manifest["sha256"], manifest["size_bytes"]))
 
     def _delete(self, step: int, path: Path) -> None:
+        """Row, file, manifest: a file that has its name has its manifest at every moment."""
+        faults.hit("rotate row")
         with open_db(self._folder) as db:
             store.remove(db, self._run_id, step)
+        faults.hit("rotate file")
+        discard(path)
+        faults.hit("rotate manifest")
         remove(manifest_path(path))
-        remove(path)
+        faults.hit("rotate end")
 
 
 def listed(run_dir: Path) -> list[tuple[int, Path]]:
@@ -128,8 +184,7 @@ def find_resumable(run_dir: Path) -> Found:
 
 def verify(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose size and sha256 are as recorded. Raises CheckpointError."""
-    found = "it is a folder" if path.is_dir() else checkpoint_files.verify(path)
-    if found:
+    if found := checkpoint_files.verify(path):
         raise CheckpointError(f"{path.name} cannot be used: {found}.", "Use the checkpoint before it.")
     return read_manifest(path)
 
@@ -201,7 +256,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     """torch.save into an open file, then read it back against the checksums taken from memory."""
     try:
         with open(path, "wb") as file:
-            torch.save(content, file)
+            torch.save(content, faults.watched(file, path))
     except RuntimeError as error:
         # torch dresses a failed write as an error of its own; the cause says whether the disk is full.
         if isinstance(error.__context__, OSError):
@@ -214,8 +269,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         damaged = str(error)
     if damaged is not None:
         raise OSError(errno.EIO, f"{path.name} did not reach the disk as written ({damaged})")
-
-
-def _write_manifest(path: Path, step: int, sha256: str, size: int) -> None:
-    manifest = {"file": path.name, "step": step, "size_bytes": size, "sha256": sha256, "versions": versions()}
-    atomic_write_json(manifest_path(path), manifest)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from studio.errors import StoreError
+from studio.errors import StoreBusyError, StoreError
+from studio.paths import is_disk_full
 from studio.store.light import Database
 from studio.store.migrations import migrations
 
@@ -64,13 +65,21 @@ def _migrate(db: Database, path: Path) -> None:
             migrations.apply(db)
 
 
+BUSY_HINTS = {
+    "database is locked": "Another process holds it for long; try again in a moment.",
+    "database or disk is full": "The disk is full; free some space, nothing that was stored is lost.",
+    "disk I/O error": "The disk is full or fails; free some space, nothing that was stored is lost.",
+    "unable to open database file": "The disk is full, or the folder is not writable; nothing that was stored is lost.",
+    "attempt to write a readonly database": "Make the project folder writable.",
+}
+
+
 def _translated(error: Exception, path: Path) -> StoreError:
-    hint = {
-        "database is locked": "Another process holds it for long; try again in a moment.",
-        "database or disk is full": "The disk is full; free some space, nothing that was stored is lost.",
-        "attempt to write a readonly database": "Make the project folder writable.",
-    }.get(
-        str(error),
-        "Restore studio.db from a backup, or move it away to start with an empty one; files stay as they are.",
+    text = f"The database {path} cannot be used: {error}."
+    if hint := BUSY_HINTS.get(str(error)):
+        return StoreBusyError(text, hint)
+    if is_disk_full(error, path.parent):
+        return StoreBusyError(text, BUSY_HINTS["database or disk is full"])
+    return StoreError(
+        text, "Restore studio.db from a backup, or move it away to start with an empty one; files stay as they are."
     )
-    return StoreError(f"The database {path} cannot be used: {error}.", hint)

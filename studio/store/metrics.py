@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
+from studio import faults
 from studio.store.records import now, writing
 
 
@@ -30,6 +31,8 @@ def record(db: Database, run_id: str, step: int, values: dict[str, float]) -> No
     ]
     with writing(db):
         db.table("metrics").insert_all(rows, replace=True)
+        faults.hit("commit metrics")
+    faults.hit("end metrics")
 
 
 def series(db: Database, run_id: str, name: str, after_step: int = -1) -> list[Point]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sqlite_utils import Database
 
+from studio import faults
 from studio.store.records import now, select, to_row, writing
 
 
@@ -26,6 +27,8 @@ def add(db: Database, samples: list[Sample]) -> None:
     with writing(db):
         db.execute("delete from samples where run_id = ? and step = ?", [samples[0].run_id, samples[0].step])
         db.table("samples").insert_all([to_row(sample) for sample in samples])
+        faults.hit("commit samples")
+    faults.hit("end samples")
 
 
 def listed(db: Database, run_id: str) -> list[Sample]:

@@ -1,0 +1,61 @@
+"""Out of memory: the same step again in smaller micro-batches. The gradient of a step does not depend on the split."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from studio.engine.loop import Trainer
+from studio.errors import StudioError
+
+Result = TypeVar("Result")
+SAYINGS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class MemoryFullError(StudioError):
+    """A step does not fit into memory; the message says what does."""
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Whether torch, CUDA or Python could not get memory; the CPU's allocator raises a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)
+
+
+def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
+    """What `call` returns, with trainer.micro_batch_size halved until it fits. Raises MemoryFullError when one
+    example at a time is too much."""
+    while True:
+        try:
+            return call()
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_full(error):
+                raise
+            reason = " ".join(str(error).split())[:160]
+        free_memory(trainer)  # only here: while the error is handled, its frames hold on to their tensors
+        if trainer.micro_batch_size == 1:
+            raise MemoryFullError(
+                f"Out of memory with one example at a time ({reason}).",
+                "Try train.gradient_checkpointing, a smaller data.max_length, method qlora or a smaller base model.",
+            )
+        trainer.micro_batch_size //= 2
+
+
+def what_fits(wanted: int, fitting: int, examples_per_step: int, step: int) -> MemoryFullError:
+    """The error of a run that may not change its micro-batch, once a smaller one was tried and did fit."""
+    return MemoryFullError(
+        f"Out of memory at step {step} with train.micro_batch_size {wanted}.",
+        f"train.micro_batch_size {fitting} with gradient_accumulation_steps {examples_per_step // fitting} fits here "
+        "(tried on this step) and gives the same result; train.on_out_of_memory smaller_micro_batch makes the change "
+        "by itself. gradient_checkpointing or qlora need less memory, too.",
+    )
+
+
+def free_memory(trainer: Trainer) -> None:
+    """Give back what a step that broke off holds."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
