@@ -57,7 +57,12 @@ def arm(text: str, trace: str = "") -> None:
 def hit(what: str, path: Path | None = None) -> None:
     """A fault point: `what` is about to be done, or was done, to `path` (its digits count as N: step_N.pth)."""
     if _plan is not None:
-        _plan.hit(f"{what} {re.sub(r'[0-9]+', 'N', path.name)}" if path else what)
+        _plan.hit(f"{what} {_kind_of(path)}" if path else what)
+
+
+def _kind_of(path: Path) -> str:
+    """step_N.pth for .tmp-123-1a2b-step_40.pth."""
+    return re.sub(r"[0-9]+", "N", re.sub(r"^\.(tmp|old)-\d+-[0-9a-f]+-", "", path.name))
 
 
 def watched(file: BinaryIO, path: Path) -> BinaryIO:

@@ -200,6 +200,32 @@ class TrainSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, slower."
     )
+    on_out_of_memory: Literal["stop", "smaller_micro_batch"] = Field(
+        "stop",
+        description=(
+            "When memory runs out: stop says what would fit; smaller_micro_batch takes the step again in halves and "
+            "goes on so. The result is the same."
+        ),
+    )
+    max_bad_steps: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="Steps in a row that may go wrong (no finite loss, or one that runs away) before the run stops.",
+        json_schema_extra=ADVANCED,
+    )
+    divergence_factor: float = Field(
+        5.0,
+        ge=0,
+        description="A loss this many times above its best, and above where it began, runs away; 0 never does.",
+        json_schema_extra=ADVANCED,
+    )
+    early_stop_patience: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Stop when so many measurements of record.best_by in a row bring no new best; 0 never stops early.",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Every random choice of the run comes from this number.")
 
 
@@ -209,6 +235,25 @@ class RecordSection(Section):
     save_every_steps: int = Field(0, ge=0, description="Checkpoint interval in steps; 0 saves at the end only.")
     keep_last: int = Field(2, ge=1, le=1000, description="Newest checkpoints that are kept.")
     evaluate_every_steps: int = Field(10, ge=0, description="Interval for valid/loss in steps; 0 never.")
+    best_by: Literal["none", "valid_loss", "probe_score"] = Field(
+        "none",
+        description=(
+            "Save a checkpoint whenever this is better than ever before, and keep the best one: valid_loss, or "
+            "probe_score (identity minus leakage on held-out questions)."
+        ),
+    )
+    probe_every_steps: int = Field(
+        0,
+        ge=0,
+        description="Interval for asking held-out questions, which gives probe/identity and probe/leakage; 0 never.",
+    )
+    num_probes: int = Field(
+        8,
+        ge=1,
+        le=1000,
+        description="Questions of each kind (identity, general) that are asked then.",
+        json_schema_extra=ADVANCED,
+    )
     sample_every_steps: int = Field(
         20, ge=0, description="Interval for samples in steps; 0 only before and after training."
     )
@@ -300,6 +345,7 @@ class RunConfig(Section):
                 f"it must be below num_steps = {self.train.num_steps}, for example 0"
             )
         self._check_distributed()
+        self._require_measured_best()
         return self
 
     def _check_distributed(self) -> None:
@@ -313,6 +359,18 @@ class RunConfig(Section):
             raise ValueError("distributed.launcher: deepspeed starts processes of the strategy deepspeed only")
         if spread.strategy == "deepspeed" and self.train.optimizer != "adamw":
             raise ValueError(f"train.optimizer: {self.train.optimizer} does not work with DeepSpeed; take adamw")
+
+    def _require_measured_best(self) -> None:
+        """What is to be best must be measured, and stopping early needs a best."""
+        record = self.record
+        if self.train.early_stop_patience and record.best_by == "none":
+            raise ValueError("train.early_stop_patience: needs record.best_by (valid_loss or probe_score)")
+        if record.best_by == "valid_loss" and not (record.evaluate_every_steps and self.data.valid_share):
+            raise ValueError(
+                "record.best_by: valid_loss needs record.evaluate_every_steps and data.valid_share above 0"
+            )
+        if record.best_by == "probe_score" and not record.probe_every_steps:
+            raise ValueError("record.best_by: probe_score needs record.probe_every_steps above 0")
 
     @property
     def examples_per_step(self) -> int:

@@ -16,7 +16,7 @@ import psutil
 from filelock import FileLock
 
 from studio import processes
-from studio.errors import DiskFullError, JobError, StoreError, StudioError
+from studio.errors import DiskFullError, JobError, StoreBusyError, StoreError, StudioError
 from studio.paths import is_disk_full, job_folders, projects_root
 from studio.store import jobs as store
 from studio.store import open_db
@@ -50,6 +50,7 @@ class JobContext:
         self._ended = threading.Event()
         self._progress: dict[str, Any] = {}
         self._stop_signals = 0
+        self._handlers: dict[int, Any] = {}
 
     @classmethod
     def open(cls, job_dir: Path) -> "JobContext":
@@ -63,7 +64,8 @@ class JobContext:
         process = psutil.Process()
         with open_db(self.folder) as db:
             store.beat(db, self.id, pid=process.pid, process_created=process.create_time())
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._handlers[each] = signal.signal(each, self._on_signal)
         threading.Thread(target=self._beat_until_ended, daemon=True, name="heartbeat").start()
         return self
 
@@ -109,9 +111,16 @@ class JobContext:
             self._write_progress()
 
     def requests(self) -> Job:
-        """What was asked for since the last call (save_request, sample_request) and stop_request, if any."""
-        with open_db(self.folder) as db:
-            job = store.take_requests(db, self.id)
+        """What was asked for since the last call (save_request, sample_request) and stop_request, if any.
+
+        While the database cannot be used just now, nothing was asked: a full disk must not end a run.
+        """
+        try:
+            with open_db(self.folder) as db:
+                job = store.take_requests(db, self.id)
+        except StoreBusyError as error:
+            print(f"requests cannot be read: {error}", file=sys.stderr, flush=True)
+            job = Job("", id=self.id)
         if self._stop_signals and not job.stop_request:
             job.stop_request = "save"
         if job.stop_request == "kill":  # the signal is on its way; nothing is begun any more
@@ -142,6 +151,8 @@ class JobContext:
         finally:
             self._ended.set()
             self._device_lock.release(force=True)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
         return True
 
     def _end_with(self, error: BaseException) -> None:
@@ -189,11 +200,11 @@ class JobContext:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             self._write_progress()
 
-    def _on_sigterm(self, *_: object) -> None:
-        """First SIGTERM: stop at the next step border and save. Second: leave at once."""
+    def _on_signal(self, number: int, _frame: object) -> None:
+        """First signal to end: stop at the next step border and save. Second: leave at once."""
         self._stop_signals += 1
         if self._stop_signals > 1:
-            os._exit(143)
+            os._exit(128 + number)
 
 
 def explain(error: BaseException, folder: Path) -> str:

@@ -54,6 +54,7 @@ class Trainer:
     def __init__(self, model: nn.Module, config: RunConfig, dtype: torch.dtype, num_steps: int, pad_id: int) -> None:
         self.model = model
         self.num_steps = num_steps
+        self.micro_batch_size = config.train.micro_batch_size  # may be made smaller while the run goes on
         self.warmup_steps = warmup_steps(config.train, num_steps)
         self._config = config
         self._dtype = dtype
@@ -129,7 +130,7 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
-        size, data = self._config.train.micro_batch_size, self._config.data
+        size, data = self.micro_batch_size, self._config.data
         if self.packing == "tree":
             return make_tree_batches(examples, data.max_length, size, self._pad_id)
         return make_batches(examples, self.packing, data.max_length, size, self._pad_id)

@@ -1,7 +1,6 @@
 """The `train` verb: a run from its frozen config to its last checkpoint, with numbers and samples on the way."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,23 +8,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from studio import faults
 from studio.config.schema import RunConfig
 from studio.config.yaml import load_config
 from studio.data import mix
 from studio.data.tokens import Example
 from studio.engine import adapters, checkpoint, devices
 from studio.engine.batches import Corpus, describe_packing, examples_from, load_corpus
+from studio.engine.best import Best
 from studio.engine.checkpoint import CheckpointFolder
+from studio.engine.health import Health
 from studio.engine.job import JobContext
-from studio.engine.loop import StepResult, Trainer
+from studio.engine.loop import NotFiniteError, StepResult, Trainer
+from studio.engine.memory_full import until_it_fits, what_fits
 from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.probing import Prober, score_of
 from studio.engine.record import Recorder
 from studio.engine.sampling import take_samples
+from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
 from studio.engine.tokenize import reporting
-from studio.errors import CheckpointError, DataError
+from studio.errors import DiskFullError, StoreBusyError
 from studio.models import model_fingerprint, require
 from studio.paths import clear_leftovers, inside
+from studio.store import checkpoints as store_checkpoints
 from studio.store import open_db, runs
+
+ADAMW_BYTES_PER_WEIGHT_BYTE = 3  # the weight, and two moments of its gradient
+SPACE_LOOK_SECONDS = 3.0
+SAVE_AGAIN_SECONDS = 10.0
 
 
 @dataclass
@@ -44,13 +54,17 @@ class Requests:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Train, from the start or on from a checkpoint. args: config (path in the project), resume ("", "auto", path)."""
+    """Train, from the start or on from a checkpoint.
+
+    args: config (path in the project), resume ("", "auto", path), weights (path of a checkpoint in the project whose
+    weights a new run begins with, "").
+    """
     started = time.monotonic()
     config = load_config(inside(job.folder, job.args["config"]))
     devices.set_threads()
     devices.seed_all(config.train.seed)
     training = Training.prepare(job, config)
-    training.resume(job.args.get("resume", ""))
+    training.resume(job.args.get("resume", ""), job.args.get("weights", ""))
     training.run()
     result = training.result(round(time.monotonic() - started, 3))
     if training.requests.stop:
@@ -77,10 +91,13 @@ class Training:
         self.recorder = Recorder(job.folder, job.run_id, loaded.device)
         run_dir = inside(job.folder, job.args["config"]).parent
         self.checkpoints = CheckpointFolder(job.folder, job.run_id, run_dir, config.record.keep_last)
+        self.prober = Prober(job.folder, config, loaded)
+        self.health, self.best = Health.of(config.train), Best.of(config)
         self.step, self.num_steps = 0, trainer.num_steps
         self.tokens_seen = 0
         self.saved: Path | None = None
-        self._saved_step = self._sampled_step = self._evaluated_step = -1
+        self._save_due, self._save_tried_at = False, -SAVE_AGAIN_SECONDS
+        self._saved_step = self._sampled_step = self._evaluated_step = self._probed_step = -1
 
     @classmethod
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
@@ -108,187 +125,302 @@ class Training:
         _print_plan(config, corpus, trainer, device, dtype)
         return cls(job, config, loaded, model, trainer, corpus)
 
-    def resume(self, source: str) -> None:
-        """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project."""
+    def resume(self, source: str, weights: str = "") -> None:
+        """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project.
+
+        A run that starts anew may take the weights of the checkpoint at `weights`, and nothing else of it.
+        """
         clear_leftovers(self.checkpoints.run_dir, older_than_seconds=0)  # only this process writes there
-        path = self._chosen(source)
-        if path:
+        path, notices = self._chosen(source)
+        state = RunState.read(checkpoint.load_checkpoint(path)) if path else None
+        if path and state:
             self.job.phase(f"resuming from {path.name}")
-            self._restore(checkpoint.load_checkpoint(path), path)
-        self.recorder.begin(self.num_steps, self.step)
+            self._restore(state, path)
+        self.recorder.begin(self.num_steps, self.step, state.counters.stored if state else {})
+        if path:
+            self.recorder.event(self.step, "resumed", file=path.name)
+        elif weights:
+            self._take_weights(inside(self.job.folder, weights))
+        for notice in notices:
+            self.recorder.event(self.step, "passed_over", reason=notice)
+        self._require_space()
 
     def run(self) -> None:
-        """Train to the last step, or to the border where a person asked to stop."""
+        """Train to the last step, or to the border where a person asked to stop or nothing gets better."""
         if self.step == 0:
-            self._evaluate()
-            self._sample()
+            self._measure(everything=True)
         steps = examples_from(self.corpus, self.config, self._position_at(self.step))
         self._training_phase()
-        while self.step < self.num_steps and not self._stop_asked():
-            self._train_step(steps)
+        while self.step < self.num_steps and not self._stop_asked() and not self.best.should_stop:
+            self._train_step(next(steps))
             self._at_border()
+        if self.best.should_stop and self.step < self.num_steps:
+            self.recorder.event(self.step, "early_stop", reason=self.best.why_stopped())
+            print(self.best.why_stopped(), flush=True)
         if self.requests.stop != "discard":
-            self._save()
-            if self.step == self.num_steps:
-                self._evaluate()
-                self._sample()
+            self._save(must=True)
+            self._settle()
 
     def result(self, seconds: float) -> dict[str, Any]:
         """What the job's row keeps."""
         latest = self.recorder.latest()
-        relative = str(self.saved.relative_to(self.job.folder.resolve())) if self.saved else ""
+        stopped_early = self.best.should_stop and self.step < self.num_steps
         return {
             "steps": self.step,
             "final_loss": latest.get("train/loss"),
             "valid_loss": latest.get("valid/loss"),
-            "checkpoint": relative,
+            "checkpoint": str(self.saved.relative_to(self.job.folder.resolve())) if self.saved else "",
+            "bad_steps": self.health.num_bad,
+            "micro_batch_size": self.trainer.micro_batch_size,
+            "best_step": self.best.step if self.best.kept else None,
+            "early_stop": self.best.why_stopped() if stopped_early else "",
             "seconds": seconds,
         }
 
-    def _chosen(self, source: str) -> Path | None:
-        if source == "auto":
-            found = self.checkpoints.find_resumable()
-            for notice in found.notices:
-                self.job.phase(notice)
-            if found.path is None:
-                print("There is no checkpoint to resume from; the run starts at the first step.", flush=True)
-            return found.path
-        return inside(self.job.folder, source) if source else None
+    def state(self) -> RunState:
+        """All that is needed to go on after this step. Raises StoreBusyError while rows wait to be stored."""
+        return RunState(
+            about=self._about(),
+            weights=adapters.trainable_state(self.model),
+            optimizer=self.trainer.optimizer.state_dict(),
+            scaler=self.trainer.scaler.state_dict(),
+            schedule=self._schedule_at(self.step),
+            data=DataPlace(self._position_at(self.step), self.tokens_seen, self.corpus.fingerprints),
+            rng=checkpoint.rng_state(),
+            counters=Counters(
+                micro_batch_size=self.trainer.micro_batch_size,
+                health=self.health.state(),
+                best=self.best.state(),
+                stored=self.recorder.stored(self.step),
+            ),
+        )
 
-    def _restore(self, saved: dict[str, Any], path: Path) -> None:
+    def _restore(self, saved: RunState, path: Path) -> None:
         """Put everything where it was: what is computed from here on is the same as without a break."""
-        self._require_same_run(saved)
-        adapters.load_trainable_state(self.model, saved["state_dict"])
-        self.trainer.optimizer.load_state_dict(saved["optimizer"])
-        self.trainer.scaler.load_state_dict(saved["scaler"])
-        checkpoint.set_rng_state(saved["rng"])
-        self.step = saved["meta"]["step"]
-        self.tokens_seen = saved["data"]["tokens_seen"]
-        self.saved, self._saved_step = path, self.step
+        saved.require_same_run(self._expected_at(saved.step))
+        adapters.load_trainable_state(self.model, saved.weights)
+        self.trainer.optimizer.load_state_dict(saved.optimizer)
+        self.trainer.scaler.load_state_dict(saved.scaler)
+        checkpoint.set_rng_state(saved.rng)
+        counters = saved.counters
+        self.trainer.micro_batch_size = counters.micro_batch_size or self.trainer.micro_batch_size
+        self.health.restore(counters.health)
+        self.best.restore(counters.best)
+        self.step, self.tokens_seen = saved.step, saved.data.tokens_seen
+        # Saving comes last at a border: everything else that was due at this step is done and stored.
+        self._saved_step = self._sampled_step = self._evaluated_step = self._probed_step = self.step
+        self.saved = path
         self.checkpoints.go_on_from(self.step, path)
+        self._mark_best()
 
-    def _require_same_run(self, saved: dict[str, Any]) -> None:
-        """Resuming on other data, weights or length would not be the same run. Raises CheckpointError or DataError."""
-        meta = saved["meta"]
-        if meta["run_id"] != self.job.run_id:
-            raise CheckpointError(
-                f"The checkpoint is one of run {meta['run_id']!r}, not of {self.job.run_id!r}.",
-                f"Choose one of {self.job.run_id}, or resume {meta['run_id']}.",
-            )
-        if meta["method"] != self.config.method or meta["base_fingerprint"] != self._base_fingerprint():
-            raise CheckpointError(
-                f"The checkpoint was trained with {meta['method']} on another base than this run's config says.",
-                "Resume with the config and base model that it was trained with.",
-            )
-        changed = [
-            name
-            for name, print_ in saved["data"]["fingerprints"].items()
-            if self.corpus.fingerprints.get(name) != print_
-        ]
-        if changed:
-            raise DataError(
-                f"The dataset {', '.join(changed)} changed since the checkpoint was saved, so the run cannot go on.",
-                "Start a new run on the new data, or put the old data back.",
-            )
-        step = meta["step"]
-        if saved["schedule"] != self._schedule_at(step) or saved["data"]["position"] != self._position_at(step):
-            raise CheckpointError(
-                f"The checkpoint is of a run of {saved['schedule']['num_steps']} steps, at row "
-                f"{saved['data']['position']} of its data; this run is one of {self.num_steps} steps, and would be at "
-                f"row {self._position_at(step)}.",
-                "Put the run's config back as it was, or start a new run.",
-            )
+    def _take_weights(self, path: Path) -> None:
+        """Begin a new run with the weights of another's checkpoint."""
+        saved = RunState.read(checkpoint.load_checkpoint(path))
+        saved.require_same_base(self._expected_at(0))
+        adapters.load_trainable_state(self.model, saved.weights)
+        self.recorder.event(0, "weights_only", run=saved.about["run_id"], from_step=saved.step)
+        print(
+            f"The run begins with the weights of {saved.about['run_id']} after step {saved.step}; {NOT_CARRIED} are "
+            "not carried over.",
+            flush=True,
+        )
 
-    def _train_step(self, steps: Iterator[list[Example]]) -> None:
-        result = self.trainer.step(next(steps), self.step + 1)
-        self.step += 1
-        self.tokens_seen += result.num_tokens
-        self.recorder.step(self.step, result)
+    def _expected_at(self, step: int) -> RunState:
+        """What a checkpoint of this run says of itself at a step; without tensors."""
+        data = DataPlace(self._position_at(step), 0, self.corpus.fingerprints)
+        return RunState(self._about(), {}, {}, {}, self._schedule_at(step), data, {}, Counters())
+
+    def _chosen(self, source: str) -> tuple[Path | None, list[str]]:
+        """The checkpoint to go on from, and why newer ones were passed over."""
+        if source != "auto":
+            return (inside(self.job.folder, source) if source else None), []
+        found = self.checkpoints.find_resumable()
+        for notice in found.notices:
+            self.job.phase(notice)
+        if found.path is None:
+            print("There is no checkpoint to resume from; the run starts at the first step.", flush=True)
+        return found.path, found.notices
+
+    def _train_step(self, examples: list[Example]) -> None:
+        number = self.step + 1
+        try:
+            result = self._step_that_fits(examples, number)
+        except NotFiniteError as error:
+            self._bad_step(number, error)
+        else:
+            self.health.good_step(number, result.loss)
+            self.tokens_seen += result.num_tokens
+            self.recorder.step(number, result)
+            _print_step(number, self.num_steps, result)
+        self.step = number
         self.job.progress(self.step)
-        _print_step(self.step, self.num_steps, result)
+
+    def _step_that_fits(self, examples: list[Example], number: int) -> StepResult:
+        """Take the step, in smaller micro-batches when memory runs out. Raises MemoryFullError, NotFiniteError."""
+        wanted = self.trainer.micro_batch_size
+
+        def step() -> StepResult:
+            faults.hit("step")
+            return self.trainer.step(examples, number)
+
+        result = until_it_fits(self.trainer, step)
+        fitting = self.trainer.micro_batch_size
+        if fitting < wanted:
+            if self.config.train.on_out_of_memory == "stop":
+                raise what_fits(wanted, fitting, self.config.examples_per_step, number)
+            self.recorder.event(number, "smaller_micro_batch", before=wanted, now=fitting)
+            print(f"step {number}: out of memory; micro-batches of {fitting} from here on, not {wanted}", flush=True)
+        return result
+
+    def _bad_step(self, number: int, error: NotFiniteError) -> None:
+        """The step is not taken; too many in a row end the run."""
+        print(f"step {number}/{self.num_steps}  not taken: {error.message}", flush=True)
+        self.trainer.scaler.update()
+        self.recorder.bad_step(number, error.message)
+        self.health.bad_step(number, error.message)
 
     def _at_border(self) -> None:
         """What is due after a step. Saving comes last: a checkpoint means that everything up to its step is stored."""
         record, last = self.config.record, self.step == self.num_steps
-        if last or _due(self.step, record.evaluate_every_steps):
-            self._evaluate()
-        if last or _due(self.step, record.sample_every_steps) or self.requests.sample:
-            self._sample()
-        if last or _due(self.step, record.save_every_steps) or self.requests.save:
-            self._save()
+        self._measure(everything=last)
+        if last or _due(self.step, record.save_every_steps) or self.requests.save or self._save_due:
+            self._save(must=last)
         if not last:
             self._training_phase()
+
+    def _measure(self, everything: bool) -> None:
+        """Evaluate, probe and sample, as far as it is due."""
+        record = self.config.record
+        if everything or _due(self.step, record.evaluate_every_steps):
+            self._evaluate()
+        if everything or _due(self.step, record.probe_every_steps):
+            self._probe()
+        if everything or _due(self.step, record.sample_every_steps) or self.requests.sample:
+            self._sample()
 
     def _stop_asked(self) -> bool:
         self.requests.read(self.job)
         return bool(self.requests.stop)
 
     def _training_phase(self) -> None:
-        self.job.phase("training", total=self.num_steps, unit="steps", current=self.step)
+        phase = "training; a checkpoint waits for disk space" if self._save_due else "training"
+        self._phase(phase)
+
+    def _phase(self, phase: str) -> None:
+        self.job.phase(phase, total=self.num_steps, unit="steps", current=self.step)
 
     def _evaluate(self) -> None:
         if not self.corpus.valid or not self.config.record.evaluate_every_steps or self._evaluated_step == self.step:
             return
-        self.job.phase("evaluating", total=self.num_steps, unit="steps", current=self.step)
-        loss = self.trainer.evaluate(self.corpus.valid)
-        self.recorder.valid_loss(self.step, loss)
+        self._phase("evaluating")
+        loss = until_it_fits(self.trainer, lambda: self.trainer.evaluate(self.corpus.valid))
+        self.recorder.measured(self.step, {"valid/loss": loss})
         self._evaluated_step = self.step
+        self._save_due |= self.best.see("valid_loss", self.step, loss)
         print(f"step {self.step}/{self.num_steps}  valid loss {loss:.4f}", flush=True)
+
+    def _probe(self) -> None:
+        if not self.config.record.probe_every_steps or self._probed_step == self.step:
+            return
+        self._phase("asking held-out questions")
+        with self.trainer.precision():
+            found = self.prober.measure(self.model)
+        self.recorder.measured(self.step, found)
+        self._probed_step = self.step
+        self._save_due |= self.best.see("probe_score", self.step, score_of(found))
+        shown = "  ".join(f"{name.split('/')[1]} {share:.0%}" for name, share in found.items())
+        print(f"step {self.step}/{self.num_steps}  {shown}", flush=True)
 
     def _sample(self) -> None:
         self.requests.sample = False
         if not self.config.record.sample_prompts or self._sampled_step == self.step:
             return
-        self.job.phase("sampling", total=self.num_steps, unit="steps", current=self.step)
+        self._phase("sampling")
         with self.trainer.precision():
             texts = take_samples(self.model, self.loaded, self.config.record, self.job.run_id, self.step)
         self.recorder.samples(self.step, texts)
         self._sampled_step = self.step
 
-    def _save(self) -> None:
-        self.requests.save = False
+    def _save(self, must: bool) -> None:
+        """Save this step; while there is no space, training goes on, or waits when there is nothing else to do."""
+        self._save_due, self.requests.save = self._save_due or self.requests.save, False
         if self._saved_step == self.step or self.step == 0:
+            self._save_due = False
             return
-        self.job.phase("saving", total=self.num_steps, unit="steps", current=self.step)
-        self.saved = self.checkpoints.save(self.step, self._content())
-        self._saved_step = self.step
-        print(f"saved {self.saved.name}", flush=True)
+        if self.health.in_a_row and not adapters.is_finite(self.model):
+            print(f"step {self.step} is not saved: its weights are not finite", flush=True)
+            return
+        if not must and (self.health.suspicious or time.monotonic() - self._save_tried_at < SAVE_AGAIN_SECONDS):
+            self._save_due = True
+            return
+        while not self._try_to_save() and must and self.requests.stop != "discard":
+            self._wait_for_space()
 
-    def _content(self) -> dict[str, Any]:
-        """All that is needed to go on: plain containers and tensors, so that it loads with weights_only."""
+    def _try_to_save(self) -> bool:
+        """Whether it could be saved now."""
+        self._phase("saving")
+        try:
+            self.saved = self.checkpoints.save(self.step, self.state().content(), keep=self.best.kept)
+        except (DiskFullError, StoreBusyError) as error:
+            self._put_off(error)
+            return False
+        self._saved_step, self._save_due, self._save_tried_at = self.step, False, -SAVE_AGAIN_SECONDS
+        self._mark_best()
+        print(f"saved {self.saved.name}", flush=True)
+        return True
+
+    def _put_off(self, error: DiskFullError | StoreBusyError) -> None:
+        print(f"step {self.step}: not saved yet. {error}", flush=True)
+        if self._save_tried_at < 0:  # said once, until a save succeeds
+            self.recorder.event(self.step, "save_put_off", reason=error.message)
+        self._save_due, self._save_tried_at = True, time.monotonic()
+
+    def _wait_for_space(self) -> None:
+        self._phase("waiting for disk space")
+        time.sleep(SPACE_LOOK_SECONDS)
+        self.requests.read(self.job)
+
+    def _settle(self) -> None:
+        """Nothing waits in memory when the run ends."""
+        while self.requests.stop != "discard":
+            try:
+                self.recorder.settle()
+                self.checkpoints.match_rows()
+                self._mark_best()
+                return
+            except StoreBusyError as error:
+                print(f"the end of the run is not stored yet: {error}", flush=True)
+                self._wait_for_space()
+
+    def _mark_best(self) -> None:
+        if not self.best.kept or self.best.value is None:
+            return
+        with open_db(self.job.folder) as db:
+            store_checkpoints.mark_best(db, self.job.run_id, self.best.step, self.best.measure, self.best.value)
+
+    def _require_space(self) -> None:
+        """A run that cannot save its first checkpoint is not begun. Raises DiskFullError."""
+        learned = checkpoint.num_tensor_bytes(adapters.trainable_parameters(self.model))
+        self.checkpoints.require_space(ADAMW_BYTES_PER_WEIGHT_BYTE * learned, "the first checkpoint")
+
+    def _about(self) -> dict[str, Any]:
+        """Which run, base and config a checkpoint belongs to; also what a conversion needs to know."""
         return {
-            "meta": {
-                "format": checkpoint.FORMAT,
-                "step": self.step,
-                "run_id": self.job.run_id,
-                "method": self.config.method,
-                "base": self.config.model.base,
-                "base_fingerprint": self._base_fingerprint(),
-                "config": self.config.model_dump(mode="json"),
-                "adapter_config": adapters.adapter_config(self.model),
-                "versions": checkpoint.versions(),
-            },
-            "state_dict": adapters.trainable_state(self.model),
-            "optimizer": self.trainer.optimizer.state_dict(),
-            "scaler": self.trainer.scaler.state_dict(),
-            "schedule": self._schedule_at(self.step),
-            "data": {
-                "position": self._position_at(self.step),
-                "tokens_seen": self.tokens_seen,
-                "fingerprints": self.corpus.fingerprints,
-            },
-            "rng": checkpoint.rng_state(),
+            "run_id": self.job.run_id,
+            "method": self.config.method,
+            "base": self.config.model.base,
+            "base_fingerprint": model_fingerprint(self.loaded.folder),
+            "config": self.config.model_dump(mode="json"),
+            "adapter_config": adapters.adapter_config(self.model),
+            "versions": checkpoint.versions(),
         }
 
-    def _schedule_at(self, step: int) -> dict[str, int]:
-        return {"step": step, "num_steps": self.num_steps, "warmup_steps": self.trainer.warmup_steps}
+    def _schedule_at(self, step: int) -> Schedule:
+        return Schedule(step, self.num_steps, self.trainer.warmup_steps)
 
     def _position_at(self, step: int) -> int:
         """Rows of the mixture that the steps up to this one have used."""
         return step * self.config.examples_per_step
-
-    def _base_fingerprint(self) -> str:
-        return model_fingerprint(self.loaded.folder)
 
 
 def count_steps(corpus: Corpus, config: RunConfig) -> int:

@@ -11,7 +11,10 @@ from studio.store.records import new_id, now, select, to_row, writing
 
 @dataclass
 class Checkpoint:
-    """All that is needed to resume after `step`. `path` is relative to the project."""
+    """All that is needed to resume after `step`. `path` is relative to the project.
+
+    `is_best`: the best one of its run so far, by `score_name` (valid_loss, probe_score), with `score`.
+    """
 
     run_id: str
     step: int
@@ -19,6 +22,9 @@ class Checkpoint:
     sha256: str
     size_bytes: int
     created_at: str = field(default_factory=now)
+    is_best: int = 0
+    score: float | None = None
+    score_name: str = ""
 
 
 @dataclass
@@ -52,6 +58,14 @@ def get(db: Database, run_id: str, step: int) -> Checkpoint:
         steps = ", ".join(str(checkpoint.step) for checkpoint in listed(db, run_id)) or "none yet"
         raise CheckpointError(f"Run {run_id} has no checkpoint at step {step}.", f"There are: {steps}.")
     return found[0]
+
+
+def mark_best(db: Database, run_id: str, step: int, score_name: str, score: float) -> None:
+    """The checkpoint of this step is the best one of its run, and no other is."""
+    with writing(db):
+        db.execute("update checkpoints set is_best = 0 where run_id = ?", [run_id])
+        sql = "update checkpoints set is_best = 1, score_name = ?, score = ? where run_id = ? and step = ?"
+        db.execute(sql, [score_name, score, run_id, step])
 
 
 def remove(db: Database, run_id: str, step: int) -> None:

@@ -16,9 +16,9 @@ class Point:
     at: str
 
 
-def record(db: Database, run_id: str, step: int, values: dict[str, float]) -> None:
+def record(db: Database, run_id: str, step: int, values: dict[str, float], at: str = "") -> None:
     """Store one step's numbers in place of any stored before for it. NaN and Inf become NULL: a gap."""
-    at = now()
+    at = at or now()
     rows = [
         {
             "run_id": run_id,
@@ -58,3 +58,10 @@ def forget_after(db: Database, run_id: str, step: int) -> None:
     with writing(db):
         db.execute("delete from metrics where run_id = ? and step > ?", [run_id, step])
         db.execute("delete from samples where run_id = ? and step > ?", [run_id, step])
+        db.execute("delete from run_events where run_id = ? and step > ?", [run_id, step])
+
+
+def count(db: Database, run_id: str, up_to_step: int) -> dict[str, int]:
+    """{"metrics", "samples"}: rows of a run up to a step."""
+    sql = "select count(*) from {} where run_id = ? and step <= ?"
+    return {name: db.execute(sql.format(name), [run_id, up_to_step]).fetchone()[0] for name in ("metrics", "samples")}

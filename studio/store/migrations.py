@@ -91,3 +91,18 @@ def m002_dataset_versions(db: Database) -> None:
     db.table("lint_results").create(
         {"key": str, "dataset": str, "summary_json": str, "findings_json": str, "created_at": str}, pk="key"
     )
+
+
+@migrations()
+def m003_events_queue_and_best(db: Database) -> None:
+    """What happened to a run in words; a place in the queue; which checkpoint is the best one."""
+    db.table("run_events").create(
+        {"id": int, "run_id": str, "step": int, "kind": str, "detail_json": str, "at": str}, pk="id"
+    )
+    db.table("run_events").create_index(["run_id", "step"])
+    for name, kind in {
+        "place": float, "held": int, "starts": int, "start_at": str, "boot_id": str, "oom_kills": int
+    }.items():  # fmt: skip
+        db.table("jobs").add_column(name, kind)
+    for name, kind in {"is_best": int, "score": float, "score_name": str}.items():
+        db.table("checkpoints").add_column(name, kind)
