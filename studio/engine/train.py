@@ -303,16 +303,19 @@ class Training:
         return bool(self.requests.stop)
 
     def _training_phase(self) -> None:
-        phase = "training; a checkpoint waits for disk space" if self._save_due else "training"
-        self._phase(phase)
+        if self._save_due and not self.health.suspicious:
+            self.phase("training; a checkpoint waits for disk space")
+        else:
+            self.phase("training")
 
-    def _phase(self, phase: str) -> None:
+    def phase(self, phase: str) -> None:
+        """What is done now, at this step."""
         self.job.phase(phase, total=self.num_steps, unit="steps", current=self.step)
 
     def _evaluate(self) -> None:
         if not self.corpus.valid or not self.config.record.evaluate_every_steps or self._evaluated_step == self.step:
             return
-        self._phase("evaluating")
+        self.phase("evaluating")
         loss = until_it_fits(self.trainer, lambda: self.trainer.evaluate(self.corpus.valid))
         self.recorder.measured(self.step, {"valid/loss": loss})
         self._evaluated_step = self.step
@@ -322,7 +325,7 @@ class Training:
     def _probe(self) -> None:
         if not self.config.record.probe_every_steps or self._probed_step == self.step:
             return
-        self._phase("asking held-out questions")
+        self.phase("asking held-out questions")
         with self.trainer.precision():
             found = self.prober.measure(self.model)
         self.recorder.measured(self.step, found)
@@ -335,7 +338,7 @@ class Training:
         self.requests.sample = False
         if not self.config.record.sample_prompts or self._sampled_step == self.step:
             return
-        self._phase("sampling")
+        self.phase("sampling")
         with self.trainer.precision():
             texts = take_samples(self.model, self.loaded, self.config.record, self.job.run_id, self.step)
         self.recorder.samples(self.step, texts)
@@ -358,7 +361,7 @@ class Training:
 
     def _try_to_save(self) -> bool:
         """Whether it could be saved now."""
-        self._phase("saving")
+        self.phase("saving")
         try:
             self.saved = self.checkpoints.save(self.step, self.state().content(), keep=self.best.kept)
         except (DiskFullError, StoreBusyError) as error:
@@ -376,7 +379,7 @@ class Training:
         self._save_due, self._save_tried_at = True, time.monotonic()
 
     def _wait_for_space(self) -> None:
-        self._phase("waiting for disk space")
+        self.phase("waiting for disk space")
         time.sleep(SPACE_LOOK_SECONDS)
         self.requests.read(self.job)
 
