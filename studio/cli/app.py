@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from studio.cli import (
+    built_in,
     chat,
     checkpoints,
     config,
@@ -37,6 +38,8 @@ app.add_typer(project.app, name="project")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.command("list-cfg")(built_in.list_cfg)
+app.command("copy-cfg")(built_in.copy_cfg)
 app.command()(train.train)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from studio.projects import Project
 
 app = group("Configs: everything one run needs.")
-ConfigArgument = Annotated[str, typer.Argument(help="A config of the project, a file, or a preset.")]
+ConfigArgument = Annotated[str, typer.Argument(help="A config of the project, a file, or a built-in one.")]
 
 
 @app.command("list")
@@ -40,19 +40,20 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
 @app.command()
 def new(
     preset: Annotated[
-        str, typer.Argument(help="A preset: starter_lora, starter_qlora, starter_full.")
+        str, typer.Argument(help="A built-in config: starter_lora, or a name of `retune list-cfg`.")
     ] = "starter_lora",
     name: Annotated[str, typer.Option(help="Name of the new config; the preset's when left out.")] = "",
     set: SetOption = None,
     project: ProjectOption = "",
 ) -> None:
-    """Copy a preset into a project, with its comments, to be edited.
+    """Copy a built-in config into a project, with its comments, to be edited.
 
     Example: retune config new starter_lora --name luna --set train.learning_rate=3e-4
     """
     workspace = chosen(project)
     text = runs.preset_text(workspace, preset)
-    config = with_settings(configs.load_text(text, preset), [*(set or []), f"name={name or preset}"])
+    named = [f"name={name}"] if name else []
+    config = with_settings(configs.load_text(text, preset), [*(set or []), *named])
     path = runs.config_path(workspace, config.name)
     if path.exists():
         there = Problem("name", f"config {config.name!r} is there already", "another --name, or edit the file")
@@ -85,17 +86,18 @@ def show_(config: ConfigArgument, set: SetOption = None, project: ProjectOption 
 
 
 def find_config(config: str, project: Project | None) -> RunConfig:
-    """A config by file, by name in the project, or by preset name. Raises ConfigError that lists what there is."""
+    """A config by file, by name in the project, or by built-in name. Raises ConfigError that lists what there is."""
     path = Path(config)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return configs.load_config(path)
     own = runs.list_configs(project) if project else []
     if project and config in own:
         return configs.load_config(runs.config_path(project, config))
-    if config in catalog.preset_names():
+    if catalog.is_built_in(config):
         text = runs.preset_text(project, config) if project else catalog.preset_text(config)
         return configs.load_text(text, config)
-    there = ", ".join([*catalog.preset_names(), *own])
+    near = catalog.listed(config)[:5] if config else []
+    there = ", ".join([*near, *catalog.preset_names(), *own]) + "; `retune list-cfg` lists all built-in ones"
     raise ConfigError([Problem("config", f"there is no config or file {config!r}", there)], "The command")
 
 

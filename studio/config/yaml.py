@@ -1,10 +1,12 @@
 """Configs as YAML 1.2 that keeps a person's comments; ruamel's round-trip loader runs no code for tags."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
@@ -52,6 +54,24 @@ def update_text(text: str, config: RunConfig) -> str:
     out = io.StringIO()
     _yaml().dump(tree, out)
     return out.getvalue()
+
+
+def commented_text(values: dict[str, Any], remarks: Mapping[str, str], header: Sequence[str]) -> str:
+    """YAML text of plain values, with `header` as comment lines on top and remarks behind the values at their paths
+    (`train.learning_rate`)."""
+    tree = _commented(_quoted(values), remarks, "")
+    out = io.StringIO()
+    _yaml().dump(tree, out)
+    return "".join(f"# {line}\n" if line else "#\n" for line in header) + out.getvalue()
+
+
+def _commented(values: dict[str, Any], remarks: Mapping[str, str], prefix: str) -> CommentedMap:
+    tree = CommentedMap()
+    for key, value in values.items():
+        tree[key] = _commented(value, remarks, f"{prefix}{key}.") if isinstance(value, dict) and value else value
+        if remark := " ".join(remarks.get(f"{prefix}{key}", "").split()):
+            tree.yaml_add_eol_comment(f"# {remark}", key, column=0)
+    return tree
 
 
 def with_settings(config: RunConfig, settings: list[str]) -> RunConfig:
