@@ -1,1 +1,0 @@
-"""XTuner's Python configs: read without running them, and written so that XTuner accepts them."""
