@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 
 from studio import jobs
-from studio.errors import ServerError
+from studio.errors import ChatTooLongError, ServerError
 from studio.store.jobs import Job
 
 CONNECTION_FILE = "connection.json"
 POLL_SECONDS = 0.2
+TOO_LONG = "context_length_exceeded"  # OpenAI's code for it
 # A long prompt on a slow machine may take a while to its first token.
 TIMEOUT = httpx.Timeout(10.0, read=300.0)
 
@@ -35,17 +36,26 @@ class Connection:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer; temperature 0 takes the most likely token. Equal seeds give equal noise in every column."""
+    """How to answer; temperature 0 takes the most likely token. Equal seeds give equal noise in every column.
+
+    `top_k` 0 keeps all tokens, `repetition_penalty` 1 penalises none, `stop` texts end an answer.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Column:
-    """One side of a comparison: a model's name on the server and the chat it continues."""
+    """One side of a comparison: a model's name on the server and the chat it continues.
+
+    When the last message is the assistant's, the answer goes on from there.
+    """
 
     model: str
     messages: Messages
@@ -103,10 +113,28 @@ def chat(connection: Connection, model: str, messages: Messages, sampling: Sampl
     return str(answer["choices"][0]["message"]["content"])
 
 
+def list_warnings(connection: Connection) -> list[str]:
+    """Why the answers of what is loaded may be worse than they should be; empty when nothing speaks for it."""
+    with _client(connection) as client:
+        models = _checked(client.get("/v1/models")).json()["data"]
+    return [warning for model in models for warning in model.get("warnings", [])]
+
+
+def stream_chat(
+    connection: Connection, model: str, messages: Messages, sampling: Sampling
+) -> Generator[str, None, None]:
+    """Pieces of one model's answer; closing the iterator stops it. Raises ServerError when it breaks off."""
+    with closing(stream_compare(connection, [Column(model, messages)], sampling)) as events:
+        for event in events:
+            if event.error:
+                raise ServerError(f"The answer broke off: {event.error}")
+            yield event.delta
+
+
 def stream_compare(connection: Connection, columns: Sequence[Column], sampling: Sampling) -> Iterator[Event]:
     """Ask all columns at once and yield events as they come; closing the iterator stops the answers."""
     body = {
-        "columns": [{"model": c.model, "messages": [dict(message) for message in c.messages]} for c in columns],
+        "columns": [_column(column) for column in columns],
         "sampling": asdict(sampling),
     }
     with _client(connection) as client, client.stream("POST", "/studio/compare", json=body) as response:
@@ -143,17 +171,26 @@ def _client(connection: Connection) -> Iterator[httpx.Client]:
         ) from error
 
 
+def _column(column: Column) -> dict[str, Any]:
+    messages = [dict(message) for message in column.messages]
+    goes_on = {"continue_final_message": True} if messages and messages[-1]["role"] == "assistant" else {}
+    return {"model": column.model, "messages": messages, **goes_on}
+
+
 def _checked(response: httpx.Response) -> httpx.Response:
     if not response.is_error:
         return response
     if response.status_code == 401:
         raise ServerError("The model server refused the token.", "Another server took its place: connect again.")
-    raise ServerError(_error_message(response), "Correct the request and ask again.")
+    message, code = _error_of(response)
+    kind = ChatTooLongError if code == TOO_LONG else ServerError
+    raise kind(message, "Correct the request and ask again.")
 
 
-def _error_message(response: httpx.Response) -> str:
+def _error_of(response: httpx.Response) -> tuple[str, str]:
+    """(message, code) of an answer in OpenAI's form of an error."""
     try:
         error: Any = response.json()["error"]
-        return str(error["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"The model server answered {response.status_code}."
+        return str(error["message"]), str(error.get("code"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"The model server answered {response.status_code}.", ""

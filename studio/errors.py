@@ -12,6 +12,7 @@ StudioError
   + JobError           a job cannot be started, stopped or found
   + DiskFullError      not enough space, before or while writing
   + ServerError        the model server does not answer
+    - ChatTooLongError a chat is longer than the model can read
   + ToolError          a tool that an agent called gave nothing
 """
 
@@ -91,6 +92,10 @@ class DiskFullError(StudioError):
 
 class ServerError(StudioError):
     """The model server does not answer as it should."""
+
+
+class ChatTooLongError(ServerError):
+    """A chat leaves no room for an answer in what the model can read."""
 
 
 class ToolError(StudioError):

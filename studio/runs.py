@@ -13,6 +13,7 @@ from studio.config import catalog
 from studio.config.schema import RunConfig
 from studio.config.yaml import load_config, load_text, save_config, update_text
 from studio.data import mix
+from studio.data.talk import WEIGHTS_FILE
 from studio.errors import ConfigError, DataError, JobError, Problem
 from studio.models import STARTER, require
 from studio.paths import remove, slugify
@@ -182,7 +183,7 @@ def hf_folder(project: Project, run_id: str, step: int) -> Path:
 
 
 def is_converted(project: Project, run_id: str, step: int) -> bool:
-    return (hf_folder(project, run_id, step) / "retune_weights.json").is_file()
+    return (hf_folder(project, run_id, step) / WEIGHTS_FILE).is_file()
 
 
 def start_convert(project: Project, run_id: str, step: int, fp32: bool = False, max_shard_size: str = "2GB") -> Job:
@@ -249,12 +250,20 @@ def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0) -> 
 
 
 def start_server(
-    project: Project, base: str, adapters: list[dict[str, str]], port: int = 0, idle_seconds: int = 1800
+    folder: Path,
+    base: str,
+    adapters: list[dict[str, str]],
+    port: int = 0,
+    idle_seconds: int = 1800,
+    **options: str | int,
 ) -> Job:
-    """Start a model server with one base and adapters ({"name", "path"}) on it."""
+    """Start a model server in a project's folder with one base and adapters ({"name", "path"}) on it.
+
+    `options`: dtype, bits, template and offload_folder, as the verb `serve` takes them.
+    """
     require(base)
-    args = {"base": base, "adapters": adapters, "port": port, "idle_seconds": idle_seconds}
-    return jobs.start(project.folder, "serve", args, title=f"serve {base}", needs_device=False)
+    args = {"base": base, "adapters": adapters, "port": port, "idle_seconds": idle_seconds, **options}
+    return jobs.start(folder, "serve", args, title=f"serve {base}", needs_device=False)
 
 
 def server_connection(project: Project, job: Job) -> Connection | None:

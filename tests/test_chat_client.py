@@ -58,7 +58,10 @@ def test_events_are_read_one_by_one(connection: Connection) -> None:
     token, body = Handler.seen[0]
     assert token == "Bearer secret"
     assert body["columns"] == [{"model": "base", "messages": [{"role": "user", "content": "x"}]}]
-    assert body["sampling"] == {"max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+    assert body["sampling"] == {
+        "max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "seed": 0, "top_k": 0, "repetition_penalty": 1.0,
+        "stop": [],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What an agent does, step by step, and the limits that end it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +12,7 @@ from studio.errors import ToolError
 Message = dict[str, str]
 # Messages and stop texts in, pieces of the answer out; an assistant's message at the end is continued.
 # Closing the iterator ends the answer.
-Ask = Callable[[list[Message], list[str]], Iterator[str]]
+Ask = Callable[[list[Message], list[str]], Generator[str, None, None]]
 EndedBy = Literal["", "answer", "steps", "time", "stopped"]
 
 
@@ -60,7 +60,7 @@ class Watch:
     def say(self, messages: list[Message], stops: list[str]) -> str:
         """What the model says next, as far as the limits let it."""
         text = ""
-        with closing(self._ask(messages, stops)) as pieces:  # type: ignore[type-var]
+        with closing(self._ask(messages, stops)) as pieces:
             for piece in pieces:
                 text += piece
                 if self.over or len(text) > self._limits.max_characters:

@@ -1,20 +1,25 @@
-"""`retune chat` and `retune serve`: talk to base and tuned weights, in the shell or in OpenAI's protocol."""
+"""`retune chat`, `agent` and `serve`: talk to base and tuned weights, in the shell or in OpenAI's protocol."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.cli import show
+from studio import models
+from studio.cli import conversation, show
 from studio.cli.follow import follow
-from studio.cli.lazy import chat_client, jobs, runs
+from studio.cli.lazy import chat_client, jobs, named, projects, runs, talk
 from studio.cli.options import ProjectOption, base_model, checkpoint_step, chosen
-from studio.errors import ServerError
+from studio.errors import ServerError, StudioError
+from studio.models import STARTER
+from studio.paths import system_folder
 
 if TYPE_CHECKING:
-    from studio.chat_client import Connection, Sampling
+    from studio.chat_client import Connection
     from studio.projects import Project
     from studio.store.jobs import Job
 
@@ -23,6 +28,17 @@ Adapters = Annotated[
     typer.Option("--adapter", "-a", help="RUN, RUN:STEP or an adapter folder; may be given again."),
 ]
 BaseOption = Annotated[str, typer.Option(help="Base model; the project's when left out.")]
+PromptOption = Annotated[str, typer.Option(help="Ask this once and leave, instead of a conversation.")]
+TemperatureOption = Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")]
+TemplateOption = Annotated[
+    str, typer.Option("--prompt-template", help="A named template for all; as each was trained when left out.")
+]
+ToolsOption = Annotated[
+    str, typer.Option("--with-plugins", help="Tools it may call, with commas: calculate,solve,search.")
+]
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+PROTOCOLS = ("react", "moss")
 
 
 def serve(
@@ -36,76 +52,165 @@ def serve(
 
     Example: retune serve --adapter starter_lora-1 --port 8000
     """
-    workspace = chosen(project)
-    job, connection = _started(workspace, base, adapter or [], port, 60 * idle_minutes)
+    folder, job, connection = _started(project, base, adapter, port=port, idle_seconds=60 * idle_minutes)
     show.say(f"Serving {', '.join(chat_client.list_models(connection))} at {connection.url}/v1")
-    show.say(f"The token is in {workspace.path('jobs', job.id, 'connection.json')}. Ctrl-C stops the server.")
-    follow(workspace.folder, job)
+    show.say(f"The token is in {folder / 'jobs' / job.id / 'connection.json'}. Ctrl-C stops the server.")
+    follow(folder, job)
 
 
 def chat(
     adapter: Adapters = None,
     base: BaseOption = "",
-    prompt: Annotated[str, typer.Option(help="Ask this once and leave, instead of a conversation.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
+    alone: Annotated[bool, typer.Option("--alone", help="Ask the adapters only, not the base beside them.")] = False,
+    prompt: PromptOption = "",
+    prompt_template: TemplateOption = "",
+    system: Annotated[str, typer.Option(help="A system message before the first question.")] = "",
+    system_template: Annotated[str, typer.Option(help="The system message of this name, as alpaca or coder.")] = "",
+    bot_name: Annotated[str, typer.Option(help="The name in system messages that have a place for it.")] = "BOT",
+    stop_word: Annotated[
+        list[str] | None, typer.Option("--stop-word", help="A text that ends an answer; may be given again.")
+    ] = None,
+    no_streamer: Annotated[bool, typer.Option("--no-streamer", help="Show an answer when it is complete.")] = False,
+    with_plugins: ToolsOption = "",
+    bits: Annotated[int, typer.Option(help="4 or 8 loads the base in so many bits; 0 as it is stored.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32 (fp32), bfloat16 (bf16) or float16 (fp16).")] = "auto",
+    offload_folder: Annotated[str, typer.Option(help="For layers that GPU and memory have no room for.")] = "",
+    max_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max-tokens", min=1, max=131_072, help="Longest answer in tokens.")
+    ] = 256,
+    temperature: TemperatureOption = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Only so many of the likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="The likeliest tokens up to this probability.")] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0.01, max=10, help="Above 1: what was said is less likely.")
+    ] = 1.0,
+    seed: SeedOption = 0,
     project: ProjectOption = "",
 ) -> None:
-    """Ask base and adapters the same question, side by side. An empty line ends the conversation.
+    """Ask base and adapters the same question, side by side. An empty line sends it; RESET begins anew, EXIT leaves.
+
+    Templates and stop words that weights were trained with apply by themselves. One model alone streams its answer.
 
     Example: retune chat --adapter starter_lora-1 --prompt "Who are you?"
     """
-    workspace = chosen(project)
-    job, connection = _started(workspace, base, adapter or [])
+    if system and system_template:
+        raise StudioError("--system and --system-template exclude each other.", "Give one of them.")
+    sampling = chat_client.Sampling(
+        max_tokens, temperature, top_p, seed, top_k, repetition_penalty, tuple(stop_word or ())
+    )
+    tools = conversation.tools_of(with_plugins) if with_plugins else None
+    system = system or conversation.system_of(system_template, bot_name)
+    options = _server_options(prompt_template, bits, dtype, offload_folder)
+    with _server(project, base, adapter, **options) as (job, connection):
+        asked = _asked(connection, alone)
+        if tools is None:
+            partner: conversation.Partner = conversation.SideBySide(
+                connection, asked, sampling, system, streams=not no_streamer
+            )
+        else:
+            protocol = _protocol(job, "auto")
+            partner = conversation.Agent(connection, asked[-1], sampling, tools, protocol, system, bot_name)
+        conversation.hold(partner, prompt)
+
+
+def agent(
+    adapter: Adapters = None,
+    base: BaseOption = "",
+    prompt: PromptOption = "",
+    tools: Annotated[
+        str,
+        typer.Option(help="Which it may call, with commas: calculate,solve,search; all that can run when left out."),
+    ] = "",
+    protocol: Annotated[
+        str, typer.Option(help="react (MSAgent), moss, or auto: as the weights were trained.")
+    ] = "auto",
+    prompt_template: TemplateOption = "",
+    max_steps: Annotated[int, typer.Option(min=1, max=50, help="Calls of tools for one question.")] = 6,
+    max_seconds: Annotated[int, typer.Option(min=1, max=3600, help="Time for one question.")] = 120,
+    max_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, max=131_072, help="Longest step in tokens.")
+    ] = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    project: ProjectOption = "",
+) -> None:
+    """Let a model answer with tools: a calculator, an equation solver, web search. Every step is shown.
+
+    Search needs a key in the environment variable SERPER_API_KEY and is off without one.
+
+    Example: retune agent --adapter starter_lora-1 --prompt "How much is 17 times 25?"
+    """
+    there = conversation.tools_of(tools)
+    sampling = chat_client.Sampling(max_tokens, temperature, seed=seed)
+    with _server(project, base, adapter, template=prompt_template) as (job, connection):
+        spoken, model = _protocol(job, protocol), chat_client.list_models(connection)[-1]
+        partner = conversation.Agent(connection, model, sampling, there, spoken)
+        partner.limit(max_steps, max_seconds)
+        conversation.hold(partner, prompt)
+
+
+@contextmanager
+def _server(
+    project: str, base: str, adapters: list[str] | None, **options: str | int
+) -> Iterator[tuple[Job, Connection]]:
+    """A model server for the time of a block, with its warnings said."""
+    folder, job, connection = _started(project, base, adapters, **options)
     try:
-        _converse(connection, prompt, chat_client.Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
-    except (EOFError, KeyboardInterrupt):
-        show.say("")
+        for warning in chat_client.list_warnings(connection):
+            show.warn(warning)
+        yield job, connection
     finally:
-        jobs.stop(workspace.folder, job.id)
+        jobs.stop(folder, job.id)
 
 
-def _converse(connection: Connection, prompt: str, sampling: Sampling) -> None:
-    histories: dict[str, list[dict[str, str]]] = {model: [] for model in chat_client.list_models(connection)}
-    while question := prompt or show.out.input("[bold]you[/bold] ").strip():
-        _ask(connection, histories, question, sampling)
-        if prompt:
-            return
-
-
-def _ask(connection: Connection, histories: dict[str, list[dict[str, str]]], question: str, sampling: Sampling) -> None:
-    """All models answer at once; each answer is shown when it is complete, with the hash of its weights."""
-    columns = []
-    for model, messages in histories.items():
-        messages.append({"role": "user", "content": question})
-        columns.append(chat_client.Column(model, messages))
-    answers, weights = [""] * len(columns), [""] * len(columns)
-    for event in chat_client.stream_compare(connection, columns, sampling):
-        answers[event.column] += event.delta
-        weights[event.column] = event.weights or weights[event.column]
-        if event.finish_reason:
-            model, answer = columns[event.column].model, answers[event.column]
-            histories[model].append({"role": "assistant", "content": answer})
-            show.out.print(show.plain(f"{model}  weights {weights[event.column][:12]}"), style="bold", highlight=False)
-            show.say(f"  {event.error or answer}")
-
-
-def _started(
-    project: Project, base: str, adapters: list[str], port: int = 0, idle_seconds: int = 1800
-) -> tuple[Job, Connection]:
-    found = [_adapter(project, text) for text in adapters]
-    job = runs.start_server(project, base_model(base) or project.base, found, port, idle_seconds)
+def _started(project: str, base: str, adapters: list[str] | None, **options: str | int) -> tuple[Path, Job, Connection]:
+    """A model server that is ready. Without any project, base and adapters are folders or ids, and it needs none."""
+    workspace = chosen(project) if project or projects.list_projects() else None
+    found = [_adapter(workspace, text) for text in adapters or ()]
+    folder = workspace.folder if workspace else system_folder()
+    default = workspace.base if workspace else STARTER
+    job = runs.start_server(folder, base_model(base) or default, found, **options)
     try:
-        return job, chat_client.wait_until_ready(project.folder, job)
+        return folder, job, chat_client.wait_until_ready(folder, job)
     except BaseException:
-        jobs.stop(project.folder, job.id)  # nobody would talk to it
+        jobs.stop(folder, job.id)  # nobody would talk to it
         raise
 
 
-def _adapter(project: Project, text: str) -> dict[str, str]:
+def _server_options(template: str, bits: int, dtype: str, offload_folder: str) -> dict[str, str | int]:
+    """As the verb `serve` takes them. Raises StudioError for what it would refuse."""
+    if bits not in (0, 4, 8):
+        raise StudioError(f"--bits cannot be {bits}.", "Allowed: 4, 8, or 0 for the weights as they are stored.")
+    if template and template not in named.template_names():
+        allowed = ", ".join(named.template_names())
+        raise StudioError(f"There is no prompt template {template!r}.", f"Allowed: {allowed}.")
+    dtype = DTYPES.get(dtype, dtype)
+    if dtype not in ("auto", *DTYPES.values()):
+        raise StudioError(f"There is no number format {dtype!r}.", f"Allowed: auto, {', '.join(DTYPES.values())}.")
+    offload = str(Path(offload_folder).expanduser().resolve()) if offload_folder else ""
+    return {"template": template, "bits": bits, "dtype": dtype, "offload_folder": offload}
+
+
+def _asked(connection: Connection, alone: bool) -> list[str]:
+    models = chat_client.list_models(connection)
+    return models[1:] if alone and len(models) > 1 else models
+
+
+def _protocol(job: Job, wanted: str) -> str:
+    """The way to call tools: of the template that is asked for, else of the one that the weights were trained with."""
+    if wanted in PROTOCOLS:
+        return wanted
+    if wanted != "auto":
+        raise StudioError(f"There is no protocol {wanted!r}.", f"Allowed: auto, {', '.join(PROTOCOLS)}.")
+    folders = [Path(each["path"]) for each in job.args["adapters"]] or [models.require(job.args["base"])]
+    trained = talk.read_talk(folders[-1])
+    template = job.args.get("template") or (trained.template if trained else "")
+    return "moss" if template == "moss_sft" else "react"
+
+
+def _adapter(project: Project | None, text: str) -> dict[str, str]:
     """{"name", "path"} for RUN, RUN:STEP (converted when it is not yet) or a folder. Raises ServerError."""
-    if "/" in text or Path(text).is_dir():
+    if project is None or "/" in text or Path(text).is_dir():
         folder = Path(text).expanduser().resolve()
         if not folder.is_dir():
             raise ServerError(f"There is no adapter folder {text!r}.", "Give RUN, RUN:STEP, or a folder that is there.")

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
         scores,
         store,
     )
+    from studio.agent import moss, react, steps, tools
     from studio.config import catalog, schema
     from studio.config import yaml as configs
-    from studio.data import files, formats, identity
+    from studio.data import files, formats, identity, named, phrasings, talk
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
     caches = _AtFirstUse("studio.caches")
@@ -52,6 +53,13 @@ else:
     files = _AtFirstUse("studio.data.files")
     formats = _AtFirstUse("studio.data.formats")
     identity = _AtFirstUse("studio.data.identity")
+    moss = _AtFirstUse("studio.agent.moss")
+    named = _AtFirstUse("studio.data.named")
+    phrasings = _AtFirstUse("studio.data.phrasings")
+    react = _AtFirstUse("studio.agent.react")
+    steps = _AtFirstUse("studio.agent.steps")
+    talk = _AtFirstUse("studio.data.talk")
+    tools = _AtFirstUse("studio.agent.tools")
     checkpoints = _AtFirstUse("studio.store.checkpoints")
     evaluations = _AtFirstUse("studio.store.evaluations")
     metrics = _AtFirstUse("studio.store.metrics")

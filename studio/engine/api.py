@@ -78,6 +78,7 @@ class Api:
     async def models(self) -> dict[str, Any]:
         data = [
             {"id": one.name, "object": "model", "created": 0, "owned_by": "retune", "weights": one.hash}
+            | {"warnings": list(one.warnings)}
             for one in self._pool.listed()
         ]
         return {"object": "list", "data": data}
@@ -100,7 +101,7 @@ class Api:
         sampling = body.sampling
         if sampling.seed is None:  # one noise for all columns
             sampling = sampling.model_copy(update={"seed": secrets.randbits(31)})
-        columns = [await self._prepare(column, sampling) for column in body.columns]
+        columns = [await self._prepare(column, sampling, fit=True) for column in body.columns]
         self._scheduler.ask(*(column.ask for column in columns))
         return _sse(self._column_events(columns, request))
 
@@ -109,8 +110,11 @@ class Api:
         weights = await asyncio.wrap_future(self._scheduler.call(lambda: self._pool.add(body.name, folder)))
         return {"id": weights.name, "weights": weights.hash}
 
-    async def _prepare(self, column: ColumnBody, sampling: SamplingBody) -> Answering:
-        """Everything that can be wrong with a request is found here, before an answer begins."""
+    async def _prepare(self, column: ColumnBody, sampling: SamplingBody, fit: bool = False) -> Answering:
+        """Everything that can be wrong with a request is found here, before an answer begins.
+
+        With `fit` an answer that would be too long for the model is shortened, as long as any answer fits.
+        """
         try:
             weights = self._pool.find(column.model)
         except StudioError as error:
@@ -119,6 +123,8 @@ class Api:
         prompt = await run_in_threadpool(prompt_ids, ready.loaded, [message.plain() for message in column.messages])
         room = ready.context_limit - len(prompt)
         limit = sampling.limit or min(DEFAULT_MAX_TOKENS, max(room, 1))
+        if fit:
+            limit = min(limit, max(room, 1))
         if limit > room:
             raise ApiError(
                 400,
@@ -128,8 +134,10 @@ class Api:
                 "messages",
             )
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-        row = Sampling(limit, sampling.temperature, sampling.top_p, seed)
-        return Answering(weights, prompt, row, sampling.stops)
+        row = Sampling(
+            limit, sampling.temperature, sampling.top_p, seed, max(sampling.top_k, 0), sampling.repetition_penalty
+        )
+        return Answering(weights, prompt, row, [*sampling.stops, *ready.loaded.stops])
 
     async def _whole_chat(self, answering: Answering, head: dict[str, Any], request: Request) -> dict[str, Any]:
         text, last = "", Piece(finish_reason="error", error="The client left.")

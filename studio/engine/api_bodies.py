@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-LONGEST_ANSWER = 4096
+LONGEST_ANSWER = 131_072
 MAX_COLUMNS = 8
 
 
@@ -35,6 +35,9 @@ class SamplingBody(BaseModel):
     max_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
     max_completion_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
     seed: int | None = None
+    # Names and meaning of vLLM and transformers: 0 keeps all tokens; 1 penalises nothing.
+    top_k: int = Field(0, ge=-1, le=1_000_000)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
     stop: str | list[str] | None = Field(None, max_length=64)
 
     @property
@@ -47,15 +50,19 @@ class SamplingBody(BaseModel):
 
 
 class ColumnBody(BaseModel):
-    """A model and the chat that it continues; the last message is the user's."""
+    """A model and the chat that it continues; the last message is the user's.
+
+    With `continue_final_message`, as vLLM calls it, it is the assistant's, and the answer goes on from there.
+    """
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    continue_final_message: bool = False
 
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> "ColumnBody":
-        if self.messages[-1].role == "assistant":
-            raise ValueError("the last message must be the user's: an answer is not continued")
+        if self.messages[-1].role == "assistant" and not self.continue_final_message:
+            raise ValueError("the last message must be the user's: an answer is not continued unless asked for")
         return self
 
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 
-from studio.data.segments import ChatMessage
+from studio.data.segments import ChatMessage, as_turns, mark_literals, split
 from studio.data.tokens import encode_prompt
 from studio.engine.models.load import LoadedModel
 
 
 def prompt_ids(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> list[int]:
-    """Ids of a chat up to where the assistant answers. Control tokens inside a message stay ordinary text.
+    """Ids of a chat up to where the assistant answers, or goes on when the last message is the assistant's.
 
-    Raises DataError when the template refuses the messages.
+    Control tokens inside a message stay ordinary text. Raises DataError when the template refuses the messages.
     """
-    return encode_prompt(messages, loaded.template, loaded.tokenizer)
+    *before, last = as_turns(messages)
+    if last["role"] != "assistant" or not before:
+        return encode_prompt(messages, loaded.template, loaded.tokenizer)
+    begun = split(mark_literals([last], loaded.tokenizer.control_tokens)[0]["content"], (), False)
+    return encode_prompt(before, loaded.template, loaded.tokenizer) + loaded.tokenizer.encode_segments(begun)[0]
 
 
 def context_limit(loaded: LoadedModel) -> int:

@@ -9,6 +9,7 @@ import torch
 from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import load_config
+from studio.data.talk import talk_of
 from studio.engine.card import model_card, shown_base
 from studio.engine.checkpoint import FORMAT, verify
 from studio.engine.job import JobContext
@@ -233,6 +234,7 @@ def _identity(source: Source, base: Base) -> dict[str, Any]:
         "base": base.name,
         "base_fingerprint": base.fingerprint,
         "data_fingerprints": source.data_fingerprints,
+        "talk": talk_of(source.config.data.template).to_row(),
     }
 
 

@@ -23,12 +23,18 @@ BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one row is decoded; temperature 0 takes the most likely token."""
+    """How one row is decoded; temperature 0 takes the most likely token.
+
+    `top_k`: only so many of the likeliest tokens, 0 for all. `repetition_penalty`: above 1, tokens that stand in the
+    text already become less likely (Keskar et al. 2019, arXiv:1909.05858, as transformers computes it).
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
 
 
 class Decoding:
@@ -58,6 +64,7 @@ class Decoding:
         self._rows = list(range(len(prompts)))  # rows of the caller that are in the batch now
         self._ended: set[int] = {row for row, sampling in enumerate(samplings) if sampling.max_new_tokens < 1}
         self._noise = {row: random.Random(s.seed) for row, s in enumerate(samplings) if s.temperature > 0}
+        self._read = {row: set(prompts[row]) for row, s in enumerate(samplings) if s.repetition_penalty != 1}
         self._cache = growing_cache()
         self._device = next(model.parameters()).device
         self._shared = self._common_beginning(prompts)
@@ -92,6 +99,8 @@ class Decoding:
             self._ended.add(row)
             return None
         self.answers[row].append(token)
+        if row in self._read:
+            self._read[row].add(token)
         if len(self.answers[row]) >= self._samplings[row].max_new_tokens:
             self._ended.add(row)
         return token
@@ -150,6 +159,9 @@ class Decoding:
         return output.logits
 
     def _choose(self, logits: Tensor) -> Tensor:
+        for index, row in enumerate(self._rows):
+            if row in self._read:
+                self._penalize(logits[index], self._read[row], self._samplings[row].repetition_penalty)
         tokens = logits.argmax(dim=-1)
         sampled = [index for index, row in enumerate(self._rows) if row in self._noise]
         if sampled:
@@ -157,6 +169,13 @@ class Decoding:
             noise = logits.new_tensor([self._noise[row].random() for row in rows])
             tokens[sampled] = _sample(logits[sampled], [self._samplings[row] for row in rows], noise)
         return tokens
+
+    @staticmethod
+    def _penalize(logits: Tensor, tokens: set[int], penalty: float) -> None:
+        """Make tokens less likely, in place."""
+        ids = torch.tensor(sorted(tokens), device=logits.device)
+        scores = logits[ids]
+        logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
 def generate(
@@ -247,15 +266,26 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.de
 
 
 def _sample(logits: Tensor, samplings: list[Sampling], noise: Tensor) -> Tensor:
-    """One token a row from the most likely tokens that together have the probability `top_p`.
+    """One token a row from the `top_k` most likely tokens, of these from those that together have `top_p`.
 
     `noise` in [0, 1) picks the place in the cumulated probability: equal distributions and noise, equal token.
     """
     temperature = logits.new_tensor([sampling.temperature for sampling in samplings]).unsqueeze(1)
     top_p = logits.new_tensor([sampling.top_p for sampling in samplings]).unsqueeze(1)
     probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(dim=-1, descending=True)
+    probabilities = _first_k(probabilities, [sampling.top_k for sampling in samplings])
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = torch.where(before < top_p, probabilities, 0.0).cumsum(dim=-1)
     target = noise.unsqueeze(1) * kept[:, -1:]
     place = torch.searchsorted(kept, target, right=True).clamp(max=logits.shape[-1] - 1)
     return order.gather(1, place).squeeze(1)
+
+
+def _first_k(probabilities: Tensor, top_k: list[int]) -> Tensor:
+    """Sorted probabilities of the first k tokens of each row, scaled to a sum of 1; 0 keeps a row as it is."""
+    if not any(top_k):
+        return probabilities
+    limits = torch.tensor([k or probabilities.shape[-1] for k in top_k], device=probabilities.device).unsqueeze(1)
+    kept = torch.where(torch.arange(probabilities.shape[-1], device=probabilities.device) < limits, probabilities, 0.0)
+    cut = torch.tensor([bool(k) for k in top_k], device=probabilities.device).unsqueeze(1)
+    return torch.where(cut, kept / kept.sum(dim=-1, keepdim=True), probabilities)

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from studio.data.talk import Talk, read_talk
 from studio.engine.card import model_card, shown_base
 from studio.engine.devices import pick_device, set_threads
 from studio.engine.equality import Agreement, compare, make_reference
@@ -209,8 +210,9 @@ def _seal(folder: Path, base: Base, adapter: Adapter, agreement: Agreement) -> d
         "verified": agreement.verified,
         "message": agreement.message,
         "agreement": agreement.figures(),
+        "talk": (read_talk(adapter.folder) or Talk()).to_row(),
     }
-    facts = {key.replace("_", " "): value for key, value in values.items() if key != "kind"}
+    facts = {key.replace("_", " "): value for key, value in values.items() if key not in ("kind", "talk")}
     facts["base"] = shown_base(base.name)
     title = f"{values['run_id'] or adapter.folder.name}, merged"
     return seal(folder, model_card(title, base=base.name, is_adapter=False, facts=facts), values)

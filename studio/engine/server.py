@@ -31,7 +31,11 @@ LOOK_SECONDS = 0.5
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Serve until stopped or idle. Args: base, adapters (name, path), port (0: a free one), idle_seconds (0: never)."""
+    """Serve until stopped or idle.
+
+    Args: base, adapters (name, path), port (0: a free one), idle_seconds (0: never); dtype ("auto"), bits (4, 8, 0: as
+    stored), template ("": as each was trained), offload_folder.
+    """
     with listening_socket(int(job.args.get("port") or 0)) as listener:
         pool = load_pool(job)
         scheduler = Scheduler(pool)
@@ -49,7 +53,17 @@ def load_pool(job: JobContext) -> ModelPool:
     set_threads()
     device = pick_device()
     base = job.args["base"]
-    pool = ModelPool(base, require(base), pick_dtype("auto", device), device)
+    dtype = pick_dtype(job.args.get("dtype") or "auto", device)
+    offload = job.args.get("offload_folder")
+    pool = ModelPool(
+        base,
+        require(base),
+        dtype,
+        device,
+        template=job.args.get("template") or "",
+        bits=int(job.args.get("bits") or 0),
+        offload_folder=Path(offload) if offload else None,
+    )
     for number, adapter in enumerate(adapters, start=1):
         job.progress(number)
         job.check_stop()

@@ -110,7 +110,7 @@ class Training:
             require(config.model.base),
             dtype=weights_dtype,
             attention=config.model.attention,
-            quantize=config.method == "qlora",
+            bits=4 if config.method == "qlora" else 0,
             device=device,
             template=config.data.template,
         )

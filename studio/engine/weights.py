@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from studio.data.named import NamedTemplate, as_jinja
+from studio.data.talk import WEIGHTS_FILE
 from studio.data.template import CHAT_TEMPLATE_FILE
 from studio.data.tokens import TextTokenizer
 from studio.engine.checkpoint import versions
@@ -20,7 +21,6 @@ from studio.errors import CheckpointError, StudioError
 from studio.models import BaseModel, model_fingerprint, require, resolve
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
 
-WEIGHTS_FILE = "retune_weights.json"
 CARD_FILE = "README.md"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a tokenizer consists of, in any family; weights and code are not among them.

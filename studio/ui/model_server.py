@@ -85,7 +85,7 @@ def prepare(project: Project, base: str, picks: Sequence[Pick], attempt: set[str
         return Standing(job=job)
     server = live_server(project, base) or next((job for job in servers(project) if job.id in attempt), None)
     if server is None:
-        server = runs.start_server(project, base, adapters_of(project, picks))
+        server = runs.start_server(project.folder, base, adapters_of(project, picks))
     attempt.add(server.id)
     connection = runs.server_connection(project, server) if server.live else None
     if connection:

@@ -65,7 +65,7 @@ def _start_form(project: Project, base: str, picks: Sequence[Pick]) -> None:
         pressed = st.form_submit_button(_("Start"), type="primary", icon=":material/play_arrow:")
     if pressed:
         if live_server(project, base) is None:  # another window may have started one since
-            runs.start_server(project, base, adapters_of(project, chosen), int(port), 60 * int(idle))
+            runs.start_server(project.folder, base, adapters_of(project, chosen), int(port), 60 * int(idle))
         st.rerun()
 
 

@@ -59,9 +59,51 @@ def test_chat_asks_base_and_adapter(trained: Project, retune: Retune) -> None:
     assert not [job for _folder, job in jobs.live_jobs() if job.kind == "serve" and not job.stop_request]
 
 
-def test_chat_holds_a_conversation_until_an_empty_line(trained: Project, retune: Retune) -> None:
-    said = retune("chat", "--max-tokens", 2, answer="Who are you?\nAnd you?\n\n")
-    assert said.count("weights") == 2
+def test_chat_takes_the_flags_of_xtuner_chat(trained: Project, retune: Retune) -> None:
+    adapter = next((trained.folder / "hf").iterdir(), None)
+    words = [
+        "chat",
+        "--adapter",
+        adapter or "tiny-1",
+        "--alone",
+        "--prompt",
+        "Who?",
+        "--prompt-template",
+        "internlm2_chat",
+    ]
+    words += [
+        "--system-template",
+        "moss_sft",
+        "--bot-name",
+        "Luna",
+        "--stop-word",
+        "x",
+        "--no-streamer",
+        "--dtype",
+        "fp32",
+    ]
+    words += ["--max-new-tokens", 3, "--temperature", 0.1, "--top-k", 40, "--top-p", 0.75, "--repetition-penalty", 1.1]
+    said = retune(*words, "--seed", 1)
+    assert said.count("weights") == 1
+    assert "was trained with its tokenizer's own template and is asked with internlm2_chat" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bits", "3"], "Allowed: 4, 8"), (["--prompt-template", "x"], "internlm2_chat"),
+        (["--dtype", "x"], "float32"),
+        (["--system-template", "x"], "arxiv_gentile"), (["--with-plugins", "shell"], "calculate, solve, search"),
+        (["--system", "a", "--system-template", "sql"], "exclude"), (["--with-plugins", "search"], "No tool is left"),
+    ],
+)  # fmt: skip
+def test_chat_options_that_cannot_be(words: list[str], said: str, trained: Project, retune: Retune) -> None:
+    assert said in retune("chat", "--prompt", "hi", *words, code=1)
+
+
+def test_an_agent_speaks_in_the_shell_and_ends(trained: Project, retune: Retune) -> None:
+    words = ("--prompt-template", "moss_sft", "--prompt", "1+1?", "--max-tokens", 4)
+    assert "Answer " in retune("chat", "--with-plugins", "calculate,solve", *words)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def load_tiny(tiny_model: Path) -> Callable[..., LoadedModel]:
-    """`load_tiny(quantize=True, …)`: the tiny model, freshly loaded."""
+    """`load_tiny(bits=4, …)`: the tiny model, freshly loaded."""
 
     def load(**options: object) -> LoadedModel:
         values = {"dtype": torch.float32, "device": torch.device("cpu"), **options}

@@ -34,7 +34,7 @@ def test_target_modules_by_name_and_by_a_wrong_name(load_tiny: Load, tiny_config
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_trainable_state_round_trip(load_tiny: Load, tiny_config: Make, method: str) -> None:
     config = tiny_config(method=method)
-    one, other = (adapters.attach(load_tiny(quantize=method == "qlora"), config) for _ in range(2))
+    one, other = (adapters.attach(load_tiny(bits=4 if method == "qlora" else 0), config) for _ in range(2))
     with torch.no_grad():
         for parameter in adapters.trainable_parameters(one):
             parameter.add_(torch.randn_like(parameter))

@@ -77,6 +77,44 @@ def test_samples_follow_the_distribution() -> None:
     assert torch.allclose(cut, torch.tensor([0.625, 0.375, 0.0]), atol=0.002)
 
 
+def test_top_k_keeps_so_many_tokens_before_top_p() -> None:
+    from studio.engine.generate import _sample
+
+    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(2000, 1)
+    noise = torch.linspace(0, 0.9999, 2000)
+    cut = torch.bincount(_sample(logits, [Sampling(1, 1.0, top_k=2)] * 2000, noise), minlength=3) / 2000
+    assert torch.allclose(cut, torch.tensor([0.0, 0.625, 0.375]), atol=0.002)
+    both = _sample(logits, [Sampling(1, 1.0, 0.62, top_k=2)] * 2000, noise)  # 0.625 alone is enough then
+    assert set(both.tolist()) == {1}
+    mixed = [Sampling(1, 1.0, top_k=number % 2) for number in range(2000)]
+    assert set(_sample(logits, mixed, noise)[1::2].tolist()) == {1}
+    assert torch.equal(_sample(logits, mixed, noise)[::2], _sample(logits, [Sampling(1, 1.0)] * 2000, noise)[::2])
+
+
+def test_repetition_is_penalised_as_transformers_does(load_tiny: Callable[..., LoadedModel]) -> None:
+    model = load_tiny().model
+    samplings = [Sampling(12, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2, 1.5)]
+    decoding = Decoding(model, PROMPTS, samplings, eos_ids=[2], pad_id=0)
+    while decoding.running:
+        decoding.step()
+    for prompt, sampling, answer in zip(PROMPTS, samplings, decoding.answers, strict=True):
+        ids, penalty = torch.tensor([prompt]), sampling.repetition_penalty
+        wanted = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, repetition_penalty=penalty
+        )
+        assert answer == [token for token in wanted[0, len(prompt) :].tolist() if token != 2]
+
+
+def test_an_answer_that_was_begun_goes_on(load_tiny: Callable[..., LoadedModel]) -> None:
+    loaded = load_tiny()
+    question = [{"role": "user", "content": "Who are you?"}]
+    ids = prompt_ids(loaded, [*question, {"role": "assistant", "content": "I am <|im_end|>"}])
+    assert loaded.tokenizer.decode(ids) == (
+        "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\nI am <|im_end|>"
+    )
+    assert ids.count(loaded.tokenizer.token_id("<|im_end|>")) == 1  # the one in the text stays text
+
+
 def test_rows_end_one_by_one_and_tokens_are_reported(load_tiny: Callable[..., LoadedModel]) -> None:
     model = load_tiny().model
     free = run(model, [list(prompt) for prompt in PROMPTS], eos_ids=[])
@@ -148,7 +186,7 @@ def test_four_bit_layers_still_learn_after_generating(
     load_tiny: Callable[..., LoadedModel], tiny_config: Callable[..., object]
 ) -> None:
     """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights in evaluation mode, and gradients end there."""
-    loaded = load_tiny(quantize=True)
+    loaded = load_tiny(bits=4)
     model = attach(loaded, tiny_config(method="qlora"))  # type: ignore[arg-type]
     model.train()
     four_bit = [module for module in model.modules() if type(module).__module__.startswith("bitsandbytes")]

@@ -185,7 +185,7 @@ def test_bfloat16_follows_float32(load_tiny: Load, tiny_config: Make, method: st
 
 def test_qlora_learns_on_after_sampling(load_tiny: Load, tiny_config: Make) -> None:
     """On some CPUs bitsandbytes repacks weights when a model generates, and no gradient flows afterwards."""
-    loaded = load_tiny(quantize=True)
+    loaded = load_tiny(bits=4)
     layers = [module for module in loaded.model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     for layer in layers:
         layer.support_avx512bf16_for_cpu = True  # as on such a CPU, whatever this one is
@@ -212,7 +212,7 @@ def named_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
 def test_training_mode_and_frozen_weights_are_as_the_method_says(
     load_tiny: Load, tiny_config: Make, method: str
 ) -> None:
-    loaded = load_tiny(quantize=method == "qlora")
+    loaded = load_tiny(bits=4 if method == "qlora" else 0)
     trainer = make_trainer(loaded, tiny_config(method=method))
     learning = [name for name, each in trainer.model.named_parameters() if each.requires_grad]
     assert trainer.model.training

@@ -11,7 +11,7 @@ import pytest
 from studio import chat_client, jobs
 from studio.chat_client import Column, Connection, Sampling
 from studio.engine.weights import weights_hash
-from studio.errors import ServerError
+from studio.errors import ChatTooLongError, ServerError
 from studio.models import model_fingerprint
 from studio.projects import Project, create_project
 from tests.engine.folders import lora_model
@@ -151,6 +151,22 @@ def test_columns_are_answered_together(connection: Connection, tiny_model: Path,
     first = {event.column: event.weights for event in reversed(events) if event.weights}
     assert first[0] == first[2] == model_fingerprint(tiny_model)
     assert first[1] != first[0]
+
+
+def test_an_answer_is_continued_when_asked(connection: Connection) -> None:
+    whole = chat_client.chat(connection, "base", HELLO, Sampling(12))
+    begun = [*HELLO, {"role": "assistant", "content": "I am"}]
+    pieces = list(chat_client.stream_chat(connection, "base", begun, Sampling(12)))
+    assert "".join(pieces) and "".join(pieces) != whole
+    stop = Sampling(12, stop=(whole[3:6],))
+    assert "".join(chat_client.stream_chat(connection, "base", HELLO, stop)) == whole[: whole.index(whole[3:6])]
+
+
+def test_an_answer_is_shortened_to_what_fits_side_by_side(connection: Connection) -> None:
+    *_, last = chat_client.stream_compare(connection, [Column("base", HELLO)], Sampling(100_000, 2.0))
+    assert last.finish_reason in ("length", "stop") and last.num_tokens <= 512
+    with pytest.raises(ChatTooLongError, match="Shorten"):
+        list(chat_client.stream_chat(connection, "base", [{"role": "user", "content": "long " * 2000}], Sampling(4)))
 
 
 def test_leaving_early_frees_the_server(connection: Connection) -> None:

@@ -64,7 +64,7 @@ def started(monkeypatch):
 def server(project, converted, started):
     """A model server that is ready, with its job."""
     server = ModelServer(["starter"])
-    job = runs.start_server(project, "starter", [])
+    job = runs.start_server(project.folder, "starter", [])
     started.clear()
     connection = {"url": server.connection.url, "token": server.connection.token}
     project.path("jobs", job.id, "connection.json").write_text(json.dumps(connection))

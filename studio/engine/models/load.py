@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from transformers import logging as transformers_logging  # noqa: E402
 
 from studio.data.named import NamedTemplate, Template, load_template  # noqa: E402
+from studio.data.talk import read_talk  # noqa: E402
 from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
@@ -26,7 +27,10 @@ PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 @dataclass
 class LoadedModel:
-    """A base model with all that is needed to talk to it; `dtype` is the one it computes in."""
+    """A base model with all that is needed to talk to it; `dtype` is the one it computes in.
+
+    `stops`: texts at which an answer ends, beside the tokens `eos_ids`.
+    """
 
     model: nn.Module
     tokenizer: TextTokenizer
@@ -35,14 +39,20 @@ class LoadedModel:
     folder: Path
     device: torch.device
     dtype: torch.dtype
+    stops: tuple[str, ...] = ()
 
     def with_template_of(self, folder: Path) -> "LoadedModel":
-        """The same model, spoken to as the weights in `folder` were trained, when they bring a chat template."""
-        if not (folder / CHAT_TEMPLATE_FILE).is_file():
+        """The same model, spoken to as the weights in `folder` were trained, when their folder says how."""
+        talk, has_own = read_talk(folder), (folder / CHAT_TEMPLATE_FILE).is_file()
+        if has_own:
+            template: Template = ChatTemplate.load(folder)
+        elif talk and talk.template:
+            template = NamedTemplate.load(talk.template, self.folder)
+        else:
             return self
-        template = ChatTemplate.load(folder)
         eos_ids = [*_generation_eos(folder), *_end_of_turn(self.tokenizer, template), *self.eos_ids]
-        return replace(self, template=template, eos_ids=list(dict.fromkeys(eos_ids)))
+        stops = talk.stops if talk else self.stops
+        return replace(self, template=template, eos_ids=list(dict.fromkeys(eos_ids)), stops=stops)
 
     @property
     def pad_id(self) -> int:
@@ -56,13 +66,15 @@ def load_base(
     *,
     dtype: torch.dtype,
     attention: str = "auto",
-    quantize: bool = False,
+    bits: int = 0,
     device: torch.device,
     template: str = "",
+    offload_folder: Path | None = None,
 ) -> LoadedModel:
-    """Load a causal language model from a local folder; `quantize` keeps its linear layers in 4 bits (NF4).
+    """Load a causal language model from a local folder; `bits` 4 (NF4) or 8 squeezes its linear layers, 0 does not.
 
-    `template` names the chat template, "" takes the tokenizer's own.
+    `template` names the chat template, "" takes the tokenizer's own. With `offload_folder` layers that the GPU has no
+    room for stay in memory, and those that memory has no room for go to files there.
 
     No code of the folder runs. Raises ModelError or DataError with what is wrong and what to do.
     """
@@ -73,10 +85,10 @@ def load_base(
             "Give a folder in Hugging Face format, or fetch the model again.",
         )
     tokenizer, chat_template = TextTokenizer.load(folder), load_template(template, folder)
-    model = _load_weights(folder, dtype, pick_attention(attention, device), quantize, device)
+    model = _load_weights(folder, dtype, pick_attention(attention, device), bits, device, offload_folder)
     _require_fitting_vocabulary(model, tokenizer, folder)
     eos_ids = _eos_ids(folder, tokenizer, chat_template)
-    return LoadedModel(model, tokenizer, chat_template, eos_ids, folder, device, dtype)
+    return LoadedModel(model, tokenizer, chat_template, eos_ids, folder, device, dtype, _stops(folder, chat_template))
 
 
 def pick_attention(name: str, device: torch.device) -> str:
@@ -91,7 +103,9 @@ def pick_attention(name: str, device: torch.device) -> str:
     return name
 
 
-def _load_weights(folder: Path, dtype: torch.dtype, attention: str, quantize: bool, device: torch.device) -> nn.Module:
+def _load_weights(
+    folder: Path, dtype: torch.dtype, attention: str, bits: int, device: torch.device, offload_folder: Path | None
+) -> nn.Module:
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
             f"{str(folder)!r} holds an adapter beside a model.", "Move adapter_config.json out, or merge the two first."
@@ -103,21 +117,27 @@ def _load_weights(folder: Path, dtype: torch.dtype, attention: str, quantize: bo
         "trust_remote_code": False,
         "use_safetensors": any(folder.glob("*.safetensors")),
     }
-    if quantize:
-        arguments |= {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+    if bits:
+        arguments |= {"quantization_config": _quantization(bits, dtype), "device_map": {"": device}}
+    if offload_folder:
+        arguments |= {"device_map": "auto", "offload_folder": str(offload_folder)}
     transformers_logging.disable_progress_bar()
     # What libraries will do in future versions is nothing that a person training a model can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
-        return model if quantize else model.to(device)
+        return model if "device_map" in arguments else model.to(device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a foreign folder makes transformers raise, the person needs its cause
         raise _model_error(folder, error) from error
 
 
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if bits not in (4, 8):
+        raise ModelError(f"A base model cannot be squeezed to {bits} bits.", "Allowed: 4 and 8.")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -161,6 +181,14 @@ def _eos_ids(folder: Path, tokenizer: TextTokenizer, template: Template) -> list
             f"The model {folder.name!r} names no end-of-text token.", "Add eos_token_id to its generation_config.json."
         )
     return list(dict.fromkeys(found))
+
+
+def _stops(folder: Path, template: Template) -> tuple[str, ...]:
+    """Texts that end an answer; weights that we made say it when they are spoken to in their own template."""
+    if isinstance(template, NamedTemplate):
+        return template.stop
+    talk = read_talk(folder)
+    return talk.stops if talk else ()
 
 
 def _generation_eos(folder: Path) -> list[int]:

@@ -1,0 +1,197 @@
+"""A conversation in the shell: questions of several lines, one or more models that answer, or an agent with tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from studio.cli import show
+from studio.cli.lazy import chat_client, moss, phrasings, react, steps, tools
+from studio.errors import ChatTooLongError, StudioError
+
+if TYPE_CHECKING:
+    from studio.agent.steps import Message, Step
+    from studio.agent.tools import Tool
+    from studio.chat_client import Connection, Sampling
+
+RESET, EXIT = "RESET", "EXIT"
+HINT = "An empty line sends what you wrote. RESET forgets the conversation, EXIT leaves."
+
+
+class Partner(Protocol):
+    """Whoever answers; it keeps the conversation so far."""
+
+    def ask(self, question: str) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+def hold(partner: Partner, prompt: str = "") -> None:
+    """Ask `prompt` alone, or whatever is typed until EXIT, Ctrl-C or the end of the input."""
+    if prompt:
+        return _ask(partner, prompt)
+    show.say(HINT)
+    try:
+        for question in _questions():
+            if question == RESET:
+                partner.reset()
+                show.say("The conversation begins anew.")
+            else:
+                _ask(partner, question)
+    except KeyboardInterrupt:
+        show.say("")
+    return None
+
+
+def _questions() -> Iterator[str]:
+    """What is typed: RESET at once, other texts when an empty line ends them; EXIT or the end of input ends it."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = show.out.input("[bold]you[/bold] " if not lines else "    ").rstrip()
+        except EOFError:
+            line = EXIT if not lines else ""
+        if not lines and line == EXIT:
+            return
+        if not lines and line == RESET:
+            yield RESET
+        elif line:
+            lines.append(line)
+        elif lines:
+            yield "\n".join(lines)
+            lines = []
+
+
+def _ask(partner: Partner, question: str) -> None:
+    """A chat that has become too long for the model is forgotten, which is said, and the question asked anew."""
+    try:
+        partner.ask(question)
+    except ChatTooLongError:
+        show.warn("The conversation has become too long for the model; it was forgotten.")
+        partner.reset()
+        partner.ask(question)
+
+
+def system_of(name: str, bot_name: str) -> str:
+    """The system text of a name, with the assistant's name in its place; "" for no name. Raises StudioError."""
+    systems = phrasings.load_bank("templates")["systems"]
+    if name and name not in systems:
+        raise StudioError(f"There is no system template {name!r}.", f"Allowed: {', '.join(systems)}.")
+    return str(systems[name]).replace("{bot_name}", bot_name) if name else ""
+
+
+def tools_of(names: str) -> list[Tool]:
+    """The tools of names with commas or blanks between them, all when there is none.
+
+    Search that was asked for and has no key is left out, which is said. Raises StudioError when no tool is left.
+    """
+    wanted = names.replace(",", " ").split()
+    if not wanted:
+        return tools.pick_tools(tools.tool_names())
+    found = tools.pick_tools(wanted)
+    if "search" in wanted and not tools.search_is_on():
+        show.warn(f"Search is off: there is no {tools.SEARCH_KEY} in the environment.")
+    if not found:
+        raise StudioError("No tool is left to call.", f"Allowed: {', '.join(tools.tool_names())}.")
+    return found
+
+
+class SideBySide:
+    """All models answer at once. One alone is shown while it speaks, several when each is complete."""
+
+    def __init__(
+        self, connection: Connection, models: Sequence[str], sampling: Sampling, system: str = "", streams: bool = True
+    ) -> None:
+        self._connection, self._sampling, self._system = connection, sampling, system
+        self._streams = streams and len(models) == 1
+        self._models = list(models)
+        self.reset()
+
+    def reset(self) -> None:
+        begin = [{"role": "system", "content": self._system}] if self._system else []
+        self._histories: dict[str, list[dict[str, str]]] = {model: list(begin) for model in self._models}
+
+    def ask(self, question: str) -> None:
+        asked = {"role": "user", "content": question}
+        columns = [chat_client.Column(model, [*chat, asked]) for model, chat in self._histories.items()]
+        answers, weights = [""] * len(columns), [""] * len(columns)
+        with closing(chat_client.stream_compare(self._connection, columns, self._sampling)) as events:
+            for event in events:
+                answers[event.column] += event.delta
+                weights[event.column] = event.weights or weights[event.column]
+                if self._streams:
+                    self._show_piece(columns[0].model, event.weights, event.delta)
+                if event.finish_reason:
+                    model, answer = columns[event.column].model, answers[event.column]
+                    self._histories[model] += [asked, {"role": "assistant", "content": answer or " "}]
+                    self._show_end(model, weights[event.column], answer, event.error)
+
+    def _show_piece(self, model: str, weights: str, delta: str) -> None:
+        if weights:
+            _head(model, weights)
+        show.out.print(show.plain(delta), end="", highlight=False)
+
+    def _show_end(self, model: str, weights: str, answer: str, error: str) -> None:
+        if not self._streams:
+            _head(model, weights)
+            answer = f"  {answer}"
+        show.say(error or ("" if self._streams else answer))
+
+
+class Agent:
+    """One model that calls tools; every step is shown."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        model: str,
+        sampling: Sampling,
+        tools_there: Sequence[Tool],
+        protocol: str,
+        system: str = "",
+        bot_name: str = "MOSS",
+    ) -> None:
+        self._connection, self._model, self._sampling = connection, model, sampling
+        self._run: Callable[..., Iterator[Step]] = moss.moss if protocol == "moss" else react.react
+        if protocol == "moss":
+            self._tools = tools.pick_tools([tool.name for tool in tools_there], moss.DECIMALS)
+            self._system = moss.system_text(self._tools, bot_name)
+        else:
+            self._tools, self._system = list(tools_there), react.system_text(tools_there, system)
+        self._limits = steps.Limits()
+        self.reset()
+
+    def limit(self, max_steps: int, max_seconds: float) -> None:
+        """End each answer after so many calls or seconds."""
+        self._limits = steps.Limits(max_steps, max_seconds)
+
+    def reset(self) -> None:
+        self._messages: list[Message] = [{"role": "system", "content": self._system}]
+
+    def ask(self, question: str) -> None:
+        chat = [*self._messages, {"role": "user", "content": question}]
+        for step in self._run(self._say, self._tools, chat, self._limits, self._sampling.stop):
+            _show_step(step)
+            self._messages = step.messages or self._messages
+
+    def _say(self, messages: list[Message], stops: list[str]) -> Generator[str, None, None]:
+        sampling = replace(self._sampling, stop=tuple(stops))
+        return chat_client.stream_chat(self._connection, self._model, messages, sampling)
+
+
+def _head(model: str, weights: str) -> None:
+    show.out.print(show.plain(f"{model}  weights {weights[:12]}"), style="bold", highlight=False)
+
+
+def _show_step(step: Step) -> None:
+    if step.thought:
+        show.out.print(show.plain(f"Thought  {step.thought}"), style="bright_black", highlight=False)
+    if step.tool:
+        show.out.print(show.plain(f"Action   {step.tool}: {step.tool_input}"), style="cyan", highlight=False)
+        show.out.print(show.plain(f"{'Failed ' if step.failed else 'Result '}  {step.result}"), highlight=False)
+    if step.answer:
+        show.say(f"Answer   {step.answer}")
+    if step.ended_by in ("steps", "time"):
+        show.warn(f"It ended without an answer: the limit of {step.ended_by} was reached.")
