@@ -191,7 +191,7 @@ def _show_step(step: Step) -> None:
     if step.tool:
         show.out.print(show.plain(f"Action   {step.tool}: {step.tool_input}"), style="cyan", highlight=False)
         show.out.print(show.plain(f"{'Failed ' if step.failed else 'Result '}  {step.result}"), highlight=False)
-    if step.answer:
-        show.say(f"Answer   {step.answer}")
+    if step.answer or step.ended_by == "answer":
+        show.say(f"Answer   {step.answer or '(it said nothing)'}")
     if step.ended_by in ("steps", "time"):
         show.warn(f"It ended without an answer: the limit of {step.ended_by} was reached.")
