@@ -24,6 +24,7 @@ from studio.store.jobs import Job
 
 JOB_FILE = "job.json"
 REAP_SECONDS = 5
+MOST_STARTS = 3  # of a job that is killed again and again while it waits
 KILLED = "Killed on request; resume starts from its last checkpoint."
 # Children of this process are zombies until they are waited for; keep the handles to do so.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -47,18 +48,24 @@ def start(
     job = Job(kind=kind, title=title or kind, run_id=run_id, args=args, needs_device=needs_device)
     job_dir = folder / "jobs" / job.id
     job_dir.mkdir(parents=True)
-    log = log_path or job_dir / "job.log"
-    job.log_path = str(log)
+    job.log_path = str(log_path or job_dir / "job.log")
     atomic_write_json(job_dir / JOB_FILE, {"id": job.id, "kind": kind, "folder": str(folder), "args": args})
     with open_db(folder) as db:
         store.add(db, job)
-        try:
-            process = _spawn(kind, job_dir, log)
-        except OSError as error:
-            store.move(db, job.id, "failed", f"Its process could not be started: {error}.")
-            raise
-        store.beat(db, job.id, pid=process.pid, process_created=processes.created(process.pid))
+        _start_process(db, job, job_dir)
     return job
+
+
+def _start_process(db: Any, job: Job, job_dir: Path) -> None:
+    try:
+        process = _spawn(job.kind, job_dir, Path(job.log_path))
+    except OSError as error:
+        store.move(db, job.id, "failed", f"Its process could not be started: {error}.")
+        raise
+    store.beat(
+        db, job.id, pid=process.pid, process_created=processes.created(process.pid),
+        boot_id=processes.boot_id(), oom_kills=processes.oom_kills(),
+    )  # fmt: skip
 
 
 def _spawn(kind: str, job_dir: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -79,8 +86,7 @@ def _spawn(kind: str, job_dir: Path, log: Path) -> subprocess.Popen[bytes]:
 def get(folder: Path, job_id: str) -> Job:
     """The job as it is now: one whose process is gone is marked lost first."""
     with open_db(folder) as db:
-        job = store.get(db, job_id)
-        _mark_if_lost(db, job)
+        _look_after(db, folder, store.get(db, job_id))
         return store.get(db, job_id)
 
 
@@ -88,20 +94,81 @@ def refresh(folder: Path) -> list[Job]:
     """All jobs of a project, newest first, those whose process is gone marked lost."""
     with open_db(folder) as db:
         for job in store.listed(db, store.LIVE_STATES):
-            _mark_if_lost(db, job)
+            _look_after(db, folder, job)
         return store.listed(db)
 
 
 def live_jobs() -> list[tuple[Path, Job]]:
-    """Jobs that are queued or running on this machine, in all projects, oldest first.
+    """Jobs that are queued or running on this machine, in all projects: those at work, then those in line.
 
     A project whose database is damaged is passed over: it says so where it is opened, and must not hide the others.
     """
+    return sorted(((folder, job) for folder, job in all_jobs() if job.live), key=lambda pair: pair[1].turn)
+
+
+def all_jobs() -> list[tuple[Path, Job]]:
+    """Jobs of all projects, oldest first, ended ones too; those of a damaged database are passed over."""
     found: list[tuple[Path, Job]] = []
     for folder in job_folders():
         with contextlib.suppress(StoreError):
-            found += [(folder, job) for job in refresh(folder) if job.live]
+            found += [(folder, job) for job in refresh(folder)]
     return sorted(found, key=lambda pair: pair[1].id)
+
+
+def waiting() -> list[tuple[Path, Job]]:
+    """The queue: jobs of all projects that wait for the device, the next one first."""
+    return [(folder, job) for folder, job in live_jobs() if job.waiting]
+
+
+def find(job_id: str) -> Path:
+    """The folder of a job of any project. Raises JobError when there is none of that id."""
+    for folder in job_folders():
+        with contextlib.suppress(StoreError, JobError), open_db(folder) as db:
+            store.get(db, job_id)
+            return folder
+    raise JobError(f"There is no job {job_id!r} on this machine.", "`retune jobs list --all` shows those there are.")
+
+
+def hold(folder: Path, job_id: str, held: bool = True) -> None:
+    """Let a job that waits in line be passed by others until it is released. Raises JobError for one at work."""
+    with open_db(folder) as db:
+        store.arrange(db, job_id, held=int(held))
+
+
+def move(folder: Path, job_id: str, where: str) -> None:
+    """Move a job that waits in line "up" or "down" by one, or to the "first" or "last" place. Raises JobError."""
+    line = [job for _folder, job in waiting()]
+    at = next((index for index, job in enumerate(line) if job.id == job_id), None)
+    if at is None:
+        raise JobError(f"Job {job_id} does not wait in line.", "`retune jobs list` shows the queue.")
+    to = {"up": at - 1, "down": at + 1, "first": 0, "last": len(line) - 1}.get(where)
+    if to is None:
+        raise JobError(f"A job cannot be moved {where!r}.", "Allowed: up, down, first, last.")
+    others = [job.place for job in line if job.id != job_id]
+    with open_db(folder) as db:
+        store.arrange(db, job_id, place=_place_between(others, max(0, min(to, len(others)))))
+
+
+def _place_between(places: list[float], index: int) -> float:
+    """A place that comes at `index` among others: one row is written, so a kill leaves the old order or the new."""
+    if not places:
+        return time.time()
+    if index == 0:
+        return places[0] - 1
+    if index == len(places):
+        return places[-1] + 1
+    return (places[index - 1] + places[index]) / 2
+
+
+def start_again(folder: Path, job_id: str) -> Job:
+    """A new job that does what an ended one was to do. Raises JobError for one that is live.
+
+    A training is resumed instead: `studio.runs.retry` knows how.
+    """
+    old = get(folder, job_id)
+    if old.live:
+        raise JobError(f"Job {job_id} is {old.state}.", "Only a job that has ended can be tried again.")
+    return start(folder, old.kind, old.args, title=old.title, run_id=old.run_id, needs_device=old.needs_device)
 
 
 def stop(folder: Path, job_id: str, save: bool = True) -> None:
@@ -164,33 +231,68 @@ def alive(job: Job) -> bool:
     return processes.lives(job.pid, job.process_created)
 
 
-def _mark_if_lost(db: Any, job: Job) -> None:
-    if not job.live or alive(job):
+def _look_after(db: Any, folder: Path, job: Job) -> None:
+    """A live job whose process is gone has its end named; one that only waited gets another process."""
+    if not job.live or alive(job) or job.starting:
         return
-    if not job.starting:
-        _end_dead(db, store.get(db, job.id))  # as it is now: it may have ended by itself between the two looks
+    job = store.get(db, job.id)  # as it is now: it may have ended by itself between the two looks
+    if not job.live:
+        return
+    if job.stop_request and job.state in ("queued", "stopping") and not job.started_at:
+        _end(db, job, "stopped", "Stopped on request; it had not begun.")
+    elif not _begin_again(db, folder, job):
+        _end_dead(db, store.get(db, job.id))
+
+
+def _begin_again(db: Any, folder: Path, job: Job) -> bool:
+    """Whether a job that was killed while it waited has a process again (or somebody else gave it one)."""
+    job_dir = folder / "jobs" / job.id
+    died_by_itself = (_exit_code(job.pid) or 0) > 0
+    if job.state != "queued" or job.starts >= MOST_STARTS or died_by_itself or not (job_dir / JOB_FILE).is_file():
+        return False
+    if store.begin_again(db, job):
+        _start_process(db, job, job_dir)
+    return True
 
 
 def _end_dead(db: Any, job: Job) -> None:
     """Name the end of a job whose process is gone, unless it has one."""
     if not job.live:
         return
-    state, cause = ("stopped", KILLED) if job.stop_request == "kill" else ("lost", _how_it_died(job))
+    if job.stop_request == "kill":
+        _end(db, job, "stopped", KILLED)
+    else:
+        _end(db, job, "lost", _how_it_died(job))
+
+
+def _end(db: Any, job: Job, state: str, cause: str) -> None:
     with contextlib.suppress(JobError):  # another watcher, or its own last words, came first
         store.move(db, job.id, state, cause)
 
 
 def _how_it_died(job: Job) -> str:
     code = _exit_code(job.pid)
-    if code == -signal.SIGKILL:
+    if job.boot_id and job.boot_id != processes.boot_id():
+        how = "is gone: the machine was restarted, or lost power, while it ran"
+    elif _out_of_memory(job, code):
+        how = "was ended by the system because memory ran out; try a smaller micro_batch_size or max_length"
+    elif code == -signal.SIGKILL:
         how = "was killed (signal 9): by a person, or by the system because memory ran out"
     elif code is not None and code < 0:
         how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
     elif code is not None:
         how = f"ended with exit code {code}"
     else:
-        how = "is gone: it was killed, memory ran out, or the machine restarted"
+        how = "is gone: it was killed, or memory ran out"
     return f"The process {how}. Its log says more; a training run can be resumed from its last checkpoint."
+
+
+def _out_of_memory(job: Job, code: int | None) -> bool:
+    """Whether the kernel says that it ended this process; its count of a group may be of another's end, so it counts
+    for a process that was killed only."""
+    if code not in (None, -signal.SIGKILL):
+        return False
+    return processes.kernel_says_oom(job.pid) or bool(job.boot_id) and processes.oom_kills() > job.oom_kills
 
 
 def _exit_code(pid: int) -> int | None:

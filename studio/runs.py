@@ -1,6 +1,7 @@
 """What a person does with configs, runs and checkpoints; pages and command line call these, jobs do the work."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from studio.data.talk import WEIGHTS_FILE
 from studio.errors import ConfigError, DataError, JobError, Problem
 from studio.models import STARTER, require
 from studio.paths import remove, slugify
-from studio.projects import Project
+from studio.projects import Project, open_project
 from studio.scores import identity_words
 from studio.store import checkpoints as store_checkpoints
 from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store import runs as store
+from studio.store.checkpoints import Checkpoint
 from studio.store.jobs import Job
 from studio.store.runs import Run
 
@@ -84,16 +86,21 @@ def planned_steps(project: Project, config: RunConfig) -> int:
     return mix.num_steps(epoch_rows(project, config), config.train.num_epochs or 1, config.examples_per_step)
 
 
-def start_run(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> tuple[Run, Job]:
+def start_run(
+    project: Project, config: RunConfig, allow_lint_errors: bool = False, weights: Checkpoint | None = None
+) -> tuple[Run, Job]:
     """Freeze a config with a new run, which remembers the version of each dataset, and start its job.
 
-    Raises ConfigError, ModelError, or DataError when the rows have errors, before anything is made; with
-    `allow_lint_errors` the errors are recorded with the run instead.
+    With `weights` it begins with the weights of that checkpoint, and nothing else of it: for another batch size,
+    packing or number of processes, with which a run cannot be resumed. Raises ConfigError, ModelError, or DataError
+    when the rows have errors, before anything is made; with `allow_lint_errors` the errors are recorded with the run.
     """
     require(config.model.base)
     if problems := problems_before_start(project, config):
         raise ConfigError(problems, config.name)
     detail = {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
+    if weights:
+        detail |= {"weights": {"run_id": weights.run_id, "step": weights.step, "path": weights.path}}
     with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
         run_id = store.next_id(db, config.name)
         run_dir = project.path("runs", run_id)
@@ -129,12 +136,39 @@ def resume_run(project: Project, run_id: str, checkpoint: str = "auto") -> Job:
     return _start_training(project, run_id, resume=checkpoint)
 
 
+def retry(folder: Path, job_id: str) -> Job:
+    """Try an ended job again: a training goes on from its newest sound checkpoint, or begins anew when it has none.
+
+    Raises JobError while it is live.
+    """
+    job = jobs.get(folder, job_id)
+    if job.kind != "train" or not job.run_id:
+        return jobs.start_again(folder, job_id)
+    return resume_run(open_project(folder.name), job.run_id)
+
+
+def weights_of(project: Project, text: str) -> Checkpoint:
+    """The checkpoint that RUN or RUN/step_N.pth names, the newest of a run alone. Raises JobError, CheckpointError."""
+    run_id, _, file = text.partition("/")
+    get_run(project, run_id)
+    with open_db(project.folder) as db:
+        found = store_checkpoints.listed(db, run_id)
+        if not file and found:
+            return max(found, key=lambda each: each.step)
+        number = re.fullmatch(r"step_(\d+)(\.pth)?", file or "step_0")
+        if number is None:
+            raise JobError(f"{file!r} names no checkpoint.", "For example starter_lora-1/step_40.pth.")
+        return store_checkpoints.get(db, run_id, int(number[1]))
+
+
 def _start_training(project: Project, run_id: str, resume: str) -> Job:
     config_file = project.relative(run_folder(project, run_id) / CONFIG_FILE)
+    with open_db(project.folder) as db:
+        weights = store.get(db, run_id).detail.get("weights", {}).get("path", "")
     job = jobs.start(
         project.folder,
         "train",
-        {"config": config_file, "resume": resume},
+        {"config": config_file, "resume": resume, "weights": weights},
         title=f"train {run_id}",
         run_id=run_id,
         log_path=run_folder(project, run_id) / LOG_FILE,

@@ -312,3 +312,104 @@ def test_a_damaged_project_neither_hides_nor_holds_up_the_jobs_of_others(models:
         assert [(folder.name, live.id) for folder, live in jobs.live_jobs()] == [("sound", job.id)]
     last = list(jobs.watch(sound.folder, job.id))[-1]
     assert last.state == "finished", last.cause
+
+
+def waits(project: Project, job: Job) -> Job:
+    return until(project, job, lambda now: now.phase == "waiting in line")
+
+
+def test_the_queue_is_reordered_held_and_survives_a_kill(project: Project, models: Path) -> None:
+    """Of three that wait, one is moved to the front, one is held, one is killed while it waits, beside a project whose
+    database is damaged."""
+    broken, other = create_project("broken"), create_project("Other")
+    (broken.folder / "studio.db").write_bytes(b"not a database" * 100)
+    with work_that_takes_long(models):
+        at_work(project, fetch(project))
+        second, third, fourth = fetch(project), fetch(other), fetch(project)
+        killed = waits(other, third)
+        waits(project, second), waits(project, fourth)
+        jobs.move(project.folder, fourth.id, "first")
+        jobs.hold(project.folder, second.id)
+        assert [job.id for _, job in jobs.waiting()] == [fourth.id, second.id, third.id]
+        jobs.move(other.folder, third.id, "up")
+        assert [job.id for _, job in jobs.waiting()] == [fourth.id, third.id, second.id]
+        until(project, second, lambda job: job.phase.startswith("held"))
+        os.kill(killed.pid, signal.SIGKILL)
+        again = until(other, third, lambda job: job.pid not in (0, killed.pid) and job.starts == 2)
+        assert again.state == "queued"
+    last = ended(other, third)
+    first = jobs.get(project.folder, fourth.id)
+    assert [first.state, last.state] == ["finished", "finished"] and first.finished_at <= last.started_at
+    assert jobs.get(project.folder, second.id).state == "queued"
+    jobs.hold(project.folder, second.id, held=False)
+    assert ended(project, second).state == "finished"
+    with pytest.raises(JobError, match="does not wait"):
+        jobs.move(project.folder, second.id, "first")
+    with pytest.raises(JobError, match="Only a job that waits"):
+        jobs.hold(project.folder, second.id)
+
+
+def waiting_row(project: Project, **values: object) -> Job:
+    """A job that waits, whose process is gone."""
+    job = Job("fetch", pid=os.getpid(), process_created=1.0, **values)  # type: ignore[arg-type]
+    with open_db(project.folder) as db:
+        return store.add(db, job)
+
+
+def test_a_job_whose_process_dies_again_and_again_while_it_waits_is_lost(project: Project) -> None:
+    job = waiting_row(project, starts=jobs.MOST_STARTS)
+    folder = project.path("jobs", job.id)
+    folder.mkdir(parents=True)
+    (folder / jobs.JOB_FILE).write_text("{}")
+    assert jobs.get(project.folder, job.id).state == "lost"
+
+
+def test_a_job_that_waited_and_was_to_stop_is_stopped_though_its_process_is_gone(project: Project) -> None:
+    job = waiting_row(project, stop_request="save", state="stopping")
+    done = jobs.get(project.folder, job.id)
+    assert (done.state, done.cause) == ("stopped", "Stopped on request; it had not begun.")
+
+
+def test_two_watchers_give_a_job_one_process(project: Project) -> None:
+    job = waiting_row(project)
+    with open_db(project.folder) as db:
+        assert [store.begin_again(db, job), store.begin_again(db, job)] == [True, False]
+        assert store.get(db, job.id).starts == 2
+
+
+def test_places_between_others() -> None:
+    assert jobs._place_between([], 0) > 0
+    assert [jobs._place_between([1.0, 2.0], at) for at in (0, 1, 2)] == [0.0, 1.5, 3.0]
+
+
+def test_an_ended_job_is_tried_again(project: Project, models: Path) -> None:
+    failed = ended(project, fetch(project, "/nowhere"))
+    again = jobs.start_again(project.folder, failed.id)
+    assert again.id != failed.id and again.args == failed.args
+    assert jobs.find(again.id) == project.folder
+    assert ended(project, again).state == "failed"
+    with pytest.raises(JobError, match="no job 'x' on this machine"):
+        jobs.find("x")
+
+
+def test_a_restart_of_the_machine_is_named(project: Project) -> None:
+    with open_db(project.folder) as db:
+        job = store.add(db, Job("train", state="running", pid=os.getpid(), process_created=1.0, boot_id="another"))
+    assert "restarted, or lost power" in jobs.get(project.folder, job.id).cause
+
+
+@pytest.mark.parametrize(("says", "kills"), [(True, 0), (False, 1)])
+def test_the_kernels_word_that_memory_ran_out_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch, says: bool, kills: int
+) -> None:
+    monkeypatch.setattr(processes, "kernel_says_oom", lambda pid: says)
+    monkeypatch.setattr(processes, "oom_kills", lambda: 3 + kills)
+    running = {"state": "running", "pid": os.getpid(), "process_created": 1.0}
+    with open_db(project.folder) as db:
+        job = store.add(db, Job("train", boot_id=processes.boot_id(), oom_kills=3, **running))  # type: ignore[arg-type]
+    assert "memory ran out; try a smaller micro_batch_size" in jobs.get(project.folder, job.id).cause
+
+
+def test_what_the_kernel_tells_can_be_asked() -> None:
+    assert processes.boot_id() == processes.boot_id() != ""
+    assert processes.oom_kills() >= 0 and processes.kernel_says_oom(2**30) is False

@@ -25,6 +25,14 @@ def train(
     config: Annotated[str, typer.Argument(help="A config of the project, a file, or a preset; a run with --resume.")],
     project: ProjectOption = "",
     resume: Annotated[str, typer.Option(help="auto, or a checkpoint of the run (step_40.pth).")] = "",
+    resume_weights: Annotated[
+        str,
+        typer.Option(
+            "--resume-weights",
+            help="Begin a new run with the weights of RUN or RUN/step_N.pth; optimizer, schedule and place in the data "
+            "are not carried over.",
+        ),
+    ] = "",
     set: SetOption = None,
     detach: DetachOption = False,
     allow_lint_errors: Annotated[
@@ -35,16 +43,21 @@ def train(
 
     With --resume, CONFIG is a run (starter_lora-1), or a config whose newest run is resumed. Ctrl-C stops the run
     at its next step and saves; a second one kills it. A run that goes on from an earlier checkpoint
-    gives up its later ones.
+    gives up its later ones. Where a run cannot be resumed, for another batch size or packing, --resume-weights begins
+    a new run with its weights.
 
     Example: retune train starter_lora --set train.num_steps=40
     """
     workspace = chosen(project)
     if resume:
+        if resume_weights:
+            raise JobError("--resume goes on with a run, --resume-weights begins a new one.", "Give one of the two.")
         if set:
             raise JobError("A resumed run keeps the config it began with.", "Leave --set out, or start a new run.")
         return resume_run(workspace, _run_of(workspace, config), resume, detach)
-    run, job = runs.start_run(workspace, with_settings(find_config(config, workspace), set), allow_lint_errors)
+    settings = with_settings(find_config(config, workspace), set)
+    weights = runs.weights_of(workspace, resume_weights) if resume_weights else None
+    run, job = runs.start_run(workspace, settings, allow_lint_errors, weights)
     return _watch(workspace, run.id, job, detach)
 
 

@@ -50,6 +50,7 @@ class JobContext:
         self._ended = threading.Event()
         self._progress: dict[str, Any] = {}
         self._stop_signals = 0
+        self._held = False
         self._handlers: dict[int, Any] = {}
 
     @classmethod
@@ -74,7 +75,10 @@ class JobContext:
         if self._needs_device:
             while not self._take_device():
                 self.check_stop()
-                self.phase("waiting in line")
+                if self._held:
+                    self.phase("held; it waits until it is released")
+                else:
+                    self.phase("waiting in line")
                 time.sleep(QUEUE_POLL_SECONDS)
         with open_db(self.folder) as db:
             with contextlib.suppress(JobError):  # a stop request moved it to `stopping` already
@@ -82,16 +86,20 @@ class JobContext:
         self.check_stop()
 
     def _take_device(self) -> bool:
-        if self._older_job_waits():
+        try:
+            with open_db(self.folder) as db:
+                own = store.get(db, self.id)
+        except StoreBusyError as error:
+            print(f"still waiting: {error}", file=sys.stderr, flush=True)
+            return False
+        self._held = bool(own.held)
+        if self._held or any(_goes_first(folder, own) for folder in job_folders()):
             return False
         try:
             self._device_lock.acquire(timeout=0)  # released by the system when this process ends, however it ends
             return True
         except TimeoutError:
             return False
-
-    def _older_job_waits(self) -> bool:
-        return any(_older_job(folder, self.id) for folder in job_folders())
 
     def phase(self, phase: str, total: int = 0, unit: str = "", current: int = 0) -> None:
         """Begin a phase: what is being done now, in words, how much of it there is and how much is done already."""
@@ -129,8 +137,9 @@ class JobContext:
 
     def check_stop(self) -> None:
         """Raise StopRequested when the job was asked to stop; other requests stay for `requests`."""
-        with open_db(self.folder) as db:
-            asked = store.get(db, self.id).stop_request or ("save" if self._stop_signals else "")
+        asked = "save" if self._stop_signals else ""
+        with contextlib.suppress(StoreBusyError), open_db(self.folder) as db:
+            asked = store.get(db, self.id).stop_request or asked
         if asked:
             raise StopRequested(save=asked == "save")
 
@@ -222,15 +231,17 @@ def explain(error: BaseException, folder: Path) -> str:
     return f"{name}: {str(error)[:500] or 'no message'}. The log has the details."
 
 
-def _older_job(folder: Path, job_id: str) -> bool:
-    """Whether a live job of this project came before; one whose database is damaged must not hold up the others."""
+def _goes_first(folder: Path, own: Job) -> bool:
+    """Whether a live job of this project has the device or comes before; one whose database is damaged must not hold
+    up the others."""
     try:
         with open_db(folder) as db:
             rows = store.listed(db, store.LIVE_STATES)
     except StoreError as error:
         print(f"passed over in the queue: {error}", file=sys.stderr, flush=True)
         return False
-    return any(row.needs_device and row.id < job_id and _may_live(row) for row in rows)
+    others = (row for row in rows if row.needs_device and row.id != own.id and not (row.waiting and row.held))
+    return any(row.turn < own.turn and _may_live(row) for row in others)
 
 
 def _may_live(job: Job) -> bool:

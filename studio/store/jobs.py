@@ -1,6 +1,7 @@
 """The row of a job: what an operating-system process is doing, asked for, and how it ended."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +26,11 @@ MOVES = {
 
 @dataclass
 class Job:
-    """One process. `current` of `total` in `unit` is its progress; `cause` says why it ended when not by itself."""
+    """One process. `current` of `total` in `unit` is its progress; `cause` says why it ended when not by itself.
+
+    `place` orders the queue (lowest first); a job that is `held` lets others pass. `starts` counts the processes that
+    it was given, a later one at `start_at`; `boot_id` and `oom_kills` are the machine's as that one began.
+    """
 
     kind: str
     title: str = ""
@@ -50,6 +55,12 @@ class Job:
     stop_request: str = ""
     save_request: int = 0
     sample_request: int = 0
+    place: float = field(default_factory=time.time)
+    held: int = 0
+    starts: int = 1
+    start_at: str = ""
+    boot_id: str = ""
+    oom_kills: int = 0
 
     @property
     def live(self) -> bool:
@@ -58,8 +69,18 @@ class Job:
     @property
     def starting(self) -> bool:
         """Its row is there and its process is being started; one that never was counts for some seconds only."""
-        age = datetime.now(UTC) - datetime.fromisoformat(self.created_at)
+        age = datetime.now(UTC) - datetime.fromisoformat(self.start_at or self.created_at)
         return not self.pid and age.total_seconds() < STARTUP_GRACE_SECONDS
+
+    @property
+    def waiting(self) -> bool:
+        """It has a turn to wait for, and has not begun."""
+        return self.state == "queued" and self.needs_device
+
+    @property
+    def turn(self) -> tuple[bool, float, str]:
+        """What sorts the jobs that need the device: those that have it, then those that wait in their order."""
+        return (self.waiting, self.place, self.id)
 
 
 def add(db: Database, job: Job) -> Job:
@@ -101,6 +122,25 @@ def move(db: Database, job_id: str, state: str, cause: str = "") -> None:
 def beat(db: Database, job_id: str, **values: Any) -> None:
     """Note that the process lives, with any of phase, current, total, unit, pid, process_created."""
     db.table("jobs").update(job_id, {"heartbeat_at": now(), **values})
+
+
+def begin_again(db: Database, job: Job) -> bool:
+    """Give a queued job whose process is gone another one; False when somebody else did, or it is queued no more."""
+    with writing(db):
+        now_ = get(db, job.id)
+        if now_.state != "queued" or now_.stop_request or (now_.pid, now_.starts) != (job.pid, job.starts):
+            return False
+        db.table("jobs").update(job.id, {"pid": 0, "starts": job.starts + 1, "start_at": now()})
+    return True
+
+
+def arrange(db: Database, job_id: str, **values: Any) -> None:
+    """Set `place` or `held` of a job that waits. Raises JobError for one that does not."""
+    with writing(db):
+        job = get(db, job_id)
+        if not job.waiting:
+            raise JobError(f"Job {job_id} is {job.state}.", "Only a job that waits in line can be moved or held.")
+        db.table("jobs").update(job_id, values)
 
 
 def set_result(db: Database, job_id: str, result: dict[str, Any]) -> None:
