@@ -1,11 +1,12 @@
 """`python -m studio.engine VERB JOB_DIR`: one job in its own process. Torch is imported only when its turn has come."""
 
+import contextlib
 import importlib
 import os
 import sys
 from pathlib import Path
 
-from studio.engine.job import JobContext
+from studio.engine.job import JobContext, PatientOutput
 
 # verb -> module below studio.engine with a function `run(job)`; its result (a dict) is stored in the job's row.
 VERBS = {
@@ -27,6 +28,11 @@ def main(verb: str, job_dir: Path) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said out loud, it does not warn when a process is forked
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with contextlib.redirect_stdout(PatientOutput(sys.stdout)), contextlib.redirect_stderr(PatientOutput(sys.stderr)):
+        return _live(verb, job_dir)
+
+
+def _live(verb: str, job_dir: Path) -> int:
     with JobContext.open(job_dir) as job:
         job.wait_for_turn()
         job.finish(importlib.import_module(VERBS[verb]).run(job))

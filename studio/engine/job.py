@@ -1,6 +1,8 @@
 """A job as its own process sees it: turn in the queue, heartbeat, progress, requests, and a named end."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import signal
@@ -8,9 +10,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 from filelock import FileLock
@@ -214,6 +217,40 @@ class JobContext:
         self._stop_signals += 1
         if self._stop_signals > 1:
             os._exit(128 + number)
+
+
+class PatientOutput(io.TextIOBase):
+    """A log on a disk that may be full: what cannot be written is lost, and must not end hours of training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._lossy():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lossy():
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @contextlib.contextmanager
+    def _lossy(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
 
 def explain(error: BaseException, folder: Path) -> str:

@@ -1,6 +1,5 @@
 """A tiny real model (random Llama, 2 layers, own BPE tokenizer and chat template) and projects that train it."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,9 +154,9 @@ def add_run(project: Project, config: RunConfig) -> str:
     return run_id
 
 
-def train_here(project: Project, run_id: str, resume: str = "", **requests: object) -> Job:
+def train_here(project: Project, run_id: str, resume: str = "", weights: str = "", **requests: object) -> Job:
     """The `train` verb on a run, in this process, from its job's row to its end; returns the ended job."""
-    args = {"config": f"runs/{run_id}/config.yaml", "resume": resume}
+    args = {"config": f"runs/{run_id}/config.yaml", "resume": resume, "weights": weights}
     job = Job(kind="train", run_id=run_id, args=args, **requests)  # type: ignore[arg-type]
     job_dir = project.path("jobs", job.id)
     job_dir.mkdir(parents=True)
@@ -167,10 +166,6 @@ def train_here(project: Project, run_id: str, resume: str = "", **requests: obje
     with open_db(project.folder) as db:
         jobs.add(db, job)
         runs.update(db, run_id, job_id=job.id)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        main("train", job_dir)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    main("train", job_dir)
     with open_db(project.folder) as db:
         return jobs.get(db, job.id)

@@ -1,0 +1,105 @@
+"""When a training counts as broken down, which measurement is the best, and when nothing gets better any more."""
+
+import math
+
+import pytest
+
+from studio.config.schema import parse_config
+from studio.engine.best import Best
+from studio.engine.health import BrokeDownError, Health
+from studio.errors import ConfigError
+
+
+def health(**settings: float) -> Health:
+    return Health.of(parse_config({"train": settings}).train)
+
+
+def test_bad_steps_in_a_row_end_the_run_and_single_ones_do_not() -> None:
+    watch = health(max_bad_steps=3)
+    for step in (1, 2, 4, 5):
+        watch.bad_step(step, "loss nan")
+        assert watch.suspicious
+        if step == 2:
+            watch.good_step(3, 1.0)
+            assert not watch.suspicious
+    with pytest.raises(BrokeDownError, match="3 steps in a row, from step 4 on,.*loss nan.*unharmed") as broke:
+        watch.bad_step(6, "loss nan")
+    assert "train.learning_rate (now 0.0005)" in broke.value.hint and watch.num_bad == 5
+
+
+def run_losses(watch: Health, losses: list[float]) -> int:
+    """The step that ended it; 0 when none did."""
+    for step, loss in enumerate(losses, start=1):
+        try:
+            watch.good_step(step, loss)
+        except BrokeDownError:
+            return step
+    return 0
+
+
+def test_a_loss_that_runs_away_ends_the_run() -> None:
+    falling, away = [3 * 0.8**n for n in range(20)], [1.0 * 1.8**n for n in range(12)]
+    assert 20 < run_losses(health(), falling + away) < 32
+    assert run_losses(health(divergence_factor=0), falling + away) == 0
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [3 * 0.7**n for n in range(40)] + [0.5, 0.02, 1.2, 0.01, 2.5, 0.03] * 4,  # learnt by heart, some rows are new
+        [2.0, 0.4, 3.1, 0.9, 2.7, 0.3, 2.9] * 10,  # one row a step
+        [1.0] * 50,
+    ],
+)
+def test_noise_is_no_divergence(losses: list[float]) -> None:
+    assert run_losses(health(), losses) == 0
+
+
+def test_what_was_counted_goes_on_after_a_resume() -> None:
+    losses = [3 * 0.8**n for n in range(20)] + [1.0 * 1.8**n for n in range(12)]
+    whole = run_losses(health(), losses)
+    first, second = health(), health()
+    assert run_losses(first, losses[:22]) == 0
+    second.restore(first.state())
+    assert run_losses(second, losses[22:]) + 22 == whole
+
+
+def best(measure: str, patience: int = 0) -> Best:
+    record = {"best_by": measure, "probe_every_steps": 1}
+    return Best.of(parse_config({"record": record, "train": {"early_stop_patience": patience}}))
+
+
+def test_the_best_is_the_lowest_loss_or_the_highest_score() -> None:
+    lowest, highest = best("valid_loss"), best("probe_score")
+    assert not lowest.see("valid_loss", 0, 3.0)  # before the first step there is nothing to save
+    assert [lowest.see("valid_loss", 5 * n, loss) for n, loss in enumerate((2.0, 2.0, 1.5, math.nan, 1.7), 1)] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+    assert (lowest.step, lowest.value, lowest.kept) == (15, 1.5, (15,))
+    assert [highest.see("probe_score", n, score) for n, score in enumerate((0.1, 0.5, 0.4), 1)] == [True, True, False]
+    assert not highest.see("valid_loss", 9, -9.0)
+
+
+def test_patience_counts_measurements_without_a_new_best_over_a_resume() -> None:
+    waiting = best("valid_loss", patience=2)
+    for step, loss in enumerate((2.0, 1.0, 1.1), 1):
+        waiting.see("valid_loss", step, loss)
+    assert not waiting.should_stop
+    resumed = best("valid_loss", patience=2)
+    resumed.restore(waiting.state())
+    resumed.see("valid_loss", 4, 1.0)
+    assert resumed.should_stop and "no better than 1 at step 2" in resumed.why_stopped()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"train": {"early_stop_patience": 2}}, "needs record.best_by"),
+        ({"record": {"best_by": "valid_loss", "evaluate_every_steps": 0}}, "evaluate_every_steps"),
+        ({"record": {"best_by": "valid_loss"}, "data": {"valid_share": 0}}, "valid_share"),
+        ({"record": {"best_by": "probe_score"}}, "probe_every_steps"),
+    ],
+)
+def test_what_is_not_measured_cannot_be_best(values: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_config(values)

@@ -1,0 +1,372 @@
+"""What must not end a run, or must end it well: bad steps, no memory, no disk, signals, a wait for a checkpoint."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from studio.config.schema import RunConfig
+from studio.engine import probing, train
+from studio.engine.memory_full import is_memory_full
+from studio.engine.safe_load import load_pth
+from studio.projects import Project, create_project
+from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs
+from tests.engine import kills
+from tests.engine.conftest import add_dataset, add_run, conversations, train_here
+
+Make = Callable[..., RunConfig]
+PATIENCE_SECONDS = 90
+
+
+def losses(project: Project, run_id: str, name: str = "train/loss") -> list[float | None]:
+    with open_db(project.folder) as db:
+        return [point.value for point in metrics.series(db, run_id, name)]
+
+
+def events(project: Project, run_id: str) -> list[tuple[int, str]]:
+    with open_db(project.folder) as db:
+        return [(each.step, each.kind) for each in run_events.listed(db, run_id)]
+
+
+def saved_steps(project: Project, run_id: str) -> list[int]:
+    with open_db(project.folder) as db:
+        return sorted(each.step for each in checkpoints.listed(db, run_id))
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[train.Trainer, int], None]) -> None:
+    """Have something happen as a step begins."""
+    real = train.Trainer.step
+
+    def step(trainer: train.Trainer, examples: list, number: int) -> object:
+        do(trainer, number)
+        return real(trainer, examples, number)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+
+
+def spoil_gradient(trainer: train.Trainer, number: int) -> None:
+    if number in (2, 4, 5):
+        first = next(each for each in trainer.model.parameters() if each.requires_grad)
+        handle = first.register_hook(lambda grad: (handle.remove(), torch.full_like(grad, math.nan))[1])
+
+
+def test_bad_steps_are_not_taken_counted_and_leave_a_gap(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_step(monkeypatch, spoil_gradient)
+    run_id = add_run(training_project, tiny_config(**{"record.save_every_steps": 1, "record.keep_last": 9}))
+    job = train_here(training_project, run_id)
+    assert job.state == "finished" and job.result["bad_steps"] == 3
+    assert [value is None for value in losses(training_project, run_id)] == [False, True, False, True, True, False]
+    assert [event for event in events(training_project, run_id) if event[1] == "bad_step"] == [
+        (2, "bad_step"), (4, "bad_step"), (5, "bad_step"),
+    ]  # fmt: skip
+    assert saved_steps(training_project, run_id) == [1, 3, 6]  # none while it is in doubt
+    content = load_pth(training_project.path("runs", run_id, "step_6.pth"))
+    assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(trainer: train.Trainer, number: int) -> None:
+        if number == 5:
+            with torch.no_grad():
+                next(each for each in trainer.model.parameters() if each.requires_grad)[:] = math.inf
+
+    before_step(monkeypatch, spoil)
+    run_id = add_run(training_project, tiny_config(method="full", **{"record.save_every_steps": 2}))
+    job = train_here(training_project, run_id)  # ends after two bad steps, fewer than are allowed
+    assert job.state == "finished" and job.result["bad_steps"] == 2
+    assert saved_steps(training_project, run_id) == [2, 4]
+
+
+def test_memory_that_runs_out_stops_with_what_fits(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_step(monkeypatch, no_memory_above(1))
+    run_id = add_run(training_project, tiny_config(**{"train.micro_batch_size": 4}))
+    job = train_here(training_project, run_id)
+    assert job.state == "failed"
+    assert "step 1 with train.micro_batch_size 4" in job.cause
+    assert "micro_batch_size 1 with gradient_accumulation_steps 8 fits" in job.cause
+
+
+def no_memory_above(size: int) -> Callable[[train.Trainer, int], None]:
+    def check(trainer: train.Trainer, number: int) -> None:
+        if trainer.micro_batch_size > size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return check
+
+
+def test_memory_that_runs_out_makes_micro_batches_smaller_and_changes_nothing_else(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same rows a step, same losses; a resume begins with what fitted."""
+    config = tiny_config(
+        **{"train.micro_batch_size": 4, "train.on_out_of_memory": "smaller_micro_batch", "record.save_every_steps": 3}
+    )
+    whole, small = add_run(training_project, config), add_run(training_project, config)
+    train_here(training_project, whole)
+    with monkeypatch.context() as patch:
+        before_step(patch, no_memory_above(1))
+        job = train_here(training_project, small)
+    assert job.state == "finished" and job.result["micro_batch_size"] == 1
+    assert events(training_project, small) == [(1, "smaller_micro_batch")]
+    assert losses(training_project, small) == pytest.approx(losses(training_project, whole), rel=1e-4)
+    again = train_here(training_project, small, resume=f"runs/{small}/step_3.pth")
+    assert again.result["micro_batch_size"] == 1
+
+
+def test_one_example_that_does_not_fit_says_what_to_try(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_step(monkeypatch, no_memory_above(0))
+    job = train_here(training_project, add_run(training_project, tiny_config()))
+    assert job.state == "failed" and "one example at a time" in job.cause and "max_length" in job.cause
+
+
+def test_what_counts_as_no_memory() -> None:
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried")
+    assert is_memory_full(full) and is_memory_full(MemoryError()) and is_memory_full(torch.OutOfMemoryError("no"))
+    assert not is_memory_full(RuntimeError("shapes do not fit")) and not is_memory_full(ValueError("out of memory"))
+
+
+def test_it_stops_early_and_keeps_the_best(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda *_: next(values))
+    settings = {
+        "train.num_steps": 20, "record.evaluate_every_steps": 2, "record.best_by": "valid_loss",
+        "train.early_stop_patience": 3, "record.save_every_steps": 1, "record.keep_last": 2,
+    }  # fmt: skip
+    run_id = add_run(training_project, tiny_config(**settings))
+    job = train_here(training_project, run_id)
+    assert job.state == "finished" and job.result["steps"] == 10 and job.result["best_step"] == 4
+    assert "no better than 4 at step 4" in job.result["early_stop"]
+    assert saved_steps(training_project, run_id) == [4, 9, 10]
+    assert (10, "early_stop") in events(training_project, run_id)
+    with open_db(training_project.folder) as db:
+        marked = [(each.step, each.score, each.score_name) for each in checkpoints.listed(db, run_id) if each.is_best]
+    assert marked == [(4, 4.0, "valid_loss")]
+
+
+PROBES = [
+    {"messages": [{"role": "user", "content": "Who are you?"}], "kind": "identity", "intent": "name",
+     "language": "en", "expects": "name", "expected": {"name": "Luna", "maker": "Shane"}},
+    {"messages": [{"role": "user", "content": "What is the sky?"}], "kind": "general", "intent": "fact",
+     "language": "en", "reference": "Blue."},
+]  # fmt: skip
+
+
+def add_probes(project: Project) -> None:
+    lines = [json.dumps(probe) for probe in PROBES]
+    project.path("data", "identity.probes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with open_db(project.folder) as db:
+        db.table("datasets").update("identity", {"num_probes": len(PROBES)})
+
+
+def test_probes_are_asked_on_the_way(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers beside the loss, and a best checkpoint by them."""
+    add_probes(training_project)
+    said = iter(["I am a model.", "Blue.", "I am Luna.", "Luna is blue.", "I am Luna.", "Blue.", "No.", "Luna."])
+
+    def answers(loaded: object, model: object, questions: list, limit: int) -> Iterator[tuple[int, Any]]:
+        assert [each[0]["content"] for each in questions] == ["Who are you?", "What is the sky?"]
+        yield from ((number, type("Said", (), {"text": next(said)})) for number in range(len(questions)))
+
+    monkeypatch.setattr(probing, "ask", answers)
+    settings = {"record.probe_every_steps": 2, "record.best_by": "probe_score", "record.keep_last": 1}
+    run_id = add_run(training_project, tiny_config(**settings))
+    job = train_here(training_project, run_id)
+    assert job.state == "finished", job.cause
+    assert losses(training_project, run_id, "probe/identity") == [0.0, 1.0, 1.0, 0.0]
+    assert losses(training_project, run_id, "probe/leakage") == [0.0, 1.0, 0.0, 1.0]
+    assert saved_steps(training_project, run_id) == [4, 6] and job.result["best_step"] == 4
+
+
+def test_probes_of_a_real_model_and_a_config_that_has_none(training_project: Project, tiny_config: Make) -> None:
+    config = tiny_config(**{"record.probe_every_steps": 3, "train.num_steps": 3})
+    job = train_here(training_project, add_run(training_project, config))
+    assert job.state == "failed" and "record.probe_every_steps" in job.cause
+    add_probes(training_project)
+    run_id = add_run(training_project, config)
+    assert train_here(training_project, run_id).state == "finished"
+    assert len(losses(training_project, run_id, "probe/identity")) == 2
+
+
+def test_weights_alone_begin_a_run_of_another_shape(
+    training_project: Project, tiny_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = add_run(training_project, tiny_config())
+    train_here(training_project, first)
+    other = add_run(training_project, tiny_config(**{"data.pack": "none", "train.micro_batch_size": 3}))
+    monkey = f"runs/{first}/step_6.pth"
+    job = train_here(training_project, other, weights=monkey)
+    assert job.state == "finished" and losses(training_project, other)[0] < losses(training_project, first)[0]
+    assert events(training_project, other)[0] == (0, "weights_only")
+    printed = capsys.readouterr().out
+    assert f"the weights of {first} after step 6" in printed and "optimizer's memory" in printed
+    full = add_run(training_project, tiny_config(method="full"))
+    refused = train_here(training_project, full, weights=monkey)
+    assert refused.state == "failed" and "trained with lora" in refused.cause
+
+
+# The rest needs processes of their own: signals, and a disk that is really full.
+
+
+def until(condition: Callable[[], bool], process: Any, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and process.is_alive():
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come about; alive: {process.is_alive()}")
+
+
+def step_of(project: Project, run_id: str) -> int:
+    with open_db(project.folder) as db:
+        return runs.get(db, run_id).step
+
+
+def test_the_first_sigterm_saves_and_the_second_leaves_at_once(training_project: Project, tiny_config: Make) -> None:
+    config = tiny_config(**{"train.num_steps": 5000, "record.sample_every_steps": 0, "record.evaluate_every_steps": 0})
+    polite = add_run(training_project, config)
+    process = kills.live(kills.lives(), training_project, polite)
+    until(lambda: step_of(training_project, polite) >= 3, process, "the third step")
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(PATIENCE_SECONDS)
+    with open_db(training_project.folder) as db:
+        job = jobs.get(db, runs.get(db, polite).job_id)
+    assert (process.exitcode, job.state) == (0, "stopped")
+    assert saved_steps(training_project, polite) == [step_of(training_project, polite)]
+    hasty = add_run(training_project, config)
+    process = kills.live(kills.lives(), training_project, hasty)
+    until(lambda: step_of(training_project, hasty) >= 3, process, "the third step")
+    os.kill(process.pid, signal.SIGSTOP)  # so that both are there before it looks
+    os.kill(process.pid, signal.SIGTERM), os.kill(process.pid, signal.SIGCONT)
+    time.sleep(0.001), os.kill(process.pid, signal.SIGTERM)
+    process.join(PATIENCE_SECONDS)
+    assert process.exitcode in (128 + signal.SIGTERM, 0)
+
+
+def test_memory_runs_out_in_a_real_job(training_project: Project, tiny_config: Make) -> None:
+    config = tiny_config(**{"train.on_out_of_memory": "smaller_micro_batch"})
+    whole, small = add_run(training_project, config), add_run(training_project, config)
+    kills.finish(kills.lives(), training_project, whole)
+    process = kills.live(kills.lives(), training_project, small, "oom@step:3")
+    process.join(PATIENCE_SECONDS)
+    assert process.exitcode == 0 and events(training_project, small) == [(3, "smaller_micro_batch")]
+    assert losses(training_project, small) == pytest.approx(losses(training_project, whole), rel=1e-4)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 24 MB with RETUNE_HOME on it; skipped where it may not be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    monkeypatch.setenv("RETUNE_HOME", str(disk))
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all space that is left."""
+    filler = disk / "filler"
+    with open(filler, "ab", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return filler
+
+
+def test_a_disk_that_fills_up_is_waited_for(small_disk: Path, tiny_config: Make) -> None:
+    """Steps go on, numbers wait in memory, the checkpoint is saved when there is space: nothing is lost or doubled."""
+    project = create_project("test")
+    add_dataset(project, "identity", conversations(24))
+    add_dataset(project, "general", conversations(8, subject="garden"))
+    settings = {"train.num_steps": 12, "record.save_every_steps": 2, "record.sample_every_steps": 0}
+    config = tiny_config(**settings)
+    whole, broken = add_run(project, config), add_run(project, config)
+    kills.finish(kills.lives(), project, whole)
+    expected = kills.outcome(project, whole)
+    for file in project.path("runs", whole).glob("step_*"):
+        file.unlink()
+    process = kills.live(kills.lives(), project, broken)
+    log = project.path("jobs", job_of(project, broken), "job.log")
+    until(lambda: step_of(project, broken) >= 3, process, "the third step")
+    filler = fill(small_disk)
+    until(lambda: "12/12" in log.read_text() or "not saved yet" in log.read_text(), process, "a save that is put off")
+    time.sleep(1)
+    assert process.is_alive(), log.read_text()[-3000:]
+    filler.unlink()
+    process.join(PATIENCE_SECONDS)
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    with open_db(project.folder) as db:
+        assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+    found = kills.outcome(project, broken)
+    for outcome in (found, expected):  # which checkpoints were saved on the way depends on the space
+        del outcome["kept"], outcome["files"]
+    assert not kills.differences(expected, found)
+    assert [name for name in os.listdir(project.path("runs", broken)) if name.startswith(".")] == []
+
+
+def job_of(project: Project, run_id: str) -> str:
+    with open_db(project.folder) as db:
+        return runs.get(db, run_id).job_id
+
+
+def test_a_run_that_could_not_save_is_not_begun(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    train_here(training_project, add_run(training_project, config))  # tokens are stored now
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    job = train_here(training_project, add_run(training_project, config))
+    assert (
+        job.state == "failed" and "for the first checkpoint: it needs" in job.cause and "1000 B are free" in job.cause
+    )
+
+
+@pytest.mark.parametrize("busy", ["locked", "full"])
+def test_rows_wait_in_memory_while_the_database_cannot_be_written(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    words = {"locked": "database is locked", "full": "database or disk is full"}
+    record, failures = metrics.record, iter(range(3))
+
+    def refuse(*args: Any) -> None:
+        if args[2] == 3 and next(failures, None) is not None:
+            raise sqlite3.OperationalError(words[busy])
+        record(*args)
+
+    monkeypatch.setattr(metrics, "record", refuse)
+    monkeypatch.setattr(train, "SPACE_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("studio.engine.record.RETRY_SECONDS", 0.01)
+    run_id = add_run(training_project, tiny_config())
+    assert train_here(training_project, run_id).state == "finished"
+    with open_db(training_project.folder) as db:
+        assert [point.step for point in metrics.series(db, run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
