@@ -1,11 +1,12 @@
 """Rows per second from a file of chats to token ids and labels on disk, beside `datasets` + TRL.
 
-    python benchmarks/tokenise.py [--rows 100000] [--trl FOLDER]
+    python benchmarks/tokenise.py [--rows 1000000] [--trl-rows 0] [--trl FOLDER]
 
-Makes Alpaca-like rows (all different, some with an input), then tokenises the same file with the starter's tokenizer
-and chat template, cut at 512 tokens, labels on the answers: once by the studio (JSONL -> template -> tokenizer ->
-cache), then by TRL's own preparation (`SFTTrainer._prepare_dataset` on a dataset that `load_dataset` read), with one
-process, TRL's default, and with one a core. Each in a process of its own; imports and loading of the tokenizer are
+Makes Alpaca-like rows (all different, some with an input, every thirtieth word one that hardly comes again), then
+tokenises the same file with the starter's tokenizer and chat template, cut at 512 tokens, labels on the answers: once
+by the studio (JSONL -> template -> tokenizer -> cache, with as many processes as it takes by itself), then by TRL's
+own preparation (`SFTTrainer._prepare_dataset` on a dataset that `load_dataset` read), with one process, TRL's default,
+and with one a core. Each in a process of its own; imports and loading of the tokenizer are
 not counted. CPU seconds are those of all processes of a way: unlike rows per second they hardly depend on what else
 the machine does, and the load is told with each. Peak memory is the process tree's own (USS, mapped files left out).
 The ids and labels of both are compared. Needs TRL (`pip install trl`, or `pip install --no-deps --target FOLDER trl`).
@@ -25,6 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from studio.paths import atomic_write_text, human_bytes  # noqa: E402
 RESULT = Path(__file__).parent / "results" / "tokenise.md"
 MAX_LENGTH = 512
 CHECKED_ROWS = 500
+RARE_WORDS = 1 / 30
+SOUNDS = [f"{begin}{end}" for begin in "bdfgklmnprstvz" for end in ("a", "en", "i", "or", "u")]
 # The starter's template with the marks that TRL wants around what the assistant says; it renders the same text.
 MARKED_ANSWER = (
     "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
@@ -60,6 +64,7 @@ class Measured:
     peak_bytes: int
     num_rows: int
     num_tokens: int
+    compared_tokens: int  # of the rows that all ways were given
     sample: list[Any]
 
     @property
@@ -73,7 +78,8 @@ class Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--trl-rows", type=int, default=0, help="give TRL only the first rows; 0 gives it all")
     parser.add_argument("--trl", default="", help="folder that TRL was installed into with --target")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -81,19 +87,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         part = ours if options.part == "ours" else theirs
-        print(json.dumps(part(options.file, options.processes)))
+        print(json.dumps(part(options.file, options.processes, options.trl_rows)))
         return
     with tempfile.TemporaryDirectory(prefix="retune-bench-") as folder:
         file = Path(folder) / "rows.jsonl"
         write_rows(file, options.rows)
+        first = first_rows(file, options.trl_rows) if options.trl_rows else file
         cores = len(os.sched_getaffinity(0))
-        found = [measure("Retune Studio", file, "ours", 1, options.trl)]
+        found = [measure("Retune Studio", file, "ours", 1, options)]
         for processes in sorted({1, cores}):
             name = f"datasets + TRL, {processes} process{'es' if processes > 1 else ''}"
-            found.append(measure(name, file, "theirs", processes, options.trl))
+            found.append(measure(name, first, "theirs", processes, options))
+            require_equal(found[0], found[-1])
         size = file.stat().st_size
-    require_equal(found)
-    report(found, size, cores, trl_version(options.trl))
+    report(found, size, cores, options)
+
+
+def first_rows(file: Path, num_rows: int) -> Path:
+    """The first rows of a file, in a file of their own."""
+    beginning = file.with_name("first.jsonl")
+    with open(file, "rb") as source, open(beginning, "wb") as target:
+        target.writelines(islice(source, num_rows))
+    return beginning
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -103,11 +118,15 @@ def write_rows(path: Path, num_rows: int) -> None:
     words = sorted({word.strip(".,?!:;'\"()").lower() for question in questions for word in question.split()} - {""})
     chance = random.Random(0)
 
+    def made_up() -> str:
+        return "".join(chance.choices(SOUNDS, k=chance.randint(3, 5)))
+
     def text(low: int, high: int) -> str:
         sentences, left = [], chance.randint(low, high)
         while left > 0:
             length = min(left, chance.randint(5, 16))
-            sentences.append(" ".join(chance.choices(words, k=length)).capitalize() + ".")
+            said = [made_up() if chance.random() < RARE_WORDS else word for word in chance.choices(words, k=length)]
+            sentences.append(" ".join(said).capitalize() + ".")
             left -= length
         return " ".join(sentences)
 
@@ -120,10 +139,11 @@ def write_rows(path: Path, num_rows: int) -> None:
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
 
 
-def measure(name: str, file: Path, part: str, processes: int, trl: str) -> Measured:
+def measure(name: str, file: Path, part: str, processes: int, options: argparse.Namespace) -> Measured:
     """Run one way in a process of its own and watch its memory."""
     command = [sys.executable, __file__, "--part", part, "--file", str(file), "--processes", str(processes)]
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), trl]))
+    command += ["--trl-rows", str(options.trl_rows)]
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), options.trl]))
     environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
     load = os.getloadavg()[0]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -169,7 +189,7 @@ class PeakMemory:
                 continue
 
 
-def ours(file: Path, _processes: int) -> dict[str, Any]:
+def ours(file: Path, _processes: int, compared: int) -> dict[str, Any]:
     """The studio's way, as the `tokenize` job takes it."""
     from studio.data.cache import open_or_build
     from studio.data.named import load_template
@@ -181,10 +201,12 @@ def ours(file: Path, _processes: int) -> dict[str, Any]:
     tokens = open_or_build(file.parent, "rows", file, template, tokenizer, MAX_LENGTH, "assistant")
     took = watch.took()
     sample = [[example.input_ids, example.labels] for example in tokens.rows()[:CHECKED_ROWS]]
-    return took | {"num_rows": tokens.info.num_rows, "num_tokens": tokens.info.num_tokens, "sample": sample}
+    lengths = tokens.files.lengths()
+    numbers = {"num_rows": tokens.info.num_rows, "num_tokens": int(lengths.sum())}
+    return took | numbers | {"compared_tokens": int(lengths[: compared or None].sum()), "sample": sample}
 
 
-def theirs(file: Path, processes: int) -> dict[str, Any]:
+def theirs(file: Path, processes: int, _compared: int) -> dict[str, Any]:
     """TRL's preparation, as its trainer calls it, without a trainer's model."""
     from datasets import disable_progress_bars, load_dataset
     from transformers import AutoTokenizer
@@ -206,7 +228,8 @@ def theirs(file: Path, processes: int) -> dict[str, Any]:
     took = watch.took()
     sample = [[row["input_ids"], row["labels"]] for row in prepared.select(range(min(CHECKED_ROWS, len(prepared))))]
     num_tokens = sum(len(ids) for batch in prepared.iter(10_000) for ids in batch["input_ids"])
-    return took | {"num_rows": len(prepared), "num_tokens": num_tokens, "sample": sample}
+    numbers = {"num_rows": len(prepared), "num_tokens": num_tokens, "compared_tokens": num_tokens}
+    return took | numbers | {"sample": sample}
 
 
 class Watch:
@@ -230,15 +253,13 @@ def trl_version(folder: str) -> str:
     return found[0].version if found else "unknown"
 
 
-def require_equal(found: list[Measured]) -> None:
+def require_equal(first: Measured, other: Measured) -> None:
     """The comparison holds only for the same work."""
-    for other in found[1:]:
-        made = [(each.num_rows, each.num_tokens, each.sample) for each in (found[0], other)]
-        if made[0] != made[1]:
-            sys.exit(f"{other.name} made other tokens than {found[0].name}: the comparison would not be fair.")
+    if (first.compared_tokens, first.sample) != (other.compared_tokens, other.sample):
+        sys.exit(f"{other.name} made other tokens than {first.name}: the comparison would not be fair.")
 
 
-def report(found: list[Measured], size: int, cores: int, trl: str) -> None:
+def report(found: list[Measured], size: int, cores: int, options: argparse.Namespace) -> None:
     first = found[0]
     lines = [
         "# Tokenising: the studio beside `datasets` + TRL",
@@ -248,14 +269,15 @@ def report(found: list[Measured], size: int, cores: int, trl: str) -> None:
         "labels on disk. All ways gave the same number of tokens, and the same ids and labels in the first "
         f"{len(first.sample)} rows.",
         "",
-        "| way | rows/s | seconds | rows per CPU second | peak memory | load before, after | studio: rows/s, CPU |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| way | rows | rows/s | seconds | rows per CPU second | memory | load before, after | studio: rows/s, CPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in found:
         clock = first.rows_per_second / each.rows_per_second
         cpu = first.rows_per_cpu_second / each.rows_per_cpu_second
         cells = [
-            each.name, f"{each.rows_per_second:,.0f}", f"{each.seconds:.1f}", f"{each.rows_per_cpu_second:,.0f}",
+            each.name, f"{each.num_rows:,}",
+            f"{each.rows_per_second:,.0f}", f"{each.seconds:.1f}", f"{each.rows_per_cpu_second:,.0f}",
             human_bytes(each.peak_bytes), f"{each.load[0]:.1f}, {each.load[1]:.1f}",
             f"{clock:.1f} and {cpu:.1f} times" if each is not first else "",
         ]  # fmt: skip
@@ -266,8 +288,8 @@ def report(found: list[Measured], size: int, cores: int, trl: str) -> None:
         "Without imports and loading of the tokenizer. Peak memory is the process tree's own (USS). Where the load is",
         "above what a way starts itself, other processes took part of the cores, and the CPU seconds compare better.",
         f"Machine: {platform.machine()}, {cores} cores, {human_bytes(psutil.virtual_memory().total)} memory, Python "
-        f"{platform.python_version()}, {versions}, trl {trl}.",
-        f"Command: `python benchmarks/tokenise.py --rows {first.num_rows}`.",
+        f"{platform.python_version()}, {versions}, trl {trl_version(options.trl)}.",
+        f"Command: `python benchmarks/tokenise.py --rows {options.rows} --trl-rows {options.trl_rows}`.",
     ]
     atomic_write_text(RESULT, "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -9,6 +9,7 @@ import platform
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import cache
@@ -18,13 +19,13 @@ from typing import Any
 import jinja2
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
-from studio.data.conversation import Conversation
+from studio.data.encoding import EncodedLines, Work, encode_batches, num_workers_for
 from studio.data.named import Template
 from studio.data.pretrain import sequences
-from studio.data.rows import parse
 from studio.data.token_files import FILES, StoredRows, TokenFiles, TokenWriter
-from studio.data.tokens import Example, TextTokenizer, encode_each
+from studio.data.tokens import Example, TextTokenizer
 from studio.errors import DataError
 from studio.paths import atomic_path, atomic_write_json, folder_bytes, inside, remove, require_free_space, sha256_of
 
@@ -32,6 +33,9 @@ FOLDER = "cache"
 META = "meta.json"
 MAX_KNOWN_ROWS = 100_000  # different rows that are remembered to recognise their repetition
 PROGRESS_ROWS = 256
+BATCH_ROWS, BATCH_BYTES = 1024, 2**20  # what is encoded together; the same however many do it
+NO_EXAMPLE = -1
+DOCUMENT = b'"text"'  # stands in every line that is a document, and in few others
 Progress = Callable[[int], None]
 
 
@@ -200,44 +204,42 @@ def _build(
     progress: Progress,
 ) -> None:
     rows = _DistinctRows(source, name, progress)
-    with atomic_path(folder) as temporary:
+    work = Work(template, tokenizer, recipe.max_length, recipe.loss_on)
+    results = encode_batches(rows.batches(), work, num_workers_for(source.stat().st_size))
+    with atomic_path(folder) as temporary, closing(results):
         writer = TokenWriter(temporary, tokenizer.largest_id)
-        chats, joined = array("I"), array("I")  # numbers of the examples
+        joined = array("I")  # numbers of the examples
         try:
-            examples = encode_each(rows, template, tokenizer, recipe.max_length, recipe.loss_on)
-            documents = _documents(map(rows.sound, examples), writer, chats)
-            for ids in sequences(documents, recipe.max_length):
+            for ids in sequences(_documents(rows, results, writer), recipe.max_length):
                 joined.append(writer.add(Example(ids, ids)))
-            of_rows = np.asarray(chats)[np.asarray(rows.places, dtype=np.intp)]
-            writer.close(np.concatenate([of_rows, joined]), np.concatenate([rows.numbers, np.zeros(len(joined))]))
+            chats, numbers = rows.chats()
+            writer.close(np.concatenate([chats, joined]), np.concatenate([numbers, np.zeros(len(joined))]))
         finally:
             writer.abandon()
-        info = _described(TokenFiles(temporary, writer.dtype), rows)
+        info = _described(TokenFiles(temporary, writer.dtype), rows.num_read, len(chats))
         info = replace(info, key=folder.name, dataset=name, recipe=asdict(recipe), dtype=writer.dtype)
         atomic_write_json(temporary / META, asdict(info))
 
 
-def _documents(examples: Iterable[Example], writer: TokenWriter, chats: "array[int]") -> Iterator[list[int]]:
+def _documents(rows: "_DistinctRows", results: Iterable[EncodedLines], writer: TokenWriter) -> Iterator[list[int]]:
     """Write the chats, and yield the ids of raw text, which is joined first."""
-    for example in examples:
-        if example.is_document:
-            yield example.input_ids
-        else:
-            chats.append(writer.add(example))
+    for result in map(rows.sound, results):
+        rows.take(result.is_document, writer.add_block(result.chats))
+        yield from result.documents.id_lists()
 
 
-def _described(files: TokenFiles, rows: "_DistinctRows") -> CacheInfo:
+def _described(files: TokenFiles, num_rows: int, num_chats: int) -> CacheInfo:
     trained, lengths = files.trained_tokens(), files.lengths()
     return CacheInfo(
         key="",
-        num_rows=rows.num_read,
-        num_documents=rows.num_read - len(rows.places),
-        num_sequences=files.num_rows - len(rows.places),
+        num_rows=num_rows,
+        num_documents=num_rows - num_chats,
+        num_sequences=files.num_rows - num_chats,
         num_distinct=files.num_examples,
         num_tokens=int(lengths.sum()),
         num_trained_tokens=int(trained.sum(dtype=np.int64)),
         num_truncated=int(files.truncated().sum()),
-        num_untrained=int((trained[: len(rows.places)] == 0).sum()),
+        num_untrained=int((trained[:num_chats] == 0).sum()),
         longest=int(lengths.max(initial=0)),
         created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
         files={each: sha256_of(files.folder / each) for each in FILES},
@@ -245,42 +247,59 @@ def _described(files: TokenFiles, rows: "_DistinctRows") -> CacheInfo:
 
 
 class _DistinctRows:
-    """Yields the different chats of a canonical data file once each, and notes which of them every row is.
+    """The different lines of a canonical data file once each, and which of them every row is.
 
-    Documents are yielded as often as they come: they are trained as one text.
+    Documents come as often as they are there: they are trained as one text.
     """
 
     def __init__(self, source: Path, name: str, progress: Progress) -> None:
-        self.places = array("I")  # for each chat, which of the different ones it is
-        self.numbers = array("I")  # for each chat, its row in the dataset, from 1
         self.num_read = 0
-        self._on_the_way: deque[int] = deque()  # numbers of the rows that were yielded and have not come back
+        self._lines_of_rows = array("I")  # for each row, which of the different lines it is
+        self._examples = array("q")  # for each of these, its example, NO_EXAMPLE for a document
+        self._on_the_way: deque[array[int]] = deque()  # numbers of the rows of batches that have not come back
         self._source, self._name, self._progress = source, name, progress
 
-    def __iter__(self) -> Iterator[Conversation]:
+    def batches(self) -> Iterator[list[bytes]]:
+        batch: list[bytes] = []
+        numbers, num_bytes, num_lines = array("I"), 0, 0
         known: dict[bytes, int] = {}
-        num_chats = 0
         for line in self._lines():
             mark = hashlib.blake2b(line, digest_size=16).digest()
             place = known.get(mark)
             if place is None:
-                conversation = self._conversation(line)
-                self._on_the_way.append(self.num_read)
-                if conversation.kind != "text":
-                    place, num_chats = num_chats, num_chats + 1
-                    if len(known) < MAX_KNOWN_ROWS:
-                        known[mark] = place
-                    self._note(place)
-                yield conversation
-            else:
-                self._note(place)
+                place, num_lines = num_lines, num_lines + 1
+                if len(known) < MAX_KNOWN_ROWS and DOCUMENT not in line:
+                    known[mark] = place
+                batch.append(line if line.endswith(b"\n") else line + b"\n")
+                numbers.append(self.num_read)
+                num_bytes += len(line)
+            self._lines_of_rows.append(place)
+            if len(batch) == BATCH_ROWS or num_bytes > BATCH_BYTES:
+                self._on_the_way.append(numbers)
+                yield batch
+                batch, numbers, num_bytes = [], array("I"), 0
+        if batch:
+            self._on_the_way.append(numbers)
+            yield batch
 
-    def sound(self, example: Example | DataError) -> Example:
-        """The next example that was made of what this yielded; where it could not be, the error with its row."""
-        number = self._on_the_way.popleft()
-        if isinstance(example, DataError):
-            raise self._at(number, example) from example
-        return example
+    def sound(self, result: EncodedLines) -> EncodedLines:
+        """The next batch's result; where a line could not be used, the error with its row."""
+        numbers = self._on_the_way.popleft()
+        if result.error:
+            line, message, hint = result.error
+            raise DataError(f"Dataset {self._name!r}, row {numbers[line]}: {message}", hint)
+        return result
+
+    def take(self, is_document: NDArray[np.bool_], first: int) -> None:
+        """Note the examples of the next lines, which are numbered from `first` where they are no documents."""
+        examples = np.where(is_document, NO_EXAMPLE, first - 1 + np.cumsum(~is_document))
+        self._examples.frombytes(examples.astype(np.int64).tobytes())
+
+    def chats(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each row that is a chat its example, and its number from 1."""
+        examples = np.asarray(self._examples, dtype=np.int64)[np.asarray(self._lines_of_rows, dtype=np.intp)]
+        rows = np.flatnonzero(examples != NO_EXAMPLE)
+        return examples[rows], rows + 1
 
     def _lines(self) -> Iterator[bytes]:
         with open(self._source, "rb") as file:
@@ -290,19 +309,3 @@ class _DistinctRows:
                         self._progress(self.num_read)
                     self.num_read += 1
                     yield line
-
-    def _note(self, place: int) -> None:
-        self.places.append(place)
-        self.numbers.append(self.num_read)
-
-    def _conversation(self, line: bytes) -> Conversation:
-        value, problem = parse(line)
-        try:
-            if problem:
-                raise DataError(problem, "Correct the row, or restore an earlier version of the dataset.")
-            return Conversation.from_row(value)
-        except DataError as error:
-            raise self._at(self.num_read, error) from error
-
-    def _at(self, row: int, error: DataError) -> DataError:
-        return DataError(f"Dataset {self._name!r}, row {row}: {error.message}", error.hint)

@@ -74,12 +74,12 @@ class Conversation:
         return row | {"meta": self.meta} if self.meta else row
 
     @classmethod
-    def from_row(cls, row: object) -> "Conversation":
-        """Read a canonical row; DataError when it is not one."""
+    def from_row(cls, row: object, decoded: bool = True) -> "Conversation":
+        """Read a canonical row; DataError when it is not one. `decoded` False: it comes from `rows.parse`."""
         try:
             if not isinstance(row, dict):
                 raise BadRow(f"a row must be an object, this one is {kind_of(row)}.")
-            return checked(messages_of(row.get("messages")), own_meta(row))
+            return checked(messages_of(row.get("messages")), own_meta(row), decoded)
         except BadRow as bad:
             raise DataError(f"The row cannot be used: {bad}", "Correct the row, or leave it out.") from None
 

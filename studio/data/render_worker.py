@@ -91,8 +91,8 @@ def _result(reply: dict[str, Any]) -> list[str] | DataError:
     if "error" in reply:
         reason = f"The chat template failed: {reply['error'][:500]}."
         return DataError(reason, "Check the messages against the template.")
-    texts: list[str] = reply["texts"]
-    return texts
+    first, *others = reply["texts"]
+    return [first, *(first[:text] if isinstance(text, int) else text for text in others)]
 
 
 WORKER = RenderWorker()

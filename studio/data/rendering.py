@@ -103,7 +103,10 @@ def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
 
 
 def render_chat(source: str, base: dict[str, Any], chat: dict[str, Any]) -> dict[str, Any]:
-    """{"texts": [...]}, one for each cut (number of messages, generation prompt or not); {"error"} if it raises."""
+    """{"texts": [...]}, one for each cut (number of messages, generation prompt or not); {"error"} if it raises.
+
+    A text that the first one begins with is told by its length: most are, and need not be written again.
+    """
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
         template, messages = compile_template(source), chat["messages"]
@@ -111,7 +114,8 @@ def render_chat(source: str, base: dict[str, Any], chat: dict[str, Any]) -> dict
         cuts = [
             base | {"messages": messages[:number], "add_generation_prompt": prompt} for number, prompt in chat["cuts"]
         ]
-        return {"texts": [render(template, variables) for variables in cuts]}
+        first, *others = (render(template, variables) for variables in cuts)
+        return {"texts": [first, *(len(text) if first.startswith(text) else text for text in others)]}
     except MemoryError:
         return {"error": "it needs more memory than a chat template may use"}
     except Exception as error:

@@ -38,22 +38,27 @@ class Segment:
 
 def as_turns(messages: Iterable[ChatMessage]) -> list[Turn]:
     """Messages as templates see them. Raises DataError for what no template can write."""
-    turns = []
-    for message in messages:
-        row = message.to_row() if isinstance(message, Message) else message
-        role, content = row.get("role"), row.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(f"A message has role {role!r} and content {content!r}.", "Both must be text.")
-        turn = {"role": role, "content": content}
-        for key in TOOL_KEYS:
-            if row.get(key):
-                turn[key] = row[key]
-        if any(ANY_MARK.search(text) for text in _texts_of(turn)):
-            raise DataError("A message holds one of the private characters U+10FFF0 to U+10FFF5.", "Take it out.")
-        turns.append(turn)
+    turns = [_turn(message) for message in messages]
     if not turns:
         raise DataError("The conversation has no messages.", "Give at least one message.")
     return turns
+
+
+def _turn(message: ChatMessage) -> Turn:
+    if isinstance(message, Message) and not (message.tool_calls or message.name or message.tool_call_id):
+        turn = {"role": message.role, "content": message.content}  # nearly all are so
+    else:
+        turn = _checked_turn(message.to_row() if isinstance(message, Message) else message)
+    if any(ANY_MARK.search(text) for text in _texts_of(turn) if not text.isascii()):
+        raise DataError("A message holds one of the private characters U+10FFF0 to U+10FFF5.", "Take it out.")
+    return turn
+
+
+def _checked_turn(row: Mapping[str, Any]) -> Turn:
+    role, content = row.get("role"), row.get("content")
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise DataError(f"A message has role {role!r} and content {content!r}.", "Both must be text.")
+    return {"role": role, "content": content} | {key: row[key] for key in TOOL_KEYS if row.get(key)}
 
 
 def _texts_of(turn: Turn) -> Iterable[str]:

@@ -6,6 +6,7 @@ for a sequence of joined documents. Chats come first, in the dataset's order.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -28,6 +29,38 @@ def id_type(largest_id: int) -> str:
     return "<u2" if largest_id < 1 << 16 else "<u4"
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some examples as arrays: for each its tokens and whether it was cut, for each token its id and whether it is
+    trained."""
+
+    lengths: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    ids: NDArray[np.uint32]
+    trained: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Block":
+        lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+        num_tokens = int(lengths.sum())
+        ids = _joined([example.input_ids for example in examples], num_tokens)
+        labels = _joined([example.labels for example in examples], num_tokens)
+        trained = labels != IGNORE_INDEX
+        if not np.array_equal(labels[trained], ids[trained]):
+            raise DataError("An example has a label that is neither its token nor left out.", "Report this as a bug.")
+        truncated = np.array([example.truncated for example in examples], dtype=bool)
+        return cls(lengths, truncated, ids.astype(np.uint32), trained)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """In the order in which a block is made of them."""
+        return [self.lengths, self.truncated, self.ids, self.trained]
+
+    def id_lists(self) -> Iterator[list[int]]:
+        """The ids of each example."""
+        ends = np.cumsum(self.lengths)
+        return (self.ids[end - length : end].tolist() for end, length in zip(ends, self.lengths, strict=True))
+
+
 class TokenWriter:
     """Appends examples; keeps a piece of the tokens and 13 bytes an example in memory."""
 
@@ -46,10 +79,27 @@ class TokenWriter:
         """Append an example; returns its number, from 0."""
         self._pending.append(example)
         self._num_pending += len(example.input_ids)
+        number = self._num_examples + len(self._pending) - 1
         if self._num_pending >= FLUSH_TOKENS:
             self._flush()
-        self._num_examples += 1
-        return self._num_examples - 1
+        return number
+
+    def add_block(self, block: Block) -> int:
+        """Append the examples of a block; returns the number of the first one."""
+        self._flush()
+        first, num_tokens = self._num_examples, len(block.ids)
+        table = np.zeros(len(block.lengths), dtype=EXAMPLE)
+        ends = np.cumsum(block.lengths)
+        table["end"], table["truncated"] = ends + self._end, block.truncated
+        table["trained"] = _counts(block.trained, ends - block.lengths, ends)
+        self._table += table.tobytes()
+        self._ids.write(block.ids.astype(self.dtype).tobytes())
+        bits = np.concatenate([self._rest, block.trained])
+        whole = len(bits) - len(bits) % 8
+        self._bits.write(np.packbits(bits[:whole]).tobytes())
+        self._rest, self._end = bits[whole:], self._end + num_tokens
+        self._num_examples += len(block.lengths)
+        return first
 
     def close(self, examples: Sequence[int] | NDArray[Any], numbers: Sequence[int] | NDArray[Any]) -> None:
         """Finish; for each row of training, its example and its number in the dataset."""
@@ -67,23 +117,9 @@ class TokenWriter:
         self._bits.close()
 
     def _flush(self) -> None:
-        lengths = np.array([len(example.input_ids) for example in self._pending], dtype=np.int64)
-        ids = _joined([example.input_ids for example in self._pending], self._num_pending)
-        labels = _joined([example.labels for example in self._pending], self._num_pending)
-        trained = labels != IGNORE_INDEX
-        if not np.array_equal(labels[trained], ids[trained]):
-            raise DataError("An example has a label that is neither its token nor left out.", "Report this as a bug.")
-        table = np.zeros(len(lengths), dtype=EXAMPLE)
-        ends = np.cumsum(lengths)
-        table["end"], table["trained"] = ends + self._end, _counts(trained, ends - lengths, ends)
-        table["truncated"] = [example.truncated for example in self._pending]
-        self._table += table.tobytes()
-        self._ids.write(ids.astype(self.dtype).tobytes())
-        bits = np.concatenate([self._rest, trained])
-        whole = len(bits) - len(bits) % 8
-        self._bits.write(np.packbits(bits[:whole]).tobytes())
-        self._rest, self._end = bits[whole:], self._end + self._num_pending
-        self._pending, self._num_pending = [], 0
+        pending, self._pending, self._num_pending = self._pending, [], 0
+        if pending:
+            self.add_block(Block.of(pending))
 
 
 class TokenFiles:

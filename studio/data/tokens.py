@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate, groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from studio.data.conversation import Conversation, digest_line
 from studio.data.named import Template
 from studio.data.pretrain import document
 from studio.data.segments import ChatMessage, Segment
+from studio.data.word_cache import WordCache, first_token
 from studio.errors import DataError
 
 IGNORE_INDEX = -100
@@ -60,6 +60,7 @@ class TextTokenizer:
         added = tokenizer.get_added_tokens_decoder().values()
         self.control_tokens = tuple(token.content for token in added if token.special)
         self._control_ids = {tokenizer.token_to_id(token) for token in self.control_tokens}
+        self._words = WordCache(self._tokenizer) if WordCache.fits(self._tokenizer) else None
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
 
     @classmethod
@@ -78,6 +79,15 @@ class TextTokenizer:
         _add_missing_tokens(tokenizer, path.with_name("tokenizer_config.json"))
         return cls(tokenizer)
 
+    @classmethod
+    def from_json(cls, text: str) -> "TextTokenizer":
+        """What `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        """All of it, for another process."""
+        return str(self._tokenizer.to_str())
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
@@ -91,7 +101,7 @@ class TextTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that shapes the ids."""
-        return hashlib.sha256(self._tokenizer.to_str().encode("utf-8")).hexdigest()
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact name, None when there is none."""
@@ -120,31 +130,33 @@ class TextTokenizer:
     def encode_many(self, chats: Sequence[Sequence[Segment]]) -> list[Encoded]:
         """As `encode_segments` for many chats at once, on all cores. Raises DataError when one cannot be encoded."""
         runs = [_runs(segments) for segments in chats]
-        usual = ["".join(segment.text for segment in run.segments) for chat in runs for run in chat if run.usual]
+        usual = [run for chat in runs for run in chat if run.usual]
         try:
-            encodings = iter(self._tokenizer.encode_batch(usual, add_special_tokens=False))
+            found = iter(self._encode_texts([run.text for run in usual], [run.places for run in usual]))
         except (TypeError, UnicodeEncodeError) as error:
             raise DataError("The text holds half a character (a lone surrogate).", "Correct the row.") from error
-        encoded = []
-        for chat in runs:
-            ids: list[int] = []
-            labels: list[int] = []
-            for run in chat:
-                run_ids, run_labels = _aligned(run, next(encodings)) if run.usual else self._unusual(run)
-                ids += run_ids
-                labels += run_labels
-            encoded.append((ids, labels))
-        return encoded
+        return [
+            _joined(_labelled(run, *next(found)) if run.usual else self._unusual(run) for run in chat) for chat in runs
+        ]
+
+    def _encode_texts(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
+        """For each text its ids, and for each of its places the first token that begins there or later."""
+        if self._words:
+            return self._words.encode(texts, places)
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            (encoding.ids, [first_token(encoding, place) for place in own])
+            for encoding, own in zip(encodings, places, strict=True)
+        ]
 
     def _unusual(self, run: "_Run") -> Encoded:
         """A run with ids of its own, with control tokens switched off, or going on after one with those."""
         if ids := run.segments[0].ids:
             return list(ids), list(ids) if run.segments[0].trained else [IGNORE_INDEX] * len(ids)
-        text = "".join(segment.text for segment in run.segments)
+        text = run.text
         if run.segments[0].literal and len(text) > 1 and self._makes_control_tokens(text):
             letters = [replace(each, text=letter) for each in run.segments for letter in each.text]
-            parts = [self._unusual(_Run([letter], run.first and not number)) for number, letter in enumerate(letters)]
-            return [id for ids, _ in parts for id in ids], [label for _, labels in parts for label in labels]
+            return _joined(self._unusual(_Run([each], run.first and not number)) for number, each in enumerate(letters))
         encode = self._plain.encode if run.segments[0].literal else self._tokenizer.encode
         try:
             # SentencePiece tokenizers put a space before a text; after a line break they do not.
@@ -154,7 +166,8 @@ class TextTokenizer:
                 encoding, skip, shift = encode(text, add_special_tokens=False), 0, 0
         except (TypeError, UnicodeEncodeError) as error:
             raise DataError("The text holds half a character (a lone surrogate).", "Correct the row.") from error
-        return _aligned(run, encoding, skip, shift)
+        ends = [first_token(encoding, place + shift) - skip for place in run.places]
+        return _labelled(run, encoding.ids[skip:], ends)
 
     def _makes_control_tokens(self, text: str) -> bool:
         """Whether plain text becomes one by mere merges: converted SentencePiece vocabularies spell <s> that way."""
@@ -172,6 +185,20 @@ class _Run:
     def usual(self) -> bool:
         return self.first and not self.segments[0].literal and not self.segments[0].ids
 
+    @property
+    def text(self) -> str:
+        return "".join([segment.text for segment in self.segments])
+
+    @property
+    def places(self) -> list[int]:
+        """Characters at which what is trained begins or ends."""
+        found, position = [], 0
+        for before, segment in pairwise(self.segments):
+            position += len(before.text)
+            if before.trained != segment.trained:
+                found.append(position)
+        return found
+
 
 def _runs(segments: Sequence[Segment]) -> list[_Run]:
     runs: list[_Run] = []
@@ -181,28 +208,23 @@ def _runs(segments: Sequence[Segment]) -> list[_Run]:
     return runs
 
 
-def _aligned(run: _Run, encoding: Any, skip: int = 0, shift: int = 0) -> Encoded:
-    """Ids and labels from token `skip` on; the encoding's offsets are `shift` too large."""
-    ids = encoding.ids[skip:]
-    if len({segment.trained for segment in run.segments}) == 1:
-        return ids, ids[:] if run.segments[0].trained else [IGNORE_INDEX] * len(ids)
+def _labelled(run: _Run, ids: list[int], ends: list[int]) -> Encoded:
+    """Ids and labels; `ends` are the tokens at which what is trained begins or ends."""
     labels: list[int] = []
-    position = shift
-    for segment in run.segments:
-        position += len(segment.text)
-        end = _first_token(encoding, position) - skip if segment is not run.segments[-1] else len(ids)
-        labels += ids[len(labels) : end] if segment.trained else [IGNORE_INDEX] * (end - len(labels))
+    trained = run.segments[0].trained
+    for end in [*ends, len(ids)]:
+        labels += ids[len(labels) : end] if trained else [IGNORE_INDEX] * (end - len(labels))
+        trained = not trained
     return ids, labels
 
 
-def _first_token(encoding: Any, position: int) -> int:
-    """Index of the first token that begins at character `position` or later."""
-    token = encoding.char_to_token(position)
-    if token is None:  # a character that the tokenizer drops
-        return bisect_left(list(accumulate((start for start, _ in encoding.offsets), max)), position)
-    while token < len(encoding) and encoding.token_to_chars(token)[0] < position:
-        token += 1
-    return int(token)
+def _joined(parts: Iterable[Encoded]) -> Encoded:
+    ids: list[int] = []
+    labels: list[int] = []
+    for part_ids, part_labels in parts:
+        ids += part_ids
+        labels += part_labels
+    return ids, labels
 
 
 def encode_conversation(

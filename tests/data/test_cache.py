@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_for_tests import write_model_folder
 
-from studio.data import cache, token_files
+from studio.data import cache, encoding, token_files
 from studio.data.cache import TokenCache, delete, delete_all, listed, open_or_build
 from studio.data.formats import Conversation, Message, write_conversations
 from studio.data.named import load_template
@@ -94,8 +94,8 @@ def test_built_once_and_used_again(open_cache: Open, monkeypatch: pytest.MonkeyP
 
 def test_a_row_that_repeats_is_encoded_once(open_cache: Open, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
-    encode_each = cache.encode_each
-    monkeypatch.setattr(cache, "encode_each", lambda rows, *rest: encode_each(map(encoded_into(encoded), rows), *rest))
+    each = encoding.encode_each
+    monkeypatch.setattr(encoding, "encode_each", lambda rows, *rest: each(map(encoded_into(encoded), rows), *rest))
     write(source, [ROWS[0], ROWS[1]] * 1000)
     tokens = open_cache()
     assert len(encoded) == 2 and len(tokens.rows()) == 2000
