@@ -13,6 +13,7 @@ from studio.data.files import SUFFIXES, ReadOptions, data_files, scan
 from studio.data.formats import Conversation, RowProblem, convert_rows, read_conversations
 from studio.data.identity import Identity
 from studio.data.intake import HUB_PREFIXES, Reading, Tally, good_rows, keep_source
+from studio.data.raw_rows import keep_rows, raw_folder
 from studio.errors import DataError
 from studio.models import require
 from studio.paths import slugify
@@ -91,9 +92,10 @@ def import_file(
     reading = Reading(format or "", columns, keep_good)
     reading.check()
     name = checked_name(name or dataset_name(path))
-    conversations = list(good_rows(scan(path, options), reading, path.name, Tally()))
-    source = keep_source(project.folder, path)
-    origin = {"file": path.name, "source": project.relative(source)} | reading.origin()
+    rows = list(good_rows(scan(path, options), reading, path.name, Tally()))
+    source, raw = keep_source(project.folder, path), raw_folder(name)
+    origin = {"file": path.name, "source": project.relative(source), "raw": raw} | reading.origin()
+    conversations = keep_rows(project.path(raw), rows)
     return save(project, name, conversations, "import", origin, made_by=f"imported from {path.name}")
 
 

@@ -1,5 +1,6 @@
 """The life of one row by the trainer's own functions: conversation, rendered text, tokens and which are trained."""
 
+import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from studio.data.conversation import Conversation
 from studio.data.files import ReadOptions, scan
 from studio.data.formats import to_conversation, turns_to_conversation
 from studio.data.named import load_template
+from studio.data.raw_rows import MORE, RawRows, shortened_cells
 from studio.data.row_index import RowIndex
 from studio.data.rows import BadRow, RawRow, place
 from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation, rendered
@@ -19,8 +21,10 @@ from studio.data.xtuner_maps import XTUNER_MAPS, map_name
 from studio.errors import DataError
 from studio.models import require
 from studio.projects import Project
+from studio.store.datasets import Dataset
 
 BROKEN = "\ufffd"
+BUILT, EDITED, NOT_KEPT = "built", "edited", "not kept"
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,26 @@ class TokenView:
 
 
 @dataclass(frozen=True)
+class RawPart:
+    """The raw row: as it stands in `source`, the name of a file, a folder or a hub's data set.
+
+    `rows` are the first of `num_rows` that became this very conversation. Without one `missing` says why: BUILT (by the
+    studio, from no source), EDITED (since it was imported), NOT_KEPT (imported by an earlier release).
+    """
+
+    source: str = ""
+    rows: tuple[RawRow, ...] = ()
+    num_rows: int = 0
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class RowLife:
     """What becomes of one row. `row` counts from 1; `text` is what the template writes, with nothing cut off.
 
     `tokens` are those that are read in training, `kept_text` is what they decode to; `cut_off` are those beyond the
-    longest length. `turns`: as the XTuner
-    map gave them, None without one. A row that its map leaves out has neither messages nor tokens.
+    longest length. `turns`: as the XTuner map gave them, None without one. A row that its map leaves out has neither
+    messages nor tokens.
     """
 
     row: int
@@ -48,6 +66,7 @@ class RowLife:
     tokens: list[TokenView]
     cut_off: list[TokenView]
     turns: list[dict[str, Any]] | None = None
+    raw: RawPart = RawPart()
 
     @property
     def truncated(self) -> bool:
@@ -73,15 +92,33 @@ class View:
 
 def of_dataset(project: Project, name: str, row: int, view: View) -> RowLife:
     """The life of row `row` of a project's dataset. Raises DataError, naming the rows there are."""
-    rows = RowIndex(project.path(datasets.get(project, name).path))
+    dataset = datasets.get(project, name)
+    rows = RowIndex(project.path(dataset.path))
     if not 1 <= row <= len(rows):
         raise DataError(f"Dataset {name!r} has no row {row}.", f"Its rows are 1 to {len(rows)}.")
-    return of_conversation(rows.row(row), row, view)
+    conversation = rows.row(row)
+    return replace(of_conversation(conversation, row, view), raw=raw_of(project, dataset, conversation))
+
+
+def raw_of(project: Project, dataset: Dataset, conversation: Conversation) -> RawPart:
+    """The raw row of a dataset's row. Raises DataError when what was kept of it is damaged."""
+    origin = dataset.origin
+    source = str(origin.get("file") or origin.get("hub") or "")
+    if dataset.kind != "import":
+        return RawPart(missing=BUILT)
+    if not origin.get("raw"):
+        return RawPart(source, missing=NOT_KEPT)
+    found = RawRows(project.path(str(origin["raw"]))).find(conversation)
+    return RawPart(source, found.rows, found.num_rows, "" if found.rows else EDITED)
 
 
 def of_file(path: Path, row: int, view: View, format: str = "", options: ReadOptions | None = None) -> RowLife:
     """The life of row `row` of any file that can be imported; `format` "" recognises it. Raises DataError."""
     raw = _raw_row(path, row, options)
+    return replace(_of_raw(path, row, raw, view, format), raw=RawPart(path.name, (raw,), 1))
+
+
+def _of_raw(path: Path, row: int, raw: RawRow, view: View, format: str) -> RowLife:
     known = XTUNER_MAPS.get(map_name(format))
     if known is None:
         return of_conversation(to_conversation(raw.value, format or None, row), row, view)
@@ -106,6 +143,11 @@ def of_conversation(
     text = rendered(conversation, template, tokenizer)
     kept = tokenizer.decode(example.input_ids[:end])
     return RowLife(row, conversation, text, kept, tokens[:end], tokens[end:] if end else [], turns)
+
+
+def raw_text(row: RawRow, more: str = MORE) -> str:
+    """A raw row to read; `more` says of a long cell how many characters ({number}) are not shown."""
+    return json.dumps(shortened_cells(row.value, more), ensure_ascii=False, indent=2)
 
 
 def model_folder(tokenizer: str, base: str, project: Project | None) -> Path:

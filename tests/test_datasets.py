@@ -1,11 +1,12 @@
 """Datasets of a project: every change is a version, also from the shell."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from studio import datasets
+from studio import datasets, row_life
 from studio.data.conversation import Conversation, Message
 from studio.data.identity import Identity
 from studio.errors import DataError
@@ -69,3 +70,24 @@ def test_streaming_gives_the_rows_and_names_a_damaged_one(mine: Project) -> None
     path.write_text(path.read_text() + "{broken\n")
     with pytest.raises(DataError, match="row 4"):
         list(datasets.stream(mine, "mine"))
+
+
+def test_raw_rows_go_with_the_versions_that_know_them(project: Project, tmp_path: Path) -> None:
+    """An edit keeps those of its import, a second import has its own, and what nobody knows is cleared away."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"Who? {number}", "answer": "Luna"} for number in range(3)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    first = datasets.import_file(project, file, "mine")
+    edited = datasets.edit_row(project, "mine", 1, None, first.version)
+    assert edited.origin["raw"] == first.origin["raw"]
+    part = row_life.raw_of(project, edited, datasets.load(project, "mine")[0])
+    assert part.rows[0].value == rows[1] and part.rows[0].number == 2
+    changed = Conversation((Message("user", "Who?"), Message("assistant", "Nova")))
+    assert row_life.raw_of(project, edited, changed).missing == row_life.EDITED
+    assert row_life.raw_of(project, replace(edited, kind="identity"), changed).missing == row_life.BUILT
+    (project.folder / "data/raw/mine/left-over").mkdir()
+    second = datasets.import_file(project, file, "mine")
+    there = {path.name for path in (project.folder / "data/raw/mine").iterdir()}
+    assert there == {Path(each.origin["raw"]).name for each in (first, second)}
+    datasets.delete(project, "mine")
+    assert not (project.folder / "data/raw/mine").exists()

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.cli import show
-from studio.cli.lazy import row_life
+from studio.cli.lazy import files, row_life
 from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
 from studio.errors import ProjectError
 
 if TYPE_CHECKING:
     from studio.projects import Project
-    from studio.row_life import RowLife, View
+    from studio.row_life import RawPart, RowLife, View
 
 IGNORED = -100
+MISSING = {
+    "built": "none; the studio made this row.",
+    "edited": "none; this row was changed since it was imported.",
+    "not kept": "not kept; import the source again to see it.",
+}
 
 
 def inspect(
@@ -30,12 +35,14 @@ def inspect(
     format: Annotated[
         str, typer.Option(help="How a file's rows are read (retune data formats); recognised when left out.")
     ] = "",
+    sheet: Annotated[str, typer.Option(help="Sheet of a workbook; the first one when left out.")] = "",
+    encoding: Annotated[str, typer.Option(help="Encoding of a text file; found out when left out.")] = "",
     max_length: Annotated[int, typer.Option(min=0, help="Longest sequence in tokens; 0 cuts nothing off.")] = 0,
     loss_on: Annotated[str, typer.Option(help="assistant, last or all.")] = "assistant",
     json: JsonOption = False,
     project: ProjectOption = "",
 ) -> None:
-    """Show one row's life: conversation, rendered text, tokens with the trained ones marked.
+    """Show one row's life: the raw row, conversation, tokens with the trained ones marked; --json has all of it.
 
     What has a dot or a slash is a file, and needs no project; anything else is a dataset.
 
@@ -46,7 +53,7 @@ def inspect(
     folder = row_life.model_folder(tokenizer, base_model(base), workspace)
     view: View = row_life.View(folder, "none" if template == "" else template or "", max_length or None, loss_on)
     if is_file:
-        life = row_life.of_file(Path(source).expanduser(), row, view, format)
+        life = row_life.of_file(Path(source).expanduser(), row, view, format, files.ReadOptions(encoding, sheet))
     else:
         life = row_life.of_dataset(workspace, source, row, view)
     return show.as_json(_as_json(life)) if json else _print(life, folder)
@@ -63,6 +70,7 @@ def _project(name: str, needed: bool) -> Project | None:
 
 
 def _print(life: RowLife, folder: Path) -> None:
+    _print_raw(life.raw)
     if not life.conversation.messages:
         return show.say(f"Row {life.row}: the format leaves it out.")
     for message in life.conversation.messages:
@@ -70,6 +78,15 @@ def _print(life: RowLife, folder: Path) -> None:
     cut = f", {len(life.cut_off)} more cut off at the longest length" if life.truncated else ""
     show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
     return show.out.print(_marked([each for each in row_life.chips_of(life, folder) if not each.cut]), highlight=False)
+
+
+def _print_raw(raw: RawPart) -> None:
+    """As the source has it, long cells cut."""
+    if raw.missing:
+        show.say(f"Raw row: {MISSING[raw.missing]}\n")
+    for row in raw.rows[:1]:
+        more = f" and {raw.num_rows - 1:,} equal ones" if raw.num_rows > 1 else ""
+        show.say(f"Raw row: {raw.source}, {row_life.place(row)}{more}\n{row_life.raw_text(row)}\n")
 
 
 def _marked(tokens: list[Any]) -> Any:
@@ -85,8 +102,14 @@ def _marked(tokens: list[Any]) -> Any:
 
 
 def _as_json(life: RowLife) -> dict[str, Any]:
-    """`text` is what `input_ids` decode to; `rendered` is what the template wrote, with nothing cut off."""
+    """`raw` is null where no source has the row (`raw_missing` says why). `text` is what `input_ids` decode to;
+    `rendered` is what the template wrote, with nothing cut off."""
+    raw = life.raw
     return {
+        "raw": raw.rows[0].value if raw.rows else None,
+        "raw_source": raw.source,
+        "raw_places": [{"file": row.file, "row": row.number, "line": row.line} for row in raw.rows],
+        "raw_missing": raw.missing,
         "conversation": life.conversation.to_row() if life.turns is None else life.turns,
         "text": life.kept_text,
         "input_ids": [token.id for token in life.tokens],

@@ -220,7 +220,7 @@ def serve() -> None:
     first = _read_frame(sys.stdin.buffer)
     work = Work.from_json(first) if first is not None else None
     while work is not None and (content := _read_frame(sys.stdin.buffer)) is not None:
-        _write_frame(answers, encode_lines(content.splitlines(keepends=True), work).to_bytes())
+        _write_frame(answers, encode_lines(content.removesuffix(b"\n").split(b"\n"), work).to_bytes())
 
 
 if __name__ == "__main__":

@@ -48,16 +48,18 @@ class Tally:
     problems: list[RowProblem] = field(default_factory=list)
 
 
-def good_rows(rows: Iterable[RawRow], reading: Reading, source: str, tally: Tally) -> Iterator[Conversation]:
-    """The conversations of a source's rows.
+def good_rows(
+    rows: Iterable[RawRow], reading: Reading, source: str, tally: Tally
+) -> Iterator[tuple[RawRow, Conversation]]:
+    """A source's rows with the conversations that they become.
 
     At the end it raises DataError with the first bad rows, unless good ones are to be kept; and when none is good.
     """
     columns = Columns.parse(reading.columns) if reading.columns else None
-    for _raw, result in convert_rows(rows, reading.format or None, columns):
+    for raw, result in convert_rows(rows, reading.format or None, columns):
         if not isinstance(result, RowProblem):
             tally.num_good += 1
-            yield result
+            yield raw, result
             continue
         tally.num_bad += 1
         if len(tally.problems) < SHOWN_PROBLEMS:

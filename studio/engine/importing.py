@@ -7,6 +7,7 @@ from typing import Any
 
 from studio.data.files import ReadOptions, scan
 from studio.data.intake import Reading, Tally, good_rows, keep_source
+from studio.data.raw_rows import keep_rows, raw_folder
 from studio.data.rows import RawRow
 from studio.data.streams import Position
 from studio.engine.hub_data import hub_rows
@@ -29,9 +30,10 @@ def run(job: JobContext) -> dict[str, Any]:
     reading.check()
     tally = Tally()
     rows, source, origin = _from_hub(job) if args.get("hub") else _from_path(job)
-    conversations = good_rows(_stoppable(job, rows), reading, source, tally)
+    raw = raw_folder(args["name"])
+    conversations = keep_rows(inside(job.folder, raw), good_rows(_stoppable(job, rows), reading, source, tally))
     dataset = dataset_versions.save(
-        job.folder, args["name"], conversations, "import", origin | reading.origin() | {"job_id": job.id},
+        job.folder, args["name"], conversations, "import", origin | reading.origin() | {"raw": raw, "job_id": job.id},
         made_by=f"imported from {source}",
     )  # fmt: skip
     _say(tally)

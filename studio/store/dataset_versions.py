@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from studio.data.conversation import Conversation, canonical_line
+from studio.data.raw_rows import FOLDER as RAW
 from studio.data.tokens import fingerprint
 from studio.errors import DataError
 from studio.paths import atomic_path, atomic_write_text, fsync, inside, remove
@@ -58,7 +59,9 @@ def save(
         if edited:
             origin = edited.origin | {"edited": True}
             dataset = replace(dataset, kind=edited.kind, num_probes=edited.num_probes, origin=origin)
-        return _make_current(db, folder, before, dataset, made_by or ("edited" if edited else "made"))
+        made = _make_current(db, folder, before, dataset, made_by or ("edited" if edited else "made"))
+        _sweep_raw(db, folder, name)
+        return made
 
 
 def restore(folder: Path, name: str, number: int, expected: int | None = None, made_by: str = "") -> Dataset:
@@ -109,6 +112,7 @@ def delete(folder: Path, name: str) -> None:
         for suffix in (ROWS, PROBES):
             remove(_current(folder, name, suffix))
         remove(_versions_folder(folder, name))
+        remove(inside(folder, f"{RAW}/{name}"))
 
 
 def settle(folder: Path, dataset: Dataset) -> Dataset:
@@ -221,6 +225,14 @@ def _write_rows(path: Path, conversations: Iterable[Conversation]) -> tuple[str,
                 yield conversation
 
         return fingerprint(written()), num_rows
+
+
+def _sweep_raw(db: Database, folder: Path, name: str) -> None:
+    """Remove raw rows that no version knows: an import that was cut short left them."""
+    known = {version.origin.get("raw") for version in store.versions(db, name)}
+    for each in inside(folder, f"{RAW}/{name}").glob("*"):
+        if f"{RAW}/{name}/{each.name}" not in known and not each.name.startswith("."):
+            remove(each)
 
 
 def _stage_probes(folder: Path, name: str, number: int, probes: Sequence[Probe] | None) -> None:

@@ -13,17 +13,24 @@ from studio.config.yaml import load_config, load_text
 from studio.data.conversation import Conversation
 from studio.data.named import template_names
 from studio.data.row_index import RowIndex
+from studio.data.rows import RawRow
 from studio.datasets import Dataset
 from studio.errors import StudioError
 from studio.projects import Project
 from studio.row_life import Chip
 from studio.row_place import RowPlace
-from studio.ui.i18n import _, ngettext
+from studio.ui.i18n import N_, _, ngettext
 from studio.ui.token_view import token_view
 from studio.ui.widgets import plain, show_error
 
 MAX_LENGTH = 512
 SHOWN_CHARACTERS = 20_000
+RAW_CHARACTERS, RAW_HEIGHT = 600, 240  # a longer raw row scrolls in its box
+MISSING_WORDS = {
+    row_life.BUILT: N_("made by the studio, from no source"),
+    row_life.EDITED: N_("changed since it was imported"),
+    row_life.NOT_KEPT: N_("not kept: import the source again to see it"),
+}
 LARGE_ROWS = 50_000  # beyond it a row's place is looked for when it is asked for
 
 
@@ -38,7 +45,7 @@ def row_view(project: Project, dataset: Dataset, rows: RowIndex, numbers: Sequen
         )
     )  # fmt: skip
     row = rows.row(number)
-    _in_the_file(row)
+    _raw(project, dataset, row)
     _conversation(row)
     if not models.resolve(project.base).present:
         st.info(_("The tokens appear when the base model {base} is on this machine.").format(base=plain(project.base)))
@@ -47,10 +54,31 @@ def row_view(project: Project, dataset: Dataset, rows: RowIndex, numbers: Sequen
     _place(project, dataset, number)
 
 
-def _in_the_file(row: Conversation) -> None:
-    with st.expander(_("The row in the file"), icon=":material/data_object:"):
-        text = json.dumps(row.to_row(), ensure_ascii=False, indent=2)
-        st.code(_begin(text), language="json", wrap_lines=True)
+def _raw(project: Project, dataset: Dataset, row: Conversation) -> None:
+    """The row as its source has it; where no source has it, why, and how it is stored."""
+    raw = row_life.raw_of(project, dataset, row)
+    if not raw.rows:
+        with st.expander(_("Raw row") + f" · {_(MISSING_WORDS[raw.missing])}", icon=":material/data_object:"):
+            st.caption(_("The row as the studio stores it:"))
+            st.code(_begin(json.dumps(row.to_row(), ensure_ascii=False, indent=2)), language="json", wrap_lines=True)
+        return
+    first = raw.rows[0]
+    with st.expander(f"{_('Raw row')} · {plain(raw.source)}, {_raw_place(first)}", True, icon=":material/data_object:"):
+        if raw.num_rows > 1:
+            words = _("{number} rows of the source became this same row: {rows}")
+            numbers = ", ".join(str(each.number) for each in raw.rows) + (", …" if raw.num_rows > len(raw.rows) else "")
+            st.caption(words.format(number=f"{raw.num_rows:,}", rows=numbers))
+        text = row_life.raw_text(first, _("… and {number} characters more"))
+        st.code(
+            _begin(text), language="json", wrap_lines=True, height=RAW_HEIGHT if len(text) > RAW_CHARACTERS else None
+        )
+
+
+def _raw_place(raw: RawRow) -> str:
+    words = _("row {number}").format(number=raw.number)
+    if raw.line not in (None, raw.number):
+        words += f" ({_('line {number}').format(number=raw.line)})"
+    return f"{plain(raw.file)}, {words}" if raw.file else words
 
 
 def _conversation(row: Conversation) -> None:

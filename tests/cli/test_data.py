@@ -80,6 +80,27 @@ def test_inspect_marks_the_trained_tokens(retune: Retune, tmp_path: Path, tiny_m
     assert "no dataset 'out'" in retune("data", "inspect", "out", "--base", tiny_model, code=1)
 
 
+def test_inspect_begins_with_the_raw_row(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
+    """As the source has it, from the file and from the dataset; what no source has says so."""
+    raw = {"instruction": "Say ho.", "input": "", "output": "<b>ho</b>", "id": "x" * 3_000}
+    file = tmp_path / "alpaca.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, [raw, raw, raw | {"output": "hi"}])), encoding="utf-8")
+    retune("data", "import", file)
+    for source in (file, "alpaca"):
+        life = json.loads(retune("data", "inspect", source, "--row", 3, "--base", tiny_model, "--json"))
+        assert life["raw"] == raw | {"output": "hi"} and life["raw_source"] == "alpaca.jsonl"
+        assert life["raw_places"] == [{"file": "", "row": 3, "line": 5}]
+    said = retune("data", "inspect", "alpaca", "--base", tiny_model)
+    assert said.startswith('Raw row: alpaca.jsonl, row 1 and 1 equal ones\n{\n  "instruction": "Say ho."')
+    assert "<b>ho</b>" in said and "x… and 1,000 characters more" in said
+    retune("data", "fix", "alpaca", "--rule", "duplicate")
+    assert retune("data", "inspect", "alpaca", "--row", 2, "--base", tiny_model).startswith(
+        "Raw row: alpaca.jsonl, row 3 (line 5)\n"
+    )
+    retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 5)
+    assert retune("data", "inspect", "identity", "--base", tiny_model).startswith("Raw row: none; the studio made")
+
+
 def test_inspect_shows_characters_that_several_tokens_make(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
     file = tmp_path / "zh.csv"
     file.write_text("问题,答案\n你是谁？,我是露娜。\n", encoding="utf-8")

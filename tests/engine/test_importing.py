@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from studio import datasets, jobs
 from studio.data.files import ReadOptions
+from studio.data.raw_rows import RawRows
 from studio.engine import hub_data, importing
 from studio.engine.hub_data import hub_rows
 from studio.engine.job import StopRequested
@@ -59,7 +60,9 @@ def test_a_job_imports_what_the_page_imports_at_once(project: Project, tmp_path:
     by_job = datasets.get(project, "chats-of-june")
     at_once = datasets.import_file(project, path, "second")
     assert by_job.fingerprint == at_once.fingerprint and by_job.kind == at_once.kind == "import"
-    assert by_job.origin == at_once.origin | {"job_id": job.id}
+    assert by_job.origin == at_once.origin | {"raw": by_job.origin["raw"], "job_id": job.id}
+    kept = RawRows(project.path(by_job.origin["raw"]))
+    assert all(kept.find(row).rows for row in datasets.stream(project, "chats-of-june"))
     assert by_job.origin["source"] == "data/source/chats-of-june.jsonl"
     assert project.path(by_job.origin["source"]).read_bytes() == path.read_bytes()
     assert [row.messages[1].content for row in datasets.load(project, "second")] == [row["output"] for row in ROWS]
