@@ -12,13 +12,14 @@ from studio.config.schema import DataSection, RunConfig
 from studio.data import mix
 from studio.data.cache import TokenCache
 from studio.data.named import Template
-from studio.data.packing import packing_report, plan_step
+from studio.data.packing import MicroBatch, packing_report, plan_rank, plan_step
 from studio.data.split import split
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
 from studio.engine.tokenize import Versions, stored_sources, tokenise
 from studio.errors import DataError
 
 REPORT_STEPS = 16
+Place = tuple[int, int]  # a process's rank, and how many processes there are
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,26 @@ def describe_packing(corpus: Corpus, config: RunConfig, pack: str, num_steps: in
 
 
 def make_batches(
-    examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, pad_id: int
+    examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, pad_id: int, place: Place = (0, 1)
 ) -> list[Batch]:
     """The micro-batches of one step: one example (pack "none") or several (pack "sequence") a row."""
+    plan = plan_place(examples, pack, max_length, micro_batch_size, place)
+    rows = [[[examples[index] for index in sequence] for sequence in batch] for batch in plan]
+    return [collate(batch, pad_id) if batch else blank(pad_id) for batch in rows]
+
+
+def plan_place(
+    examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, place: Place
+) -> list[MicroBatch]:
+    """The part of a step's micro-batches that falls to a process: as many as to any other, some perhaps empty."""
     plan = plan_step(examples, pack, max_length, micro_batch_size)
-    return [collate([[examples[index] for index in sequence] for sequence in batch], pad_id) for batch in plan]
+    return plan_rank(plan, *place, lambda row: sum(len(examples[index].input_ids) for index in row))
+
+
+def blank(pad_id: int) -> Batch:
+    """A batch that counts for nothing, for a process that has no rows while others have: they compute in step."""
+    nothing = torch.zeros(1, dtype=torch.long)
+    return Batch(torch.full((1, 1), pad_id), nothing[None], nothing, nothing, torch.zeros(1), 0)
 
 
 def collate(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:

@@ -11,11 +11,13 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from studio.config.schema import RunConfig, TrainSection
 from studio.data.tokens import Example
 from studio.engine.adapters import core_of, is_adapter, trainable_parameters
 from studio.engine.batches import Batch, collate, make_batches
+from studio.engine.distributed import Alone
 from studio.engine.generate import quiet
 from studio.engine.prefix_tree import make_tree_batches
 from studio.errors import ConfigError, Problem, StudioError
@@ -51,8 +53,17 @@ class Traits:
 class Trainer:
     """A model, its optimizer, and the arithmetic of a step, from examples to changed weights."""
 
-    def __init__(self, model: nn.Module, config: RunConfig, dtype: torch.dtype, num_steps: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        dtype: torch.dtype,
+        num_steps: int,
+        pad_id: int,
+        ranks: Alone | None = None,
+    ) -> None:
         self.model = model
+        self.ranks = ranks or Alone()
         self.num_steps = num_steps
         self.micro_batch_size = config.train.micro_batch_size  # may be made smaller while the run goes on
         self.warmup_steps = warmup_steps(config.train, num_steps)
@@ -63,7 +74,8 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._parameters = trainable_parameters(model)
         self.optimizer = make_optimizer(self._parameters, config.train, self._device)
-        self.scaler = torch.amp.GradScaler(self._device.type, enabled=dtype == torch.float16)
+        scales = dtype == torch.float16 and not self.ranks.takes_steps
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=scales)
         if config.train.gradient_checkpointing:  # the non-reentrant kind needs no gradient at the inputs
             self._core.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
@@ -74,19 +86,65 @@ class Trainer:
         """Take optimizer step `number` (from 1) on these examples. Raises NotFiniteError before the weights change."""
         started = time.perf_counter()
         batches = self._batches(examples)
-        num_trained = sum(batch.num_trained_tokens for batch in batches)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._backward(batch.to(self._device), num_trained) for batch in batches]
-        self.scaler.unscale_(self.optimizer)
-        loss, grad_norm = float(torch.stack(losses).sum()), self._clip()
-        self._require_finite(loss, grad_norm, number)
+        num_trained, num_tokens = self._count(batches)
+        losses = self._gradients(batches, num_trained)
+        loss = self.ranks.sums(float(torch.stack(losses).sum()))[0]
         rate = learning_rate(self._config.train, number, self.num_steps, self.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        grad_norm = self._update(loss, number)
+        return StepResult(loss, grad_norm, rate, num_tokens, num_trained, time.perf_counter() - started)
+
+    def join(self, ranks: Alone) -> None:
+        """Train together with other processes from here on; all have the same weights."""
+        self.ranks = ranks
+        ranks.wrap(self.model, self.optimizer, self._loss, self._config, self._dtype)
+
+    def _count(self, batches: Sequence[Batch]) -> tuple[int, int]:
+        """Trained tokens and tokens of the step, in all processes."""
+        counts = [(batch.num_trained_tokens, batch.num_tokens) for batch in batches]
+        num_trained, num_tokens = self.ranks.sums(*(sum(column) for column in zip(*counts, strict=True)))
+        return int(num_trained), int(num_tokens)
+
+    def _gradients(self, batches: Sequence[Batch], num_trained: int) -> list[Tensor]:
+        """Leave this process's gradient, and return its part of the loss by micro-batch."""
+        if not self.ranks.takes_steps:
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = [self._backward(batch.to(self._device), num_trained) for batch in batches]
+            self.ranks.sum_gradients(self._parameters)
+            return losses
+        num_pieces = [-(-len(batch.targets) // HEAD_ROWS) for batch in batches]
+        most = self.ranks.largest(max(num_pieces)) if self.ranks.partitions_weights else 0
+        return [
+            self.ranks.backward(place == len(batches), batch.to(self._device), num_trained, most or pieces)
+            for place, (batch, pieces) in enumerate(zip(batches, num_pieces, strict=True), 1)
+        ]
+
+    def _loss(self, batch: Batch, num_trained: int, num_pieces: int) -> Tensor:
+        """This micro-batch's part of the loss as one graph, for engines that run the backward pass themselves.
+
+        The logits of the `num_pieces` pieces are computed again in the backward pass, so that one piece's are kept.
+        """
+        with self.precision():
+            hidden = self._hidden(batch)
+            tensors = (hidden, batch.targets, batch.weights)
+            pieces = zip(*(tensor.tensor_split(num_pieces) for tensor in tensors), strict=True)
+            losses = [checkpoint(self._cross_entropy, *piece, use_reentrant=False) for piece in pieces]
+        return torch.stack(losses).sum() / num_trained
+
+    def _update(self, loss: float, number: int) -> float:
+        """Change the weights and return the gradient's norm. Raises NotFiniteError when they were not changed."""
+        if self.ranks.takes_steps:
+            self._require_finite(loss, 0.0, number)
+            grad_norm = self.ranks.step()
+            self._require_finite(loss, grad_norm, number)
+            return grad_norm
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = self._clip()
+        self._require_finite(loss, grad_norm, number)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        return StepResult(loss, grad_norm, rate, num_tokens, num_trained, time.perf_counter() - started)
+        return grad_norm
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example]) -> float:
@@ -97,9 +155,15 @@ class Trainer:
             for start in range(0, len(examples), size):
                 for batch in self._batches(examples[start : start + size]):
                     num_trained += batch.num_trained_tokens
-                    batch = batch.to(self._device)
-                    total += sum(float(self._cross_entropy(*piece)) for piece in _pieces(self._hidden(batch), batch))
+                    total += self._sum_of(batch.to(self._device))
+        total, num_trained = self.ranks.sums(total, num_trained)
         return total / num_trained if num_trained else math.nan
+
+    def _sum_of(self, batch: Batch) -> float:
+        """Sum of cross-entropy over the trained tokens of a batch."""
+        if self.ranks.partitions_weights:  # as many calls of the head in every process
+            return float(self._cross_entropy(self._hidden(batch), batch.targets, batch.weights))
+        return sum(float(self._cross_entropy(*piece)) for piece in _pieces(self._hidden(batch), batch))
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -131,9 +195,10 @@ class Trainer:
 
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         size, data = self.micro_batch_size, self._config.data
+        place = (self.ranks.rank, self.ranks.world)
         if self.packing == "tree":
-            return make_tree_batches(examples, data.max_length, size, self._pad_id)
-        return make_batches(examples, self.packing, data.max_length, size, self._pad_id)
+            return make_tree_batches(examples, data.max_length, size, self._pad_id, place)
+        return make_batches(examples, self.packing, data.max_length, size, self._pad_id, place)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """What the head is asked about: (trained tokens, hidden size), or their logits where the head is not apart."""
@@ -157,14 +222,15 @@ class Trainer:
     def _cross_entropy(self, states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Sum over targets, each as often as it has weight."""
         logits = self._core.get_output_embeddings()(states) if self.traits.splits_head else states
-        return functional.cross_entropy(logits.float(), targets, reduction="none") @ weights
+        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        return (losses * weights).sum()  # not a product of vectors: autocast would make that bfloat16
 
     def _clip(self) -> float:
         limit = self._config.train.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(self._parameters, limit))
 
     def _require_finite(self, loss: float, grad_norm: float, number: int) -> None:
-        overflow = self.scaler.is_enabled() and math.isfinite(loss)  # float16: the scaler skips the step by itself
+        overflow = self._dtype == torch.float16 and math.isfinite(loss)  # the scaler skips the step by itself
         if math.isfinite(loss) and (math.isfinite(grad_norm) or overflow):
             return
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"

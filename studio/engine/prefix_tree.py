@@ -9,15 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from studio.data.packing import PrefixTree, plan_step
+from studio.data.packing import PrefixTree
 from studio.data.tokens import Example
-from studio.engine.batches import Batch
+from studio.engine.batches import Batch, Place, blank, plan_place
 
 
-def make_tree_batches(examples: Sequence[Example], max_length: int, micro_batch_size: int, pad_id: int) -> list[Batch]:
+def make_tree_batches(
+    examples: Sequence[Example], max_length: int, micro_batch_size: int, pad_id: int, place: Place = (0, 1)
+) -> list[Batch]:
     """The micro-batches of one step: trees of like size together, `micro_batch_size` at most."""
-    plan = plan_step(examples, "tree", max_length, micro_batch_size)
-    return [collate_trees([tree_of([examples[index] for index in row]) for row in batch], pad_id) for batch in plan]
+    plan = plan_place(examples, "tree", max_length, micro_batch_size, place)
+    trees = [[tree_of([examples[index] for index in row]) for row in batch] for batch in plan]
+    return [collate_trees(batch, pad_id) if batch else blank(pad_id) for batch in trees]
 
 
 def tree_of(examples: Sequence[Example]) -> PrefixTree:

@@ -1,0 +1,271 @@
+"""Several processes that train one model, behind one small interface: alone, whole copies (DDP), or DeepSpeed's ZeRO.
+
+Every process plans the whole step and computes its part of the rows. The loss of a step is the mean over the trained
+tokens of all processes: each divides its sum by the global count, and what they compute is added up, once. Rank 0 alone
+writes to the database, the log and (but for ZeRO's own files) the disk; what it decides, the others are told.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+
+from studio.config import zero
+from studio.config.schema import RunConfig
+from studio.errors import CheckpointError, ConfigError, Problem
+
+BUCKET_ELEMENTS = 8 * 2**20  # gradients travel in pieces of this size
+TIMEOUT = timedelta(hours=2)  # rank 0 may evaluate and save; who dies is found by the job, not by a timeout
+Loss = Callable[..., Tensor]
+
+
+class Alone:
+    """One process. Also what the others build on."""
+
+    world, rank, local_rank = 1, 0, 0
+    partitions_weights = False  # a weight is whole only while its module computes
+    takes_steps = False  # clips and steps by itself
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def join(self, device: torch.device) -> None:
+        """Meet the other processes. Everything that takes one of them long is done before."""
+
+    def wrap(self, model: nn.Module, optimizer: Optimizer, loss: Loss, config: RunConfig, dtype: torch.dtype) -> None:
+        """Take charge of a model that is the same in every process; `loss` is what `backward` computes."""
+
+    def sums(self, *values: float) -> list[float]:
+        """Each value added up over the processes."""
+        return list(values)
+
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        return value
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value (JSON), in every process."""
+        return value
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every process's tensor (all of one shape), by rank."""
+        return [tensor]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up what the processes have computed."""
+
+    def leave(self) -> None:
+        """Part from the others."""
+
+
+class Copies(Alone):
+    """DDP: every process has the whole model; gradients are added up when the step's last micro-batch is done.
+
+    torch's own wrapper adds them up while the backward pass goes on, and wants one backward pass a micro-batch through
+    the wrapper's forward; ours has several (head, then the rest). An adapter's gradients are a few megabytes.
+    """
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ["RANK"])
+        self.world = int(os.environ["WORLD_SIZE"])
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self._device = torch.device("cpu")
+
+    def join(self, device: torch.device) -> None:
+        self._device = device
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if distributed.is_initialized():
+            return
+        # Deprecations inside torch are nothing that a person training a model can act on.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+        own = {"device_id": device} if device.type == "cuda" else {}
+        distributed.init_process_group(backend, timeout=TIMEOUT, **own)
+
+    def wrap(self, model: nn.Module, optimizer: Optimizer, loss: Loss, config: RunConfig, dtype: torch.dtype) -> None:
+        with torch.no_grad():
+            for parameter in _learned(optimizer):
+                distributed.broadcast(parameter.data, 0)
+
+    def sums(self, *values: float) -> list[float]:
+        return self._reduced(values, torch.float64, distributed.ReduceOp.SUM)
+
+    def largest(self, value: int) -> int:
+        return int(self._reduced([value], torch.int64, distributed.ReduceOp.MAX)[0])
+
+    def _reduced(self, values: Sequence[float], dtype: torch.dtype, how: Any) -> list[float]:
+        tensor = torch.tensor(values, dtype=dtype, device=self._device)
+        distributed.all_reduce(tensor, how)
+        return tensor.tolist()
+
+    def share(self, value: Any) -> Any:
+        text = json.dumps(value).encode() if self.is_first else b""
+        size = torch.tensor([len(text)], device=self._device)
+        distributed.broadcast(size, 0)
+        if not self.is_first:
+            text = bytes(int(size))
+        data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self._device)
+        distributed.broadcast(data, 0)
+        return json.loads(bytes(data.cpu().numpy()))
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        own = tensor.to(self._device)
+        found = [torch.empty_like(own) for _ in range(self.world)]
+        distributed.all_gather(found, own)
+        return [each.to(tensor.device) for each in found]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([parameter.grad for parameter in parameters]):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            distributed.all_reduce(flat)
+            for gradient, whole in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+                gradient.copy_(whole.view_as(gradient))
+
+    def leave(self) -> None:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+class Sharded(Copies):
+    """DeepSpeed: optimizer, gradients and (stage 3) weights are shared out. It clips and steps by itself."""
+
+    takes_steps = True
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self._values = zero.chosen(config)
+        self._engine: Any = None
+        self.partitions_weights = zero.stage_of(self._values) == 3
+
+    def join(self, device: torch.device) -> None:
+        if device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        super().join(device)
+        deepspeed = _import_deepspeed()
+        deepspeed.init_distributed(dist_backend=distributed.get_backend())
+
+    def wrap(self, model: nn.Module, optimizer: Optimizer, loss: Loss, config: RunConfig, dtype: torch.dtype) -> None:
+        values = zero.complete(self._values, config, str(dtype).removeprefix("torch."))
+        module = LossModule(model, loss)
+        self._engine, *_ = _import_deepspeed().initialize(model=module, optimizer=optimizer, config=values)
+        self._engine.checkpoint_engine = _safe_checkpoints()
+        self._engine._copy_recovery_script = lambda path: None  # a script beside the files that loads them unsafely
+
+    def backward(self, last: bool, *arguments: Any) -> Tensor:
+        """Loss of a micro-batch, its gradient added to the step's; `last` ends the step's accumulation."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        loss = self._engine(*arguments)
+        # DeepSpeed takes the mean over processes, and the loss is divided by the tokens of all of them already.
+        self._engine.backward(loss * self.world, scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self) -> float:
+        """Clip, and change the weights unless the gradient is not finite; its norm before clipping."""
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def save(self, folder: Path, content: dict[str, Any], only_learned: bool) -> None:
+        """DeepSpeed's files of every process in `folder`, which all of them see. `content`: plain values, tensors."""
+        self._engine.save_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            client_state=content,
+            save_latest=False,
+            exclude_frozen_parameters=only_learned,
+        )
+
+    def load(self, folder: Path, only_learned: bool) -> None:
+        """Weights, masters and optimizer of every process, as `save` left them in as many processes."""
+        try:
+            self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=not only_learned)
+        except (RuntimeError, KeyError, ValueError, AssertionError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"{folder.name} cannot be loaded by DeepSpeed: {' '.join(str(error).split())[:300]}",
+                "Resume with the number of processes and the ZeRO stage that it was saved with.",
+            ) from error
+
+    def leave(self) -> None:
+        if self._engine is not None:
+            self._engine.destroy()
+        super().leave()
+
+
+class LossModule(nn.Module):
+    """A model and its loss as one module: DeepSpeed gathers weights for what is called through it.
+
+    The model is called `llm`, as in XTuner, so the files of both have the same names.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.llm = model
+        self._loss = loss
+
+    def forward(self, *arguments: Any) -> Tensor:
+        return self._loss(*arguments)
+
+
+def ranks_of(config: RunConfig) -> Alone:
+    """This process's place among those that train together. Raises ConfigError when DeepSpeed cannot be had."""
+    strategy = config.distributed.strategy
+    if strategy == "none":
+        return Alone()
+    return Sharded(config) if strategy == "deepspeed" else Copies()
+
+
+def _import_deepspeed() -> Any:
+    try:
+        import deepspeed  # noqa: PLC0415  # seconds, and only runs that use it should pay
+        from deepspeed.utils import logger
+    except ImportError as error:
+        raise ConfigError(
+            [Problem("distributed.strategy", f"deepspeed cannot be used here: {str(error)[:200]}", "none, ddp")]
+        ) from error
+    logger.setLevel("WARNING")
+    return deepspeed
+
+
+def _safe_checkpoints() -> Any:
+    """DeepSpeed's way to its files, but opening them can run no code."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+    class SafeCheckpoints(TorchCheckpointEngine):
+        def load(self, path: str, map_location: Any = None) -> Any:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location=map_location, weights_only=True)
+
+    return SafeCheckpoints()
+
+
+def _learned(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, up to BUCKET_ELEMENTS together."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (
+            tensor.dtype != bucket[0].dtype or sum(map(torch.numel, bucket)) + tensor.numel() > BUCKET_ELEMENTS
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

@@ -1,0 +1,107 @@
+"""Run by `tests/engine/test_distributed.py` in two processes: the same steps under every strategy, numbers to a file.
+
+argv: model folder, output file, names of cases. A case: strategy-method-pack-dtype, as zero2-lora-tree-float32.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from studio.config.schema import RunConfig, parse_config
+from studio.data.tokens import Example
+from studio.engine import adapters, devices
+from studio.engine.distributed import Alone, ranks_of
+from studio.engine.loop import Trainer
+from studio.engine.models.load import load_base
+
+NUM_STEPS, ROWS = 20, 8
+
+
+def config_of(model: Path, case: str, world: int) -> RunConfig:
+    strategy, method, pack, dtype = case.split("-")
+    zero = strategy.startswith("zero")
+    spread = {"strategy": "deepspeed" if zero else strategy, "deepspeed": strategy if zero else "zero2"}
+    return parse_config(
+        {
+            "method": method,
+            "model": {"base": str(model), "dtype": dtype},
+            "lora": {"rank": 4, "alpha": 16},
+            "data": {"pack": pack, "max_length": 96},
+            "train": {
+                "num_steps": NUM_STEPS,
+                "warmup_steps": 2,
+                "micro_batch_size": 2,
+                "gradient_accumulation_steps": ROWS // 2 // world,
+                "learning_rate": 0.01,
+                "weight_decay": 0.01,
+            },
+            "distributed": {**spread, "processes_per_node": world},
+        }
+    )
+
+
+def rows_of(step: int) -> list[Example]:
+    """Rows of different lengths, some with a common beginning, some all the same."""
+    generator = torch.Generator().manual_seed(step)
+    shared = torch.randint(3, 250, (8,), generator=generator).tolist()
+    rows = []
+    for number in range(ROWS):
+        own = torch.randint(3, 250, (6 + 5 * (number % 4),), generator=generator).tolist()
+        ids = (shared if number % 2 else []) + (own if number < 6 else rows[0].input_ids)
+        rows.append(Example(ids, [-100, -100, *ids[2:]]))
+    return rows
+
+
+def train(model: Path, case: str, world: int) -> dict[str, object]:
+    """Losses, norms and final learned weights of a case."""
+    config = config_of(model, case, world)
+    devices.seed_all(0)
+    dtype = devices.DTYPES[config.model.dtype]
+    weights_dtype = torch.float32 if config.method == "full" else dtype
+    device = torch.device("cpu")
+    ranks = ranks_of(config)
+    loaded = load_base(model, dtype=weights_dtype, device=device, quantize=config.method == "qlora")
+    attached = adapters.attach(loaded, config)
+    trainer = Trainer(attached, config, dtype, NUM_STEPS, loaded.pad_id)
+    ranks.join(device)
+    trainer.join(ranks)
+    results = [trainer.step(rows_of(step), step + 1) for step in range(NUM_STEPS)]
+    return {
+        "losses": [each.loss for each in results],
+        "norms": [each.grad_norm for each in results],
+        "tokens": [each.num_tokens for each in results],
+        "trained": [each.num_trained_tokens for each in results],
+        "valid": trainer.evaluate(rows_of(99)),
+        "weights": learned(attached, ranks),
+    }
+
+
+def learned(model: torch.nn.Module, ranks: Alone) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            if ranks.partitions_weights:
+                from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+                with GatheredParameters([parameter]):
+                    found[name] = parameter.detach().float().clone()
+            else:
+                found[name] = parameter.detach().float().clone()
+    return found
+
+
+def main(model: str, out: str, *cases: str) -> None:
+    import os
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    found = {}
+    for case in cases:
+        found[case] = train(Path(model), case, world)
+        print(case, found[case]["losses"][-1], flush=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
