@@ -15,7 +15,9 @@ from studio.config.schema import RunConfig
 from studio.config.yaml import load_config, load_text, save_config, update_text
 from studio.data import mix
 from studio.data.talk import WEIGHTS_FILE
-from studio.errors import ConfigError, DataError, JobError, Problem
+from studio.errors import CheckpointError, ConfigError, DataError, JobError, ModelError, Problem
+from studio.foreign import beginnings
+from studio.foreign.xtuner import UNKNOWN_DATA, open_checkpoint
 from studio.models import STARTER, require
 from studio.paths import remove, slugify
 from studio.projects import Project, open_project
@@ -94,13 +96,16 @@ def start_run(
     With `weights` it begins with the weights of that checkpoint, and nothing else of it: for another batch size,
     packing or number of processes, with which a run cannot be resumed. Raises ConfigError, ModelError, or DataError
     when the rows have errors, before anything is made; with `allow_lint_errors` the errors are recorded with the run.
+    A run that continues from weights (`model.continue_from`) gets the shape of their adapter.
     """
     require(config.model.base)
+    config = beginnings.fitting(config)
     if problems := problems_before_start(project, config):
         raise ConfigError(problems, config.name)
     detail = {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
     if weights:
         detail |= {"weights": {"run_id": weights.run_id, "step": weights.step, "path": weights.path}}
+    detail |= {"continued_from": config.model.continue_from} if config.model.continue_from else {}
     with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
         run_id = store.next_id(db, config.name)
         run_dir = project.path("runs", run_id)
@@ -133,6 +138,11 @@ def resume_run(project: Project, run_id: str, checkpoint: str = "auto") -> Job:
     run = get_run(project, run_id)
     if run.state in store_jobs.LIVE_STATES:
         raise JobError(f"Run {run_id} is {run.state}.", "Stop it first, or let it finish.")
+    if "imported" in run.detail:
+        raise JobError(
+            f"Run {run_id} was trained elsewhere, and its optimizer is not here.",
+            "Continue from its weights in a new run: --continue-from.",
+        )
     return _start_training(project, run_id, resume=checkpoint)
 
 
@@ -245,14 +255,72 @@ def start_merge(project: Project, run_id: str, step: int, name: str = "", max_sh
     return jobs.start(project.folder, "merge", args, title=f"merge {run_id} step {step}", run_id=run_id)
 
 
+def beginning(project: Project, text: str) -> str:
+    """The path of what a new run continues from: a path as typed, or a run (its newest checkpoint), or RUN:STEP.
+
+    Raises CheckpointError when there is none.
+    """
+    path = Path(text).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    run_id, _, step = text.partition(":")
+    with open_db(project.folder) as db:
+        found = store_checkpoints.listed(db, run_id) if run_id else []
+    wanted = [each for each in found if not step or str(each.step) == step]
+    if not wanted:
+        raise CheckpointError(
+            f"There is nothing to continue from at {text!r}.",
+            "Give an adapter folder, a .pth, a run of this project, or RUN:STEP.",
+        )
+    return str(project.path(max(wanted, key=lambda each: each.step).path))
+
+
+def import_checkpoint(
+    project: Project, path: Path, base: str = "", name: str = "", config: Path | None = None
+) -> tuple[Run, Job]:
+    """A run for a checkpoint of XTuner (a `.pth`, or a folder of DeepSpeed), and the job that brings it in.
+
+    `base` is its base model, the one that its config names when left out; `config` the `.py` it was trained with, for
+    what it does not say itself. Raises CheckpointError, or ModelError when the base is not here; nothing is made then.
+    """
+    text = config.read_text(encoding="utf-8") if config else ""
+    found = open_checkpoint(path.resolve(), text)
+    base = base or found.settings.base
+    try:
+        require(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{path.name} needs its base model: {error.message}", "Say which model it is: --base."
+        ) from error
+    frozen = found.run_config(base, slugify(name or found.name or path.stem))
+    with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
+        run_id = store.next_id(db, frozen.name)
+        project.path("runs", run_id).mkdir(parents=True, exist_ok=True)
+        save_config(project.path("runs", run_id, CONFIG_FILE), frozen)
+        store.add(db, Run(run_id, frozen.name, base, frozen.method, detail={"imported": found.facts()}))
+    job = jobs.start(
+        project.folder,
+        "import_checkpoint",
+        {"path": str(path.resolve()), "base": base, "config": str(config.resolve()) if config else ""},
+        title=f"import {path.name}",
+        run_id=run_id,
+        needs_device=False,
+        log_path=run_folder(project, run_id) / LOG_FILE,
+    )
+    with open_db(project.folder) as db:
+        store.update(db, run_id, job_id=job.id)
+    return get_run(project, run_id), job
+
+
 def probe_sets(project: Project, run_id: str) -> list[str]:
     """Datasets whose held-out probes a run is scored on: those that it was trained on, and a general one in any case.
 
+    What a run that was imported was trained on is not known, so it is scored on all that there are.
     Raises ConfigError when the config that was frozen with the run cannot be read.
     """
     sources = run_config(project, run_id).data.sources
     there = [dataset for dataset in datasets.listed(project) if dataset.num_probes]
-    trained = [dataset for dataset in there if dataset.name in sources]
+    trained = [dataset for dataset in there if dataset.name in sources or UNKNOWN_DATA in sources]
     general = [] if any(dataset.kind == "general" for dataset in trained) else [d for d in there if d.kind == "general"]
     return [dataset.name for dataset in sorted([*trained, *general], key=lambda dataset: dataset.kind == "general")]
 

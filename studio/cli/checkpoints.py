@@ -1,4 +1,4 @@
-"""`retune checkpoints`: what a run saved, and whether it is still what was saved."""
+"""`retune checkpoints`: what a run saved, whether it is still what was saved, and checkpoints from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studio.cli import show
+from studio.cli.follow import follow
 from studio.cli.group import group
-from studio.cli.lazy import checkpoint_files, checkpoints, runs, store
-from studio.cli.options import JsonOption, ProjectOption, StepOption, checkpoint_step, chosen
+from studio.cli.lazy import checkpoint_files, checkpoints, runs, store, xtuner
+from studio.cli.options import JsonOption, ProjectOption, StepOption, base_model, checkpoint_step, chosen
 from studio.paths import human_bytes
 
 if TYPE_CHECKING:
@@ -44,6 +45,46 @@ def list_(
 
 
 @app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A .pth of XTuner or of ours, or a folder of DeepSpeed.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every weight with its shape.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what is in a checkpoint that someone else wrote. Nothing in it runs, and no weight is read.
+
+    Example: retune checkpoints inspect work_dirs/my_run/iter_96.pth
+    """
+    found = xtuner.open_checkpoint(path)
+    weights = [(name, weight.dtype, "×".join(map(str, weight.shape))) for name, weight in found.weights.items()]
+    if json:
+        return show.as_json(found.facts() | ({"weights": weights} if tensors else {}))
+    facts = {key: value for key, value in found.facts().items() if value not in ("", None, [], {})}
+    show.table(["", path.name], [(key, _words(value)) for key, value in facts.items()])
+    if tensors:
+        show.table(["weight", "format", "shape"], weights)
+    return None
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A .pth of XTuner (iter_96.pth), or a folder of DeepSpeed.")],
+    base: Annotated[str, typer.Option(help="Its base model, where the one in its config is not here.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the run; its folder's when left out.")] = "",
+    config: Annotated[Path | None, typer.Option(help="The .py it was trained with; it is read and never run.")] = None,
+    project: ProjectOption = "",
+) -> None:
+    """Bring a checkpoint of XTuner into a project, as a run of its own: convert, compare, score, continue from it.
+
+    Example: retune checkpoints import work_dirs/my_run/iter_96.pth --base internlm/internlm2_5-1_8b-chat
+    """
+    workspace = chosen(project)
+    run, job = runs.import_checkpoint(workspace, path, base_model(base) if base else "", name, config)
+    ended = follow(workspace.folder, job)
+    show.say(f"{path.name} is step {ended.result['step']} of run {run.id} in project {workspace.slug}.")
+    show.say(f"Next: retune evaluate {run.id}, or retune train CONFIG --continue-from {run.id}")
+
+
+@app.command()
 def verify(run: RunArgument, step: StepOption = 0, project: ProjectOption = "") -> None:
     """Read every byte of a checkpoint and compare it with its manifest; exit code 1 when it changed.
 
@@ -74,6 +115,12 @@ def delete(
         typer.confirm(f"Delete {path}?", abort=True)
     runs.delete_checkpoint(workspace, run, step)
     show.say(f"Deleted {path.name} of {run}.")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _file(workspace: Project, run: str, step: int) -> Path:

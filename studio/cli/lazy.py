@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from studio.config import catalog, schema
     from studio.config import yaml as configs
     from studio.data import files, formats, identity, named, phrasings, talk
+    from studio.foreign import xtuner
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
     caches = _AtFirstUse("studio.caches")
@@ -64,3 +65,4 @@ else:
     evaluations = _AtFirstUse("studio.store.evaluations")
     metrics = _AtFirstUse("studio.store.metrics")
     samples = _AtFirstUse("studio.store.samples")
+    xtuner = _AtFirstUse("studio.foreign.xtuner")

@@ -1,4 +1,4 @@
-"""`retune convert`: checkpoints become Hugging Face folders, adapters are merged into their base."""
+"""`retune convert`: checkpoints become Hugging Face folders, adapters are merged into their base, models are split."""
 
 from __future__ import annotations
 
@@ -18,19 +18,29 @@ from studio.paths import system_folder
 if TYPE_CHECKING:
     from studio.store.jobs import Job
 
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="float32, float16 or bfloat16; left out, what fits the checkpoint or base.")
+]
 app = group("Convert checkpoints and merge adapters.")
 
 
 @app.command("pth_to_hf")
 def pth_to_hf(
-    config_or_run: Annotated[str, typer.Argument(help="The run, or its config file.")],
-    pth: Annotated[Path, typer.Argument(help="The checkpoint: a file, or its name in the run (step_60.pth).")],
+    config_or_run: Annotated[str, typer.Argument(help="The run, its config file, or the .py of an XTuner run.")],
+    pth: Annotated[
+        Path, typer.Argument(help="The checkpoint: its name in the run (step_60.pth), a .pth, or a DeepSpeed folder.")
+    ],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     fp32: Annotated[bool, typer.Option("--fp32", help="Write weights in float32.")] = False,
+    dtype: DtypeOption = "",
+    base: Annotated[str, typer.Option(help="The base model, where the one in an XTuner config is not here.")] = "",
     max_shard_size: ShardOption = "2GB",
     project: ProjectOption = "",
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder: an adapter in PEFT's format, or a full model.
+
+    Checkpoints of XTuner (iter_N.pth, file or folder) become float16 as they do there, unless --fp32 or --dtype say
+    otherwise; their .py config is read and never run.
 
     Example: retune convert pth_to_hf starter_lora-1 step_60.pth luna-adapter
     """
@@ -38,7 +48,9 @@ def pth_to_hf(
     folder = system_folder() if is_file else chosen(project).folder
     config = str(Path(config_or_run).resolve()) if is_file else config_or_run
     args = {"config": config, "pth": str(_checkpoint(pth, folder, config_or_run)), "out": str(out.resolve())}
-    _do(folder, "convert", {**args, "fp32": fp32, "max_shard_size": max_shard_size}, f"convert {pth.name}")
+    args |= {"dtype": "float32" if fp32 else dtype, "max_shard_size": max_shard_size}
+    args |= {"base": base_model(base)} if base else {}
+    _do(folder, "convert", args, f"convert {pth.name}")
     show.say(f"Wrote {out.resolve()}")
 
 
@@ -49,16 +61,33 @@ def merge(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     max_shard_size: ShardOption = "2GB",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: DtypeOption = "",
 ) -> None:
     """Fold an adapter into its base, and check that the result answers the same.
+
+    The result has the base's number format; with --dtype float16 it has the bits that XTuner's merge gives.
 
     Example: retune convert merge starter luna-adapter luna-merged
     """
     args = {"base": base_model(base), "adapter": str(adapter.resolve()), "out": str(out.resolve())}
-    args |= {"max_shard_size": max_shard_size, "device": device}
+    args |= {"max_shard_size": max_shard_size, "device": device, "dtype": dtype}
     ended = _do(system_folder(), "merge", args, f"merge {adapter.name}", needs_device=True)
     show.say(f"Wrote {out.resolve()}")
     say_verdict(ended)
+
+
+@app.command()
+def split(
+    source: Annotated[Path, typer.Argument(help="A model folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there.")],
+) -> None:
+    """Write a model with one file a tensor, as XTuner's split does; every bit stays.
+
+    Example: retune convert split luna-merged luna-split
+    """
+    args = {"source": str(source.resolve()), "out": str(out.resolve())}
+    ended = _do(system_folder(), "split", args, f"split {source.name}")
+    show.say(f"Wrote {ended.result['tensors']} files of weights into {out.resolve()}")
 
 
 def say_verdict(merge: Job) -> None:

@@ -58,6 +58,12 @@ class ModelSection(Section):
         description="Attention kernel; auto takes the fastest one that works here.",
         json_schema_extra=ADVANCED,
     )
+    continue_from: str = Field(
+        "",
+        max_length=4096,
+        description="Weights to begin with: an adapter folder or a .pth of an earlier run. Empty: the base as it is.",
+        json_schema_extra=ADVANCED,
+    )
 
 
 class LoraSection(Section):

@@ -17,6 +17,8 @@ VERBS = {
     "distill": "studio.engine.distill",
     "convert": "studio.engine.convert",
     "merge": "studio.engine.merge",
+    "split": "studio.engine.split",
+    "import_checkpoint": "studio.engine.importing_checkpoint",
     "evaluate": "studio.engine.evaluate",
     "serve": "studio.engine.server",
 }

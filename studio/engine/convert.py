@@ -1,6 +1,6 @@
 """`convert`: a `.pth` checkpoint becomes a Hugging Face folder: an adapter in PEFT's format, or a full model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from studio.config.yaml import load_config
 from studio.data.talk import talk_of
 from studio.engine.card import model_card, shown_base
 from studio.engine.checkpoint import FORMAT, verify
+from studio.engine.foreign import in_our_format, is_foreign
 from studio.engine.job import JobContext
 from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
@@ -30,7 +31,9 @@ from studio.engine.weights import (
     tokenizer_bytes,
     write_named_template,
 )
-from studio.errors import CheckpointError, ConfigError, Problem, StudioError
+from studio.errors import CheckpointError, ConfigError, ModelError, Problem, StudioError
+from studio.foreign.xtuner import XTunerCheckpoint, open_checkpoint
+from studio.models import resolve
 from studio.paths import atomic_write_json, inside
 from studio.store import checkpoints as store
 from studio.store import open_db
@@ -38,11 +41,18 @@ from studio.store import open_db
 ADAPTER_METHODS = ("lora", "qlora")
 DEFAULT_SHARD_SIZE = "2GB"
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
+EMBEDDING = "model.embed_tokens.weight"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+XTUNERS_DTYPE = "float16"
+"""What XTuner writes when nothing else is asked for; so its checkpoints become what they become there."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that was read, where its folder is to be, and the run that it belongs to, if any."""
+    """A checkpoint that was read, where its folder is to be, and the run that it belongs to, if any.
+
+    `origin` is empty for our own checkpoints, else what is known of a foreign one.
+    """
 
     pth: Path
     out: Path
@@ -51,6 +61,7 @@ class Source:
     tensors: dict[str, torch.Tensor]
     data_fingerprints: dict[str, str]
     run_id: str = ""
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_adapter(self) -> bool:
@@ -62,14 +73,19 @@ class Source:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Args: run_id and step, or config (a file or a run's id), pth and out; fp32, max_shard_size.
+    """Args: run_id and step, or config (a file or a run's id), pth and out; dtype, fp32, max_shard_size, base.
 
-    Without `fp32` an adapter keeps the number format it was trained in (it is small, and so nothing is lost), and a
-    full model gets the base's own. With `fp32` every tensor is written in float32.
+    `pth` may be a checkpoint of XTuner, a file or a folder of DeepSpeed, and `config` its `.py`, which is not run;
+    `base` then names the base model, where the one in the config is not here. Such a checkpoint becomes float16 as in
+    XTuner. Of ours, an adapter keeps the number format it was trained in (it is small, and so nothing is lost), and a
+    full model gets the base's own. `dtype` (or fp32, for float32) asks for another.
     Raises CheckpointError for a damaged or foreign file; `out` then stays as it was.
     """
     limit = shard_bytes(job.args.get("max_shard_size") or DEFAULT_SHARD_SIZE)
-    return _convert_to(job, *_places(job.folder, job.args), fp32=bool(job.args.get("fp32")), max_shard_bytes=limit)
+    asked = "float32" if job.args.get("fp32") else str(job.args.get("dtype") or "")
+    if asked and asked not in DTYPES:
+        raise StudioError(f"Weights cannot be written as {asked!r}.", f"Allowed: {', '.join(DTYPES)}.")
+    return _convert_to(job, *_places(job.folder, job.args), dtype=asked, max_shard_bytes=limit)
 
 
 def folder_of_run(job: JobContext, run_id: str, step: int) -> Path:
@@ -77,23 +93,59 @@ def folder_of_run(job: JobContext, run_id: str, step: int) -> Path:
     pth, out, run_id, config = _places(job.folder, {"run_id": run_id, "step": step})
     if not (out / WEIGHTS_FILE).is_file():
         limit = shard_bytes(DEFAULT_SHARD_SIZE)
-        _convert_to(job, pth, out, run_id, config, fp32=False, max_shard_bytes=limit)
+        _convert_to(job, pth, out, run_id, config, dtype="", max_shard_bytes=limit)
     return out
 
 
 def _convert_to(
-    job: JobContext, pth: Path, out: Path, run_id: str, config: RunConfig | None, *, fp32: bool, max_shard_bytes: int
+    job: JobContext, pth: Path, out: Path, run_id: str, config: RunConfig | None, *, dtype: str, max_shard_bytes: int
 ) -> dict[str, Any]:
     require_replaceable(out)
     job.phase("reading the checkpoint")
-    source = read_source(pth, out, config, run_id)
+    if not manifest_path(pth).is_file() and is_foreign(pth):
+        source, base = _read_foreign(pth, out, job.args, DTYPES[dtype or XTUNERS_DTYPE])
+    else:
+        source = read_source(pth, out, config, run_id)
+        job.check_stop()
+        base = known_base(source.config.model.base, str(source.meta.get("base_fingerprint", "")), source.pth.name)
     job.check_stop()
-    base = known_base(source.config.model.base, str(source.meta.get("base_fingerprint", "")), source.pth.name)
     job.phase("writing the weights")
-    record = convert(source, base, fp32=fp32, max_shard_bytes=max_shard_bytes)
+    record = convert(source, base, dtype=DTYPES.get(dtype), max_shard_bytes=max_shard_bytes)
     _register(job, source, record)
     kind = "adapter" if source.is_adapter else "model"
     return {"path": str(out), "kind": kind, "sha256": record["sha256"], "run_id": source.run_id, "step": source.step}
+
+
+def _read_foreign(pth: Path, out: Path, args: dict[str, Any], dtype: torch.dtype) -> tuple[Source, Base]:
+    """A checkpoint of XTuner, cast as it is read, and its base."""
+    config = Path(str(args.get("config") or ""))
+    found = open_checkpoint(pth, config.read_text(encoding="utf-8") if config.suffix == ".py" else "")
+    base = _foreign_base(found, str(args.get("base") or ""))
+    content = in_our_format(found, base.name, dtype)
+    meta, tensors = content["meta"], content["state_dict"]
+    _check_content(pth, meta, tensors)
+    return Source(pth, out, parse_config(meta["config"], pth.name), meta, tensors, {}, origin=meta["origin"]), base
+
+
+def _foreign_base(found: XTunerCheckpoint, asked: str) -> Base:
+    """The base that is asked for, else the one that the config names. An adapter can be converted without it."""
+    try:
+        return known_base(asked or found.settings.base)
+    except ModelError as error:
+        if asked or not found.is_adapter:
+            raise ModelError(
+                f"{found.path.name} needs its base model: {error.message}", "Name it with --base."
+            ) from error
+        return Base(_plausible(found.settings.base), Path(), "", found.settings.base)
+
+
+def _plausible(name: str) -> str:
+    """A name that could be that of a base model, for the record."""
+    try:
+        resolve(name)
+    except ModelError:
+        return f"unknown/{''.join(c if c.isalnum() else '_' for c in name)[:60] or 'base'}"
+    return name
 
 
 def read_source(pth: Path, out: Path, config: RunConfig | None = None, run_id: str = "") -> Source:
@@ -119,18 +171,22 @@ def read_source(pth: Path, out: Path, config: RunConfig | None = None, run_id: s
     return Source(pth, out, config, meta, tensors, fingerprints or {}, run_id or str(meta.get("run_id") or ""))
 
 
-def convert(source: Source, base: Base, *, fp32: bool, max_shard_bytes: int) -> dict[str, Any]:
+def convert(source: Source, base: Base, *, dtype: torch.dtype | None = None, max_shard_bytes: int) -> dict[str, Any]:
     """Write the folder, whole or not at all, and return what its retune_weights.json says."""
-    dtype = torch.float32 if fp32 else None if source.is_adapter else own_dtype(base.folder)
+    if dtype is None and not source.is_adapter and not source.origin:
+        dtype = own_dtype(base.folder)
     tensors = _cast(source.tensors, dtype)
-    num_bytes = sum(tensor.nbytes for tensor in tensors.values()) + tokenizer_bytes(base.folder)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values()) + (
+        tokenizer_bytes(base.folder) if base.is_here else 0
+    )
     with output_folder(source.out, num_bytes) as folder:
         if source.is_adapter:
             _write_adapter(folder, source, base, tensors)
         else:
             _write_model(folder, base, tensors, max_shard_bytes, source.pth.name)
-        copy_tokenizer(base.folder, folder)
-        if template := source.config.data.template:
+        if base.is_here:
+            copy_tokenizer(base.folder, folder)
+        if (template := source.config.data.template) and base.is_here:
             write_named_template(template, base.folder, folder)
         facts = _facts(source, base, tensors)
         title = f"{source.run_id or source.config.name}, step {source.step}"
@@ -141,7 +197,7 @@ def convert(source: Source, base: Base, *, fp32: bool, max_shard_bytes: int) -> 
             base=base.name,
             is_adapter=source.is_adapter,
             facts=facts,
-            config=config,
+            config=None if source.origin else config,
         )
         return seal(folder, card, _identity(source, base))
 
@@ -163,7 +219,7 @@ def _places(folder: Path, args: dict[str, Any]) -> tuple[Path, Path, str, RunCon
 
 def _config_of(folder: Path, given: str) -> tuple[RunConfig | None, str]:
     """The config of a file or of a run, and the run's id in the latter case."""
-    if not given:
+    if not given or given.endswith(".py"):
         return None, ""
     if Path(given).is_file():
         return load_config(Path(given)), ""
@@ -205,6 +261,8 @@ def _write_model(folder: Path, base: Base, tensors: dict[str, torch.Tensor], max
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    if (embedding := tensors.get(EMBEDDING)) is not None:
+        config.vocab_size = embedding.shape[0]  # XTuner may have made it larger, for new tokens
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     try:
@@ -241,6 +299,10 @@ def _identity(source: Source, base: Base) -> dict[str, Any]:
 def _facts(source: Source, base: Base, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What the card's table says."""
     config = source.config
+    if source.origin:
+        return {"base": shown_base(base.name), "method": source.meta["method"], "step": source.step} | {
+            name: value for name, value in source.origin.items() if name not in ("file", "base", "parts", "file bytes")
+        }
     return {
         "base": shown_base(base.name),
         "base fingerprint": base.fingerprint,

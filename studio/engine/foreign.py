@@ -1,11 +1,18 @@
 """Tensors of files that the studio did not write, read one by one: XTuner's `.pth` and folders of DeepSpeed."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from studio.engine.checkpoint import FORMAT
+from studio.errors import CheckpointError
 from studio.foreign.deepspeed_folder import Piece, Weight
 from studio.foreign.pickles import StoredTensor
+from studio.foreign.torch_file import open_dictionary
+from studio.foreign.xtuner import XTunerCheckpoint
+from studio.paths import slugify
 
 
 def read_tensor(stored: StoredTensor) -> torch.Tensor:
@@ -40,3 +47,53 @@ def _read_piece(piece: Piece) -> torch.Tensor:
     if piece.num_elements == tensor.numel():
         return tensor.reshape(-1)  # as it lies, or in order when it was stored as a view
     return tensor.reshape(-1)[piece.start : piece.start + piece.num_elements]
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a checkpoint is not in our own format. Raises CheckpointError, UnsafeFileError."""
+    if path.is_dir():
+        return True
+    meta = open_dictionary(path).content.get("meta")
+    return not isinstance(meta, dict) or "format" not in meta
+
+
+def in_our_format(
+    found: XTunerCheckpoint, base: str, dtype: torch.dtype | None = None, run_id: str = "", base_fingerprint: str = ""
+) -> dict[str, Any]:
+    """A checkpoint of XTuner as the studio writes them, without what a resume needs: the weights, and what they are.
+
+    `dtype` None keeps the numbers as they were trained. Weights are read and cast one by one.
+    Raises CheckpointError for parts beside the language model, and for numbers that do not fit `dtype`.
+    """
+    if found.others:
+        raise CheckpointError(
+            f"{found.path.name} also holds weights of {', '.join(found.others)}, which cannot be taken along yet.",
+            "Only weights of the language model (llm.) can.",
+        )
+    name = slugify(found.name or found.path.stem)
+    meta = {
+        "format": FORMAT,
+        "step": found.step or found.iteration,
+        "run_id": run_id,
+        "method": found.method,
+        "base": base,
+        "base_fingerprint": base_fingerprint,
+        "config": found.run_config(base or "unknown/base", name).model_dump(mode="json"),
+        "adapter_config": found.adapter_config() if found.is_adapter else None,
+        "versions": {"xtuner checkpoint": found.path.name},
+        "origin": {key: value for key, value in found.facts().items() if value not in ("", None, [], {})},
+    }
+    state = {name: _cast(tensor, dtype, name, found.path) for name, tensor in iter_weights(found.weights)}
+    return {"meta": meta, "state_dict": state, "data": {"fingerprints": {}}}
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None, name: str, path: Path) -> torch.Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
+    if torch.isfinite(tensor).all() and not torch.isfinite(cast).all():
+        raise CheckpointError(
+            f"{name} in {path.name} holds numbers that {str(dtype).removeprefix('torch.')} cannot.",
+            "Write float32 (--fp32), or bfloat16.",
+        )
+    return cast

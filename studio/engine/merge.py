@@ -12,10 +12,12 @@ from torch import nn
 
 from studio.data.talk import Talk, read_talk
 from studio.engine.card import model_card, shown_base
+from studio.engine.convert import DTYPES
 from studio.engine.devices import pick_device, set_threads
 from studio.engine.equality import Agreement, compare, make_reference
 from studio.engine.job import JobContext
 from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -32,9 +34,11 @@ from studio.engine.weights import (
     weights_hash,
 )
 from studio.errors import CheckpointError, StudioError, UnsafeFileError
+from studio.paths import sha256_of
 from studio.store import checkpoints as store
 from studio.store import open_db
 
+OLD_ADAPTER_WEIGHTS = "adapter_model.bin"
 # Settings of an adapter that name Python modules to import; ours never have them.
 IMPORTING_SETTINGS = ("auto_mapping", "megatron_config", "megatron_core")
 FLOAT32_SHARE = 0.7
@@ -50,13 +54,21 @@ class Adapter:
     tensors: dict[str, torch.Tensor]
     seal: dict[str, Any]
 
+    @property
+    def hash(self) -> str:
+        """sha256 of its weights."""
+        old = self.folder / OLD_ADAPTER_WEIGHTS
+        return weights_hash(self.folder) if (self.folder / ADAPTER_WEIGHTS).is_file() else sha256_of(old)
+
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Args: base, adapter, out; max_shard_size, device, run_id, step.
+    """Args: base, adapter, out; max_shard_size, device, run_id, step, dtype.
 
-    Each layer is folded in float32 and rounded once to the base's own number format. The model is then read back from
-    the disk and held against base + adapter: logits and greedy answers. Where they differ by more than the rounding of
-    the weights explains, the result and retune_weights.json say `"verified": false`, with the figures.
+    Each layer is folded in float32 and rounded once, to the base's own number format or to `dtype`; with the latter the
+    base's weights are rounded to it first, as XTuner does with float16, and the result has the same bits. The model is
+    then read back from the disk and held against base + adapter: logits and greedy answers. Where they differ by more
+    than the rounding of the weights explains, the result and retune_weights.json say `"verified": false`, with the
+    figures.
     Raises CheckpointError for a damaged adapter or one of another base, before anything is written.
     """
     args = job.args
@@ -69,7 +81,8 @@ def run(job: JobContext) -> dict[str, Any]:
     base = known_base(str(args["base"]), str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
     if out.resolve() in (adapter.folder.resolve(), base.folder.resolve()):
         raise StudioError(f"{str(out)!r} is what the merge is made from.", "Choose another folder for the result.")
-    record = merge(job, base, adapter, out, device, limit)
+    stored = DTYPES[str(args["dtype"])] if args.get("dtype") else own_dtype(base.folder)
+    record = merge(job, base, adapter, out, device, limit, stored)
     _register(job, out, record)
     return {key: record[key] for key in ("sha256", "run_id", "step", "verified", "message", "agreement")} | {
         "path": str(out)
@@ -79,6 +92,8 @@ def run(job: JobContext) -> dict[str, Any]:
 def read_adapter(folder: Path) -> Adapter:
     """A LoRA adapter in PEFT's format. Raises CheckpointError, or UnsafeFileError for one that would import code."""
     config = _read_config(folder)
+    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / OLD_ADAPTER_WEIGHTS).is_file():
+        return Adapter(folder, config, _read_old(folder / OLD_ADAPTER_WEIGHTS), {})
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{folder.name!r} has no {ADAPTER_WEIGHTS}.", "Give a folder made by convert, or one with safetensors."
@@ -93,6 +108,14 @@ def read_adapter(folder: Path) -> Adapter:
             f"{ADAPTER_WEIGHTS} in {folder.name!r} is damaged: {error}.", "Convert the checkpoint again."
         ) from error
     return Adapter(folder, config, tensors, read_seal(folder))
+
+
+def _read_old(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an `adapter_model.bin`, as older tools write it; nothing in it can run."""
+    content = load_pth(path)
+    if odd := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(f"{path.name} holds {str(odd[0])[:60]!r}, which is no tensor.", "Convert it again.")
+    return content
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -117,13 +140,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def merge(
-    job: JobContext, base: Base, adapter: Adapter, out: Path, device: torch.device, max_shard_bytes: int
+    job: JobContext,
+    base: Base,
+    adapter: Adapter,
+    out: Path,
+    device: torch.device,
+    max_shard_bytes: int,
+    stored: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Write and verify the merged model; returns what its retune_weights.json says."""
     job.phase("loading the base model")
     dtype = _arithmetic(base.folder, device)
     loaded = load_base(base.folder, dtype=dtype, device=device)
-    stored = own_dtype(base.folder)
+    stored = stored or own_dtype(base.folder)
+    _round(loaded.model, stored)
     with output_folder(out, loaded.model.num_parameters() * stored.itemsize + 2**24) as folder:
         pair = attach(loaded, adapter)
         job.check_stop()
@@ -188,6 +218,13 @@ def fold(job: JobContext, pair: nn.Module) -> nn.Module:
     return pair.unload()
 
 
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the base to the format that the result is stored in; nothing happens to one that is stored in it."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+
+
 def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
     """float32, so that only the rounding of the weights remains to be seen; the model's own where memory is short."""
     own = own_dtype(folder)
@@ -206,7 +243,7 @@ def _seal(folder: Path, base: Base, adapter: Adapter, agreement: Agreement) -> d
         "method": made_from.get("method", "lora"),
         "base": base.name,
         "base_fingerprint": base.fingerprint,
-        "adapter_sha256": weights_hash(adapter.folder),
+        "adapter_sha256": adapter.hash,
         "verified": agreement.verified,
         "message": agreement.message,
         "agreement": agreement.figures(),

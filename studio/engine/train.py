@@ -15,6 +15,7 @@ from studio.data import mix
 from studio.data.tokens import Example
 from studio.engine import adapters, checkpoint, devices
 from studio.engine.batches import Corpus, describe_packing, examples_from, load_corpus
+from studio.engine.beginning import begin
 from studio.engine.best import Best
 from studio.engine.checkpoint import CheckpointFolder
 from studio.engine.health import Health
@@ -141,6 +142,9 @@ class Training:
             self.recorder.event(self.step, "resumed", file=path.name)
         elif weights:
             self._take_weights(inside(self.job.folder, weights))
+        elif self.config.model.continue_from:
+            self.job.phase("reading the weights to continue from")
+            begin(self.model, Path(self.config.model.continue_from).expanduser(), self._base_fingerprint())
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
         self._require_space()

@@ -49,6 +49,11 @@ class Base:
     fingerprint: str
     reference: str
 
+    @property
+    def is_here(self) -> bool:
+        """False for the base of an adapter that came from elsewhere without it."""
+        return bool(self.fingerprint)
+
 
 def known_base(name: str, expected_fingerprint: str = "", what: str = "These weights") -> Base:
     """The base model of that name. Raises ModelError when it is not here, CheckpointError when it is another one."""

@@ -1,0 +1,57 @@
+"""Continue from: a new run whose weights begin as those of an adapter or checkpoint, ours or XTuner's."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from studio.checkpoint_files import manifest_path
+from studio.engine import adapters
+from studio.engine.checkpoint import verify
+from studio.engine.foreign import in_our_format, is_foreign
+from studio.engine.merge import read_adapter
+from studio.engine.safe_load import load_pth
+from studio.errors import CheckpointError
+from studio.foreign.xtuner import open_checkpoint
+
+
+def begin(model: nn.Module, path: Path, base_fingerprint: str) -> None:
+    """Put the weights at `path` into a model that is ready to train; its optimizer begins anew.
+
+    Raises CheckpointError when they are damaged, of another base, or do not fit the model exactly.
+    """
+    state, adapter_config, fingerprint = _read(path)
+    if fingerprint and fingerprint != base_fingerprint:
+        raise CheckpointError(
+            f"{path.name} belongs to another base model: it was trained on {fingerprint[:12]}, and the run's base is "
+            f"{base_fingerprint[:12]}.",
+            "Set model.base to the base that it was trained on.",
+        )
+    if adapter_config is not None and adapters.is_adapter(model):
+        _require_same_strength(model, adapter_config, path)
+    adapters.load_trainable_state(model, state)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
+    """(weights, PEFT's config, fingerprint of the base, empty when nothing says it)."""
+    if (path / "adapter_config.json").is_file():
+        adapter = read_adapter(path)
+        return adapter.tensors, adapter.config, str(adapter.seal.get("base_fingerprint", ""))
+    if manifest_path(path).is_file():
+        verify(path)
+    content = in_our_format(open_checkpoint(path), "") if is_foreign(path) else load_pth(path)
+    meta, state = content["meta"], content.get("state_dict")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path.name} holds no weights.", "Give another checkpoint.")
+    return state, meta.get("adapter_config"), str(meta.get("base_fingerprint", ""))
+
+
+def _require_same_strength(model: nn.Module, theirs: dict[str, Any], path: Path) -> None:
+    """An adapter counts by alpha / rank; with another alpha the same weights would be another model."""
+    ours = adapters.adapter_config(model) or {}
+    if (ours["r"], float(ours["lora_alpha"])) != (theirs.get("r"), float(theirs.get("lora_alpha", 0))):
+        raise CheckpointError(
+            f"{path.name} has rank {theirs.get('r')} and alpha {theirs.get('lora_alpha')}, the run {ours['r']} and "
+            f"{ours['lora_alpha']}.",
+            "Set lora.rank and lora.alpha to those of the adapter.",
+        )

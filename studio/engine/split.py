@@ -1,0 +1,111 @@
+"""`split`: a model folder with one file a tensor, as XTuner's `convert split` cuts one, for tools that read it so."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.engine.job import JobContext
+from studio.engine.safe_load import load_pth
+from studio.errors import CheckpointError, ModelError, StudioError
+from studio.models import model_files
+from studio.paths import atomic_path, atomic_write_json, require_free_space
+
+INDEXES = {"model.safetensors": "safetensors", "pytorch_model.bin": "bin"}
+NAMES = {"safetensors": "model-{:05d}-of-{:05d}.safetensors", "bin": "pytorch_model-{:05d}-of-{:05d}.bin"}
+MAX_TENSORS = 99_999
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Args: source (a model folder), out (a folder that is not there yet).
+
+    Weights keep their format (safetensors, or `.bin` files as XTuner writes them) and every bit; all other files are
+    copied. Raises ModelError when the source is no model, CheckpointError for damaged weights.
+    """
+    source, out = Path(job.args["source"]), Path(job.args["out"])
+    if out.exists():
+        raise StudioError(f"{str(out)!r} is there already; it was not touched.", "Choose a folder that is not there.")
+    shards, kind = weight_files(source)
+    require_free_space(out, sum(path.stat().st_size for path in shards) + 2**24, f"the model {out.name}")
+    num_tensors = sum(1 for shard in shards for _ in _names(shard))
+    if num_tensors > MAX_TENSORS:
+        raise ModelError(f"{source.name!r} has {num_tensors} tensors.", f"Allowed: {MAX_TENSORS}.")
+    job.phase("writing one file a tensor", total=num_tensors, unit="tensors")
+    with atomic_path(out) as temporary:
+        temporary.mkdir()
+        for path in model_files(source):
+            if path not in shards and not path.name.endswith((".index.json", *NAMES)):
+                shutil.copyfile(path, temporary / path.name)
+        weight_map, num_bytes = {}, 0
+        for number, (name, tensor) in enumerate(_tensors(shards), 1):
+            weight_map[name] = NAMES[kind].format(number, num_tensors)
+            _save(name, tensor, temporary / weight_map[name])
+            num_bytes += tensor.nbytes
+            job.progress(number)
+        index = next(f"{stem}.index.json" for stem, each in INDEXES.items() if each == kind)
+        atomic_write_json(temporary / index, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
+    return {"path": str(out), "tensors": num_tensors, "bytes": num_bytes}
+
+
+def weight_files(folder: Path) -> tuple[list[Path], str]:
+    """The weight files of a model folder, and whether they are `safetensors` or `bin`. Raises ModelError."""
+    for stem, kind in INDEXES.items():
+        if (folder / f"{stem}.index.json").is_file():
+            return _listed(folder, f"{stem}.index.json"), kind
+        if (folder / stem).is_file():
+            return [folder / stem], kind
+    raise ModelError(f"{str(folder)!r} holds no weights.", f"A model folder has one of {', '.join(INDEXES)}.")
+
+
+def _listed(folder: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} in {folder.name!r} cannot be read: {error!r}.") from error
+    paths = [folder / name for name in names]
+    if missing := [path.name for path in paths if path.parent != folder or not path.is_file()]:
+        raise ModelError(f"{folder.name!r} lacks {missing[0]}.", "Copy the model again.")
+    return paths
+
+
+def _tensors(shards: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """One tensor after the other, file by file, by name in each, as XTuner numbers them."""
+    for shard in shards:
+        yield from read_shard(shard)
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a weight file, sorted by name; nothing in it can run."""
+    if path.suffix == ".safetensors":
+        yield from _read_safetensors(path)
+    else:
+        content = load_pth(path)
+        for name in sorted(content):
+            yield name, content[name]
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}.", "Copy the model again.") from error
+
+
+def _names(path: Path) -> list[str]:
+    return [name for name, _ in read_shard(path)]
+
+
+def _save(name: str, tensor: torch.Tensor, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous()}, path, {"format": "pt"})
+    else:
+        torch.save({name: tensor.clone()}, path)  # a clone, so that the file does not hold the whole shard's storage
