@@ -11,7 +11,7 @@ from filelock import FileLock
 from studio import dataset_checks, datasets, jobs
 from studio.chat_client import Connection
 from studio.config import catalog
-from studio.config.schema import RunConfig
+from studio.config.schema import Recipe, RunConfig
 from studio.config.yaml import load_config, load_text, save_config, update_text
 from studio.data import mix
 from studio.data.talk import WEIGHTS_FILE
@@ -61,17 +61,47 @@ def config_path(project: Project, name: str) -> Path:
 
 def problems_before_start(project: Project, config: RunConfig) -> list[Problem]:
     """What would make a run of this config fail at once; empty when it can start."""
-    problems = [] if config.task == "sft" else [Problem("task", UNTRAINED[config.task], "sft")]
+    problems = [] if config.task == "sft" else [_untrained(config)]
     there = {dataset.name for dataset in datasets.listed(project)}
     for name in config.data.sources:
         if name not in there and name in config.data.recipes:
-            source = config.data.recipes[name].source
-            hint = f"get it from {source}: `retune data fetch CONFIG`, or the button on the Config page"
-            problems.append(Problem("data.sources", f"the dataset {name!r} is not in this project yet", hint))
+            problems.append(Problem("data.sources", _how_to_get(config, name)))
         elif name not in there:
             allowed = ", ".join(sorted(there)) or "none yet: build one on the Data page"
             problems.append(Problem("data.sources", f"there is no dataset {name!r} in this project", allowed))
     return problems
+
+
+def _untrained(config: RunConfig) -> Problem:
+    return Problem("task", UNTRAINED[config.task], "sft")
+
+
+def _how_to_get(config: RunConfig, name: str) -> str:
+    source = config.data.recipes[name].source
+    if source.startswith("path/to/"):
+        source = f"your own file: say where it is in data.recipes.{name}.source, then"
+    else:
+        source = f"{source}:"
+    way = f"`retune data fetch {config.name}`, or Get the data on the Config page"
+    return f"the dataset {name!r} is not in this project yet. Get it from {source} {way}"
+
+
+def missing_recipes(project: Project, config: RunConfig) -> dict[str, Recipe]:
+    """Datasets of a config that the project lacks, and that the config says where to get."""
+    there = {dataset.name for dataset in datasets.listed(project)}
+    return {
+        name: recipe
+        for name, recipe in config.data.recipes.items()
+        if name in config.data.sources and name not in there
+    }  # fmt: skip
+
+
+def start_fetch(project: Project, name: str, recipe: Recipe) -> Job:
+    """Make the dataset of a recipe, in a job: a hub's data set, or a file of this machine. Rows that cannot be used
+    are left out. Raises DataError for what can be told at once."""
+    return datasets.start_import(
+        project, recipe.source, name, recipe.format or None, keep_good=True, split=recipe.split, subset=recipe.subset
+    )  # fmt: skip
 
 
 def epoch_rows(project: Project, config: RunConfig) -> int:
@@ -98,6 +128,8 @@ def start_run(
     when the rows have errors, before anything is made; with `allow_lint_errors` the errors are recorded with the run.
     A run that continues from weights (`model.continue_from`) gets the shape of their adapter.
     """
+    if config.task != "sft":
+        raise ConfigError([_untrained(config)], config.name)
     require(config.model.base)
     config = beginnings.fitting(config)
     if problems := problems_before_start(project, config):

@@ -9,13 +9,14 @@ import typer
 
 from studio.cli import show
 from studio.cli.group import group
-from studio.cli.lazy import catalog, configs, projects, runs
+from studio.cli.lazy import catalog, configs, exporting, importing, projects, runs
 from studio.cli.options import JsonOption, ProjectOption, SetOption, base_model, chosen
 from studio.errors import ConfigError, Problem
 from studio.paths import atomic_write_text
 
 if TYPE_CHECKING:
     from studio.config.schema import RunConfig
+    from studio.config.xtuner.importing import Imported
     from studio.projects import Project
 
 app = group("Configs: everything one run needs.")
@@ -85,9 +86,61 @@ def show_(config: ConfigArgument, set: SetOption = None, project: ProjectOption 
     print(configs.update_text("", loaded), end="")
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An XTuner config (.py), written or dumped.")],
+    out: Annotated[Path | None, typer.Option(help="The YAML file; the project's configs when left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    project: ProjectOption = "",
+) -> None:
+    """Read an XTuner config without running it, and write it as YAML. What was not taken over is listed with its line.
+
+    Example: retune config import internlm2_1_8b_qlora_alpaca_e3_copy.py --out luna.yaml
+    """
+    found = importing.import_file(file)
+    path = out or runs.config_path(chosen(project), found.config.name)
+    if path.exists() and not force:
+        raise ConfigError([Problem("file", f"{path} is there already", "--force replaces it")], "config import")
+    atomic_write_text(path, found.text)
+    show.say(f"Wrote {path}")
+    say_imported(found)
+
+
+@app.command()
+def export(
+    config: ConfigArgument,
+    xtuner: Annotated[Path, typer.Option("--xtuner", metavar="OUT.py", help="The Python file for XTuner 0.1.23.")],
+    set: SetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    project: ProjectOption = "",
+) -> None:
+    """Write a config as one of XTuner's, which XTuner takes and `retune config import` reads back as it was.
+
+    Example: retune config export luna --xtuner luna.py
+    """
+    if xtuner.exists() and not force:
+        raise ConfigError([Problem("file", f"{xtuner} is there already", "--force replaces it")], "config export")
+    loaded = with_settings(find_config(config, _project_if_any(project)), set)
+    atomic_write_text(xtuner, exporting.export_file(loaded, xtuner))
+    show.say(f"Wrote {xtuner}")
+
+
+def say_imported(found: Imported) -> None:
+    """What is otherwise than in the Python config, and what was not taken over."""
+    for note in found.notes:
+        show.say(f"Otherwise: {note}.")
+    for each in found.unread:
+        show.warn(f"Not taken over: {each}")
+
+
 def find_config(config: str, project: Project | None) -> RunConfig:
-    """A config by file, by name in the project, or by built-in name. Raises ConfigError that lists what there is."""
+    """A config by file, by name in the project, or by built-in name. Raises ConfigError that lists what there is.
+
+    An XTuner config (.py) is imported on the way; one that cannot be taken over whole is refused.
+    """
     path = Path(config)
+    if path.suffix == ".py":
+        return _imported_whole(path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return configs.load_config(path)
     own = runs.list_configs(project) if project else []
@@ -99,6 +152,15 @@ def find_config(config: str, project: Project | None) -> RunConfig:
     near = catalog.listed(config)[:5] if config else []
     there = ", ".join([*near, *catalog.preset_names(), *own]) + "; `retune list-cfg` lists all built-in ones"
     raise ConfigError([Problem("config", f"there is no config or file {config!r}", there)], "The command")
+
+
+def _imported_whole(path: Path) -> RunConfig:
+    found = importing.import_file(path)
+    if found.unread:
+        hint = "`retune config import` writes it as YAML with these listed; look at it, then train that"
+        raise ConfigError([Problem("(file)", f"not taken over: {each}", hint) for each in found.unread], path.name)
+    say_imported(found)
+    return found.config
 
 
 def with_settings(config: RunConfig, settings: list[str] | None) -> RunConfig:

@@ -11,12 +11,14 @@ from studio.cli import data_caches, data_checks, show
 from studio.cli import follow as progress
 from studio.cli.data_inspect import inspect
 from studio.cli.group import group
-from studio.cli.lazy import datasets, files, formats
+from studio.cli.lazy import datasets, files, formats, runs
 from studio.cli.lazy import identity as identities
 from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.cli.options import languages as parsed
 
 if TYPE_CHECKING:
+    from studio.config.schema import RunConfig
+    from studio.projects import Project
     from studio.store.datasets import Dataset
 
 app = group("Datasets of a project.")
@@ -127,6 +129,33 @@ def import_(
             f"It replaces version {before.number} ({before.kind}, {before.num_rows} rows, {before.num_probes} probes); "
             f"retune data undo {built.name} takes it back."
         )
+
+
+@app.command()
+def fetch(
+    config: Annotated[str, typer.Argument(help="A config of the project, a file, or a built-in one.")],
+    project: ProjectOption = "",
+) -> None:
+    """Get the datasets that a config says where to find (data.recipes) and the project does not have yet.
+
+    Example: retune data fetch internlm2_1_8b_qlora_alpaca_e3
+    """
+    from studio.cli.config import find_config
+
+    workspace = chosen(project)
+    loaded = find_config(config, workspace)
+    if not fetch_data(workspace, loaded):
+        show.say(f"Project {workspace.slug} has all datasets that {loaded.name} says where to find.")
+
+
+def fetch_data(workspace: Project, config: RunConfig) -> int:
+    """Get the missing datasets of a config, one after the other, and return how many. Raises DataError, JobError."""
+    missing = runs.missing_recipes(workspace, config)
+    for name, recipe in missing.items():
+        job = runs.start_fetch(workspace, name, recipe)
+        progress.follow(workspace.folder, job)
+        show.say(summary(datasets.get(workspace, name)))
+    return len(missing)
 
 
 @app.command("formats")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from studio.agent import moss, react, steps, tools
     from studio.config import catalog, schema
     from studio.config import yaml as configs
+    from studio.config.xtuner import exporting, importing
     from studio.data import files, formats, identity, named, phrasings, talk
     from studio.foreign import xtuner
     from studio.store import checkpoints, evaluations, metrics, samples
@@ -52,6 +53,8 @@ else:
     schema = _AtFirstUse("studio.config.schema")
     configs = _AtFirstUse("studio.config.yaml")
     files = _AtFirstUse("studio.data.files")
+    exporting = _AtFirstUse("studio.config.xtuner.exporting")
+    importing = _AtFirstUse("studio.config.xtuner.importing")
     formats = _AtFirstUse("studio.data.formats")
     identity = _AtFirstUse("studio.data.identity")
     moss = _AtFirstUse("studio.agent.moss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,14 @@ import typer
 
 from studio.cli import show
 from studio.cli.config import find_config, with_settings
+from studio.cli.data import fetch_data
 from studio.cli.follow import follow, numbers_table
 from studio.cli.lazy import runs
 from studio.cli.options import ProjectOption, SetOption, chosen
 from studio.errors import JobError
 
 if TYPE_CHECKING:
+    from studio.config.schema import RunConfig
     from studio.projects import Project
     from studio.store.jobs import Job
 
@@ -63,9 +66,22 @@ def train(
     if continue_from:
         begun = found.model.model_copy(update={"continue_from": runs.beginning(workspace, continue_from)})
         found = found.model_copy(update={"model": begun})
+    if sys.stdin.isatty():
+        offer_data(workspace, found)
     weights = runs.weights_of(workspace, resume_weights) if resume_weights else None
     run, job = runs.start_run(workspace, found, allow_lint_errors, weights)
     return _watch(workspace, run.id, job, detach)
+
+
+def offer_data(workspace: Project, config: RunConfig) -> None:
+    """Ask whether to get the datasets that the project lacks and the config says where to find; get them."""
+    missing = runs.missing_recipes(workspace, config) if config.task == "sft" else {}
+    if not missing:
+        return
+    for name, recipe in missing.items():
+        show.say(f"Dataset {name} is not in project {workspace.slug} yet; the config gets it from {recipe.source}.")
+    if typer.confirm("Get it now?" if len(missing) == 1 else "Get them now?", default=True):
+        fetch_data(workspace, config)
 
 
 def resume_run(workspace: Project, run_id: str, checkpoint: str, detach: bool) -> None:

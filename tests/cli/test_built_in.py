@@ -55,3 +55,41 @@ def test_built_in_names_are_configs(retune: Retune, project: Project) -> None:
     assert "learns from pairs of answers" in checked and "retune data fetch" in checked
     retune("config", "new", "internlm2_1_8b_qlora_alpaca_e3", "--project", project.slug)
     assert load_config(project.path("configs", "internlm2_1_8b_qlora_alpaca_e3.yaml")).lora.rank == 64
+
+
+def test_what_comes_later_is_refused_before_anything_is_made(retune: Retune, project: Project) -> None:
+    refused = retune("train", "internlm2_chat_1_8b_reward_full_ultrafeedback", "--project", project.slug, code=1)
+    assert "trains a reward model on pairs of answers" in refused and not list(project.path("runs").glob("*"))
+
+
+def test_data_fetch_makes_what_a_config_says_where_to_find(retune: Retune, project: Project, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}."} for n in range(12)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"name: mine\ndata:\n  sources: {{mine: all}}\n"
+        f"  recipes: {{mine: {{source: '{tmp_path / 'rows.json'}', format: alpaca}}}}\n"
+    )
+    said = retune("config", "check", str(config), "--project", project.slug)
+    assert "'mine' is not in this project yet" in said and "retune data fetch mine" in said
+    assert "mine: 12 rows" in retune("data", "fetch", str(config), "--project", project.slug)
+    assert "has all datasets" in retune("data", "fetch", str(config), "--project", project.slug)
+    own = retune("config", "check", "qwen_7b_chat_qlora_custom_sft_e1", "--project", project.slug)
+    assert "data.recipes.own.source" in own
+
+
+def test_import_and_export_of_python_configs(retune: Retune, project: Project, tmp_path: Path) -> None:
+    tutorial = tmp_path / "tutorial.py"
+    tutorial.write_text((Path(__file__).parents[1] / "config/fixtures/tutorial.py.txt").read_text("utf-8"), "utf-8")
+    out = tmp_path / "tutorial.yaml"
+    assert "Not taken over" not in retune("config", "import", str(tutorial), "--out", str(out))
+    assert load_config(out).data.max_length == 1024
+    assert "is there already" in retune("config", "import", str(tutorial), "--out", str(out), code=1)
+    retune("config", "export", str(out), "--xtuner", str(tmp_path / "back.py"))
+    retune("config", "import", str(tmp_path / "back.py"), "--project", project.slug)
+    assert load_config(project.path("configs", "tutorial.yaml")) == load_config(out)
+    assert "'/root/ft/model' is not a complete model" in retune("train", str(tutorial), code=1)
+    tutorial.write_text(tutorial.read_text("utf-8").replace("betas = (0.9, 0.999)", "betas = mine()"), "utf-8")
+    refused = retune("train", str(tutorial), code=1)
+    assert "mine(): a call, which would have to be run" in refused and "retune config import" in refused
+    assert "Not taken over" in retune("config", "import", str(tutorial), "--out", str(out), "--force")

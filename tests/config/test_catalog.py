@@ -101,6 +101,7 @@ def test_the_names_are_xtuners() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_name_is_copied_and_validates() -> None:
     for name, entry in catalog.built_in().items():
         text = catalog.entry_text(entry)

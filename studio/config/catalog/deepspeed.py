@@ -1,28 +1,17 @@
-"""The five DeepSpeed presets, by XTuner's names; what they hold is composed here."""
+"""DeepSpeed's presets as the JSON files that XTuner lists beside its configs."""
 
 from typing import Any
 
+from studio.config.zero import PRESETS
 from studio.errors import ConfigError, Problem
 
-_CPU = {"device": "cpu", "pin_memory": True}
-_STAGES: dict[str, dict[str, Any]] = {
-    "deepspeed_zero1": {"stage": 1},
-    "deepspeed_zero2": {"stage": 2},
-    "deepspeed_zero2_offload": {"stage": 2, "offload_optimizer": _CPU},
-    "deepspeed_zero3": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
-    "deepspeed_zero3_offload": {
-        "stage": 3,
-        "offload_optimizer": _CPU,
-        "offload_param": _CPU,
-        "stage3_gather_16bit_weights_on_model_save": True,
-    },
-}
-DEEPSPEED_NAMES = tuple(_STAGES)
+PREFIX = "deepspeed_"
+DEEPSPEED_NAMES = tuple(f"{PREFIX}{name}" for name in PRESETS)
 
 
 def deepspeed_preset(name: str) -> dict[str, Any]:
     """The JSON values of a preset; "auto" is filled in from the config of a run. Raises ConfigError."""
-    if name not in _STAGES:
+    if name not in DEEPSPEED_NAMES:
         raise ConfigError([Problem("deepspeed", f"there is no preset {name!r}", ", ".join(DEEPSPEED_NAMES))], "catalog")
     return {
         "gradient_accumulation_steps": "auto",
@@ -30,7 +19,7 @@ def deepspeed_preset(name: str) -> dict[str, Any]:
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {**_STAGES[name], "overlap_comm": True},
+        "zero_optimization": {**PRESETS[name.removeprefix(PREFIX)], "overlap_comm": True},
         "fp16": {"enabled": "auto", "initial_scale_power": 16},
         "bf16": {"enabled": "auto"},
     }

@@ -68,6 +68,7 @@ class Terms:
     warmup_ratio: float | None = 0.03
     warmup_iterations: int = 0
     final_ratio: float = 0.0
+    deepspeed: str = ""  # a ZeRO preset
     checkpointing: bool = True
     seed: int = 0
     save_every: int = 500
@@ -125,6 +126,8 @@ def convert(name: str, terms: Terms) -> Converted:
     }
     if terms.method == "full":
         del values["lora"]
+    if terms.deepspeed:
+        values["distributed"] = {"strategy": "deepspeed", "deepspeed": terms.deepspeed}
     return Converted(values, _remarks(terms))
 
 
