@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from studio import dataset_checks, datasets, jobs
+from studio import dataset_checks, datasets, forecast, jobs
 from studio.chat_client import Connection
 from studio.config import catalog
 from studio.config.schema import Recipe, RunConfig
@@ -138,6 +138,7 @@ def start_run(
     if weights:
         detail |= {"weights": {"run_id": weights.run_id, "step": weights.step, "path": weights.path}}
     detail |= {"continued_from": config.model.continue_from} if config.model.continue_from else {}
+    detail |= {"predicted": forecast.prediction(project, config)}
     with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
         run_id = store.next_id(db, config.name)
         run_dir = project.path("runs", run_id)

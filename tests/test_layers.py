@@ -13,10 +13,11 @@ from studio.paths import REPOSITORY
 # Room -> shelf, counted from the bottom. A room may import rooms of lower shelves, and its neighbours without a cycle.
 SHELVES = [
     {"errors", "faults", "paths", "processes"},
-    {"config", "store", "data", "models", "scores", "checkpoint_files", "foreign"},
+    {"config", "store", "data", "models", "model_shapes", "machine", "scores", "checkpoint_files", "foreign"},
     {
         "agent",
         "estimate",
+        "forecast",
         "jobs",
         "projects",
         "datasets",

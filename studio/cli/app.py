@@ -13,6 +13,7 @@ from studio.cli import (
     data,
     demo,
     doctor,
+    estimate,
     evaluate,
     evaluations,
     jobs,
@@ -40,6 +41,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.command("list-cfg")(built_in.list_cfg)
 app.command("copy-cfg")(built_in.copy_cfg)
+app.command()(estimate.estimate)
 app.command()(train.train)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

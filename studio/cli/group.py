@@ -11,8 +11,8 @@ from studio.paths import as_studio_error
 
 # The order of the work, for the list of commands.
 ORDER = (
-    "demo", "studio", "project", "models", "data", "config", "list-cfg", "copy-cfg", "train", "runs", "checkpoints",
-    "convert", "evaluate", "evaluations", "chat", "agent", "serve", "jobs", "doctor",
+    "demo", "studio", "project", "models", "data", "config", "list-cfg", "copy-cfg", "estimate", "train", "runs",
+    "checkpoints", "convert", "evaluate", "evaluations", "chat", "agent", "serve", "jobs", "doctor",
 )  # fmt: skip
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
         checkpoint_files,
         dataset_checks,
         datasets,
+        estimate,
+        forecast,
         jobs,
+        machine,
         projects,
         report,
         row_life,
@@ -43,6 +46,9 @@ else:
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
     dataset_checks = _AtFirstUse("studio.dataset_checks")
     datasets = _AtFirstUse("studio.datasets")
+    estimate = _AtFirstUse("studio.estimate")
+    forecast = _AtFirstUse("studio.forecast")
+    machine = _AtFirstUse("studio.machine")
     jobs = _AtFirstUse("studio.jobs")
     projects = _AtFirstUse("studio.projects")
     report = _AtFirstUse("studio.report")

@@ -242,7 +242,7 @@ def packing_report(
     starts = range(0, len(order), micro_batch_size)
     naive = [[lengths[index] for index in order[start : start + micro_batch_size]] for start in starts]
     steps = plan_steps(examples, order, examples_per_step, pack, max_length, micro_batch_size)
-    planned = [[_row_tokens(examples, row, pack) for row in batch] for step in steps for batch in step]
+    planned = [[row_tokens(examples, row, pack) for row in batch] for step in steps for batch in step]
     num_tokens = sum(lengths[index] for index in order)
     return PackingReport(
         num_examples=len(order),
@@ -256,7 +256,7 @@ def packing_report(
     )
 
 
-def _row_tokens(examples: Sequence[Example], row: Sequence[int], pack: str) -> int:
+def row_tokens(examples: Sequence[Example], row: Sequence[int], pack: str) -> int:
     """Tokens that a row of a plan computes."""
     if pack != "tree":
         return sum(len(examples[index].input_ids) for index in row)

@@ -14,6 +14,7 @@ VERBS = {
     "import": "studio.engine.importing",
     "tokenize": "studio.engine.tokenize",
     "train": "studio.engine.train",
+    "measure": "studio.engine.measure",
     "distill": "studio.engine.distill",
     "convert": "studio.engine.convert",
     "merge": "studio.engine.merge",

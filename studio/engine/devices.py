@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import numpy
 import psutil
@@ -9,6 +10,7 @@ import torch
 
 from studio.errors import ConfigError, Problem
 
+STATUS = Path("/proc/self/status")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,7 +66,15 @@ def seed_all(seed: int) -> None:
 
 
 def memory_metric(device: torch.device) -> dict[str, float]:
-    """What this process holds now, in bytes, under the name of its metric."""
+    """The most that this process has held so far, in bytes, under the name of its metric."""
     if device.type == "cuda":
         return {"system/gpu_memory_bytes": float(torch.cuda.max_memory_allocated(device))}
-    return {"system/memory_bytes": float(psutil.Process().memory_info().rss)}
+    return {"system/memory_bytes": float(peak_resident_bytes())}
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident set of this process so far; what it holds now where the system does not remember."""
+    if STATUS.is_file():  # not getrusage: that one counts what the process which started this one held at that moment
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) * 1024 if "VmHWM" in lines else psutil.Process().memory_info().rss
+    return getattr(psutil.Process().memory_info(), "peak_wset", 0) or psutil.Process().memory_info().rss

@@ -60,6 +60,7 @@ class Recorder:
             "train/grad_norm": result.grad_norm,
             "train/trained_tokens": float(result.num_trained_tokens),
             "train/tokens_per_second": result.num_tokens / result.seconds,
+            "train/step_seconds": result.seconds,
             **memory_metric(self._device),
         }
         self._numbers(step, values)

@@ -12,6 +12,7 @@ from studio.projects import Project
 from studio.ui import config_draft as drafts
 from studio.ui import state
 from studio.ui.config_draft import Derived, Draft
+from studio.ui.estimate_view import estimate_panel
 from studio.ui.forms import config_form
 from studio.ui.frame import DATA, TRAIN, go, link
 from studio.ui.i18n import _
@@ -87,7 +88,8 @@ def summary(project: Project, draft: Draft) -> None:
         show_problems(problems)
         link(DATA)
     with st.container(gap="xsmall", border=True):
-        _numbers(project, config)
+        found = _numbers(project, config)
+    estimate_panel(project, draft, config, found.num_steps)
     st.markdown(f"**{_('In a shell')}**")
     st.code(f"retune train {_shown_path(config)} --project {project.slug}", language="shell", wrap_lines=True)
     _difference(config)
@@ -145,7 +147,7 @@ def _save_as(project: Project, draft: Draft) -> None:
                 st.rerun()
 
 
-def _numbers(project: Project, config: RunConfig) -> None:
+def _numbers(project: Project, config: RunConfig) -> Derived:
     found = drafts.derived(project, config)
     train = config.train
     per_step = f"{train.micro_batch_size} × {train.gradient_accumulation_steps}"
@@ -158,6 +160,7 @@ def _numbers(project: Project, config: RunConfig) -> None:
     ]
     for label, value, note in rows:
         st.markdown(f"{label} **{value}** :gray[{note}]")
+    return found
 
 
 def _passes(found: Derived) -> str:

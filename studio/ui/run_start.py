@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import streamlit as st
 from filelock import FileLock
 
-from studio import dataset_checks, datasets, models, runs
+from studio import dataset_checks, datasets, forecast, models, runs
 from studio.config.catalog import preset_names
 from studio.config.schema import RowCount, RunConfig
 from studio.config.yaml import load_config, load_text
@@ -28,9 +28,6 @@ from studio.ui.widgets import guarded, plain
 SAME_START_SECONDS = 15
 SHOWN_FINDINGS = 8
 MOST_ROWS_CHECKED_IN_FULL = 20_000
-# Optimizer state of AdamW is two float32 numbers for each trained weight beside the weight itself (two bytes or four).
-BYTES_SAVED_PER_WEIGHT_BYTE = 6
-ADAPTER_SHARE_OF_BASE_AT_RANK_16 = 0.22
 ICONS = {"ok": ":material/check:", "warning": ":material/warning:", "error": ":material/block:"}
 
 
@@ -155,23 +152,14 @@ def _findings(project: Project, name: str, config: RunConfig) -> list[Finding]:
 
 
 def _check_disk(project: Project, config: RunConfig) -> Check:
+    if not models.resolve(config.model.base).present:
+        return Check("ok", _("How much disk it takes is known once the base model is there."))
     free = shutil.disk_usage(project.folder).free
-    needed = checkpoint_bytes(config) * (config.record.keep_last + 1)
+    needed = forecast.forecast(project, config).disk.checkpoints
     text = _("Checkpoints take up to about {needed}; {free} are free.").format(
         needed=human_bytes(needed), free=human_bytes(free)
     )
     return Check("ok" if needed < free else "error", text)
-
-
-def checkpoint_bytes(config: RunConfig) -> int:
-    """An upper estimate of one checkpoint's size, from the base model's files; 0 when the base is not there."""
-    base = models.resolve(config.model.base)
-    if not base.present:
-        return 0
-    weights = sum(file.stat().st_size for file in models.model_files(base.folder) if file.suffix != ".json")
-    if config.method == "full":
-        return weights * BYTES_SAVED_PER_WEIGHT_BYTE
-    return int(weights * ADAPTER_SHARE_OF_BASE_AT_RANK_16 * config.lora.rank / 16)
 
 
 def _show_checks(found: Sequence[Check]) -> None:

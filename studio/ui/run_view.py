@@ -7,7 +7,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from studio import charts, jobs, runs
+from studio import charts, forecast, jobs, runs
+from studio.paths import human_bytes
 from studio.projects import Project
 from studio.store import checkpoints, metrics, open_db, samples
 from studio.store import runs as store_runs
@@ -144,6 +145,7 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
         if job:
             _progress(run, job, series["train/loss"])
         _numbers(series)
+        _outcome(project, run)
         _curves(series)
         _samples(said)
         if job:
@@ -196,6 +198,25 @@ def _numbers(series: dict[str, list[Point]]) -> None:
     for column, (label, name, form) in zip(st.columns(len(shown)), shown, strict=True):
         value = next((point.value for point in reversed(series[name]) if point.value is not None), None)
         column.metric(label, "–" if value is None else form.format(value))
+
+
+def _outcome(project: Project, run: Run) -> None:
+    """What was predicted beside what was measured, in a small line."""
+    found = forecast.outcome(project, run)
+    if found is None:
+        return
+    words = _("Memory: predicted {predicted}, measured {measured} ({error} off)").format(
+        predicted=human_bytes(found.predicted_bytes),
+        measured=human_bytes(found.measured_bytes),
+        error=f"{found.memory_error:+.0%}",
+    )
+    if found.time_error is not None and found.predicted_seconds and found.measured_seconds:
+        words += " · " + _("a step: predicted {predicted} s, measured {measured} s ({error} off)").format(
+            predicted=f"{found.predicted_seconds:.2f}",
+            measured=f"{found.measured_seconds:.2f}",
+            error=f"{found.time_error:+.0%}",
+        )
+    st.caption(words)
 
 
 def _curves(series: dict[str, list[Point]]) -> None:

@@ -43,6 +43,7 @@ STATE_ICONS = {
 KIND_WORDS = {
     "fetch": N_("Getting the model"),
     "distill": N_("Asking the base model"),
+    "measure": N_("Measuring a step"),
     "train": N_("Training"),
     "convert": N_("Converting"),
     "merge": N_("Merging"),

@@ -1,0 +1,273 @@
+"""Memory, disk and what would fit, from a config and a model's sizes. Plain arithmetic: no torch, no model, no data."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from studio.config.schema import RunConfig, parse_config
+from studio.errors import ConfigError, Problem
+from studio.machine import Device
+from studio.model_shapes import Shapes
+
+GIB, MIB = 2**30, 2**20
+FLOAT32, ADAMW_BYTES, ADAMW_8BIT_BYTES = 4, 8, 2
+# NF4: half a byte a weight; each 64 weights share an 8-bit scale, each 256 scales a float32 one.
+NF4_BYTES, NF4_CONSTANT_BYTES = 1 / 2, 1 / 64 + 4 / (64 * 256)
+HEAD_ROWS = 1024  # positions that go through the output head at once, as in the trainer
+
+
+@dataclass(frozen=True)
+class Load:
+    """The largest micro-batch of a run: `rows` of `width` tokens, with padding; `num_trained` of them ask the head.
+
+    `tokens_per_step`: of the examples of one step, on average. `is_counted`: from the datasets' stored tokens; else
+    every example is taken to be as long as may be.
+    """
+
+    rows: int
+    width: int
+    num_trained: int
+    tokens_per_step: float
+    is_counted: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.width
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a step, by what holds them. `overhead`: libraries, the device's context, the allocator."""
+
+    weights: int
+    quantisation: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes: one checkpoint; all there are at once; the converted weights; a merged model (0: nothing to merge)."""
+
+    checkpoint: int
+    checkpoints: int
+    converted: int
+    merged: int
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Settings to change, all together, and the memory of the config after that."""
+
+    settings: dict[str, Any]
+    memory: Memory
+    fits: bool
+
+
+LoadOf = Callable[[RunConfig], Load]
+
+
+def number_bytes(config: RunConfig, device: Device) -> int:
+    """Bytes of a number that the model computes with."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        return 2 if device.has_bfloat16 else FLOAT32
+    return FLOAT32 if dtype == "float32" else 2
+
+
+def num_trainable(config: RunConfig, shapes: Shapes) -> int:
+    """Weights that learn."""
+    if config.method == "full":
+        return shapes.num_weights
+    linears = shapes.targets(config.lora.target_modules)
+    return shapes.num_layers * config.lora.rank * sum(linear.num_out + linear.num_in for linear in linears)
+
+
+def longest_load(config: RunConfig) -> Load:
+    """The most that a step can be, where nothing is known of the data: every example as long as may be."""
+    train, length = config.train, config.data.max_length
+    rows = train.micro_batch_size
+    return Load(rows, length, rows * (length - 1), config.examples_per_step * length)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a layer keeps for its backward pass: numbers per token in the widths of a model.
+
+    `wide` are float32 numbers of the hidden size (the input of a norm), the others are in the format of the run.
+    """
+
+    wide: float
+    hidden: float
+    queries: float
+    keys: float
+    intermediate: float
+    rank: float
+
+
+# Counted with torch's saved_tensors_hooks on the starter, 256 tokens, SDPA: see benchmarks/estimate.py.
+KEPT = {
+    "full": Kept(wide=4, hidden=3, queries=3, keys=2, intermediate=4, rank=0),
+    "adapter": Kept(wide=2, hidden=2, queries=2, keys=2, intermediate=4, rank=7),
+}
+# While a layer's gradient is formed, these many numbers of its widest part are there at once.
+BACKWARD_INTERMEDIATES = 3
+# Of each logit, at the peak: the number itself, its float32 form, log-softmax and gradient, and the gradient again.
+LOGIT_WIDE = 3
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a process holds beside tensors: `fixed` bytes, and a share of the tensors' bytes lost to the allocator."""
+
+    fixed: int
+    share: float
+
+
+OVERHEAD = {
+    "cpu": Overhead(fixed=620 * MIB, share=0.06),
+    "cuda": Overhead(fixed=550 * MIB, share=0.08),  # context and libraries of CUDA 12; not measured here
+}
+
+
+def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Memory:
+    """Bytes that a step of this config holds at its peak: on a GPU its memory, on a CPU the process's resident set."""
+    number, learning = number_bytes(config, device), num_trainable(config, shapes)
+    is_full, is_quantised = config.method == "full", config.method == "qlora"
+    optimizer = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
+    rest = (shapes.num_weights - (shapes.num_linear if is_quantised else 0)) * (FLOAT32 if is_full else number)
+    parts = {
+        "weights": rest + (shapes.num_linear * NF4_BYTES if is_quantised else 0),
+        "quantisation": shapes.num_linear * NF4_CONSTANT_BYTES if is_quantised else 0,
+        "adapter": 0 if is_full else learning * FLOAT32,
+        "gradients": learning * FLOAT32,
+        "optimizer": learning * optimizer,
+        "activations": _activations(config, shapes, load, number),
+        "logits": min(load.num_trained, HEAD_ROWS) * shapes.vocabulary * (2 * number + LOGIT_WIDE * FLOAT32),
+    }
+    cost = OVERHEAD[device.kind]
+    return Memory(
+        **{name: round(size) for name, size in parts.items()},
+        overhead=round(cost.fixed + cost.share * sum(parts.values())),
+    )
+
+
+def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int) -> float:
+    """What the forward pass leaves for the backward one, with the copies of weights that a layer computes with."""
+    is_full = config.method == "full"
+    kept = load.num_tokens * (_kept_bytes(config, shapes, number) + _attention_bytes(config, shapes, load, number))
+    working = load.num_tokens * shapes.intermediate * BACKWARD_INTERMEDIATES * number
+    cast = (shapes.num_linear if is_full else num_trainable(config, shapes)) * (number if number < FLOAT32 else 0)
+    dequantised = shapes.largest_linear * number if config.method == "qlora" else 0
+    if not config.train.gradient_checkpointing:
+        return shapes.num_layers * kept + working + cast + dequantised
+    border = load.num_tokens * shapes.hidden * (FLOAT32 if is_full else number)
+    return shapes.num_layers * border + kept + working + cast / shapes.num_layers + dequantised
+
+
+def _kept_bytes(config: RunConfig, shapes: Shapes, number: int) -> float:
+    """Bytes that one layer keeps of one token, attention between tokens aside."""
+    kept = KEPT["full" if config.method == "full" else "adapter"]
+    narrow = (
+        kept.hidden * shapes.hidden
+        + kept.queries * shapes.num_heads * shapes.head_dim
+        + kept.keys * shapes.num_kv_heads * shapes.head_dim
+        + kept.intermediate * shapes.intermediate
+        + kept.rank * config.lora.rank
+    )
+    return FLOAT32 * kept.wide * shapes.hidden + number * narrow
+
+
+def _attention_bytes(config: RunConfig, shapes: Shapes, load: Load, number: int) -> float:
+    """Bytes that the attention of one layer keeps of one token: its sums, or (eager) its weight for every other."""
+    if config.model.attention == "eager":
+        return shapes.num_heads * load.width * (FLOAT32 + number)
+    return shapes.num_heads * FLOAT32
+
+
+def disk(config: RunConfig, shapes: Shapes) -> Disk:
+    """Bytes on the disk: a new checkpoint lies beside those that are kept, the best one among them."""
+    learning = num_trainable(config, shapes)
+    state = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
+    checkpoint = learning * (FLOAT32 + state)
+    model = shapes.num_weights * 2
+    is_full = config.method == "full"
+    converted = model if is_full else learning * FLOAT32
+    at_once = config.record.keep_last + 1 + (config.record.best_by != "none")
+    return Disk(checkpoint, checkpoint * at_once, converted, 0 if is_full else model)
+
+
+SHORTEST_LENGTH, SMALLEST_RANK = 128, 4
+
+
+def suggestions(config: RunConfig, shapes: Shapes, load_of: LoadOf, device: Device, budget: int) -> list[Suggestion]:
+    """Ways to make a config smaller, each on top of the one before, up to the first that fits into `budget` bytes.
+
+    In order of what they cost the result: the micro-batch (the same rows a step), gradient checkpointing, a 4-bit
+    base, shorter sequences, a lower rank. Empty when the config fits as it is.
+    """
+    found: list[Suggestion] = []
+    settings: dict[str, Any] = {}
+    smallest = memory(config, shapes, load_of(config), device).total
+    for change in _changes(config):
+        if smallest <= budget:
+            break
+        settings = settings | change
+        made = changed(config, settings)
+        size = memory(made, shapes, load_of(made), device)
+        if size.total < smallest:  # fewer rows in a micro-batch help only where there were more
+            found.append(Suggestion(dict(settings), size, size.total <= budget))
+            smallest = size.total
+    return found
+
+
+def _changes(config: RunConfig) -> Iterator[dict[str, Any]]:
+    train = config.train
+    for size in _halves(train.micro_batch_size, 1):
+        steps = -(-config.examples_per_step // size)
+        yield {"train.micro_batch_size": size, "train.gradient_accumulation_steps": steps}
+    if not train.gradient_checkpointing:
+        yield {"train.gradient_checkpointing": True}
+    if config.method in ("full", "lora"):
+        yield {"method": "qlora"}
+    for length in _halves(config.data.max_length, SHORTEST_LENGTH):
+        yield {"data.max_length": length}
+    for rank in _halves(config.lora.rank, SMALLEST_RANK):
+        yield {"lora.rank": rank}
+
+
+def _halves(number: int, least: int) -> Iterator[int]:
+    """8 -> 4, 2, 1."""
+    while number // 2 >= least:
+        number //= 2
+        yield number
+
+
+def changed(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """`config` with settings by dotted name."""
+    values = config.model_dump(mode="json")
+    for path, value in settings.items():
+        section, _, name = path.rpartition(".")
+        (values[section] if section else values)[name] = value
+    return parse_config(values)
+
+
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """'8GB' -> 8 * 2**30: a card of 8 GB has that. Raises ConfigError for what is no size."""
+    match = SIZE.fullmatch(text)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError([Problem("memory", f"is no size: {text!r}", "8GB, 512MB")], "estimate")
+    return round(float(match[1]) * 1024 ** ("kmgt".index(match[2].lower()) + 1 if match[2] else 0))
+

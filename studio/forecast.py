@@ -1,0 +1,239 @@
+"""What a run of a project's config will need on a machine, from its data and from earlier runs, and how right that was.
+
+`studio.estimate` has the arithmetic; here it meets the project: stored tokens, measured steps, finished runs.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from studio import estimate, jobs
+from studio.config.schema import RunConfig
+from studio.data import cache, mix
+from studio.data.cache import TokenCache
+from studio.data.packing import plan_step, row_tokens
+from studio.data.split import split
+from studio.data.token_files import StoredRows, TokenFiles
+from studio.data.tokens import IGNORE_INDEX, Example
+from studio.errors import DataError, ModelError
+from studio.estimate import Disk, Load, Memory, Suggestion
+from studio.machine import Device, device
+from studio.model_shapes import Shapes, read_shapes
+from studio.models import resolve
+from studio.projects import Project
+from studio.store import jobs as store_jobs
+from studio.store import metrics, open_db
+from studio.store import runs as store_runs
+from studio.store.jobs import Job
+from studio.store.runs import Run
+
+COUNTED_STEPS = 32
+MEMORY_METRICS = ("system/gpu_memory_bytes", "system/memory_bytes")
+STEP_SECONDS = "train/step_seconds"
+MEASURE = "measure"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step, and how they are known: `is_measured` by a dry run of this very config, else from a run."""
+
+    seconds_per_step: float
+    is_measured: bool
+    source: str = ""
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a config needs on a device; `pace` None: nobody knows yet how fast it is."""
+
+    memory: Memory
+    disk: Disk
+    load: Load
+    device: Device
+    is_known_architecture: bool
+    pace: Pace | None
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.device.memory_bytes
+
+
+def forecast(project: Project | None, config: RunConfig, on: Device | None = None) -> Forecast:
+    """Memory, disk and pace of a config, on this machine or another device. Raises ModelError without config.json."""
+    on, shapes = on or device(), shapes_of(config)
+    load = load_of(project, config)
+    here = project is not None and on == device()
+    return Forecast(
+        estimate.memory(config, shapes, load, on),
+        estimate.disk(config, shapes),
+        load,
+        on,
+        shapes.is_known,
+        pace(project, config, load) if here and project else None,
+    )
+
+
+def suggestions(project: Project | None, config: RunConfig, on: Device, budget: int) -> list[Suggestion]:
+    """What to change so that the config fits into `budget` bytes; empty when it does."""
+    return estimate.suggestions(config, shapes_of(config), lambda each: load_of(project, each), on, budget)
+
+
+def shapes_of(config: RunConfig) -> Shapes:
+    """The sizes of a config's base model. Raises ModelError while it is not on this machine."""
+    model = resolve(config.model.base)
+    if not (model.folder / "config.json").is_file():
+        raise ModelError(
+            f"The base model {config.model.base!r} is not on this machine yet, so its sizes are not known.",
+            "Get the model, or name a folder with its config.json.",
+        )
+    return read_shapes(model.folder)
+
+
+def load_of(project: Project | None, config: RunConfig) -> Load:
+    """The largest micro-batch: counted on the first steps where all sources are tokenised, else the longest one."""
+    keys = _stored(project, config) if project else None
+    if project is None or keys is None:
+        return estimate.longest_load(config)
+    try:
+        return _counted(project.folder, keys, config.model_dump_json(include={"data", "train"}))
+    except (OSError, ValueError, DataError):  # a cache that is deleted or damaged: the run will build it again
+        return estimate.longest_load(config)
+
+
+def _stored(project: Project, config: RunConfig) -> tuple[tuple[str, str], ...] | None:
+    """(source, key of its newest cache of that length) of every source; None when one is missing."""
+    wanted = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
+    found: dict[str, str] = {}
+    for info in cache.listed(project.folder):
+        if wanted.items() <= info.recipe.items():
+            found.setdefault(info.dataset, info.key)
+    if not set(config.data.sources) <= set(found):
+        return None
+    return tuple((name, found[name]) for name in config.data.sources)
+
+
+@lru_cache(maxsize=64)
+def _counted(folder: Path, keys: tuple[tuple[str, str], ...], settings: str) -> Load:
+    config = RunConfig.model_validate_json(settings)
+    data, seed = config.data, config.train.seed
+    train = {name: split(_opened(folder, key), name, data.valid_share, seed)[0] for name, key in keys}
+    return _largest(config, train)
+
+
+def _opened(folder: Path, key: str) -> TokenCache:
+    info = next(info for info in cache.listed(folder) if info.key == key)
+    return TokenCache(info, TokenFiles(folder / cache.FOLDER / key, info.dtype))
+
+
+def _largest(config: RunConfig, train: Mapping[str, StoredRows]) -> Load:
+    data, sizes = config.data, {name: len(rows) for name, rows in train.items()}
+    order = mix.iterate(sizes, data.sources, config.train.seed)
+    widest = rows = trained = tokens = 0
+    for _ in range(COUNTED_STEPS):
+        examples = [train[name][row] for name, row in islice(order, config.examples_per_step)]
+        tokens += sum(len(example.input_ids) for example in examples)
+        for batch in plan_step(examples, data.pack, data.max_length, config.train.micro_batch_size):
+            width = max(row_tokens(examples, row, data.pack) for row in batch)
+            if width * len(batch) > widest * rows:
+                widest, rows = width, len(batch)
+            trained = max(trained, sum(_num_trained(examples[index]) for row in batch for index in row))
+    return Load(rows, widest, min(trained, rows * widest), tokens / COUNTED_STEPS, is_counted=True)
+
+
+def _num_trained(example: Example) -> int:
+    return sum(label != IGNORE_INDEX for label in example.labels[1:])
+
+
+def pace(project: Project, config: RunConfig, load: Load) -> Pace | None:
+    """From a dry run of the same config on this machine; else from the newest run of its base and method."""
+    measured = newest_measurement(project, config)
+    if measured and measured.state == "finished":
+        result = measured.result
+        return Pace(result["seconds_per_step"], True, measured.created_at, result["memory_bytes"])
+    with open_db(project.folder) as db:
+        for run in store_runs.listed(db):
+            if run.base == config.model.base and run.method == config.method and _ran_here(run):
+                speeds = [point.value for point in metrics.series(db, run.id, "train/tokens_per_second") if point.value]
+                if speeds:
+                    return Pace(load.tokens_per_step / median(speeds), False, run.id)
+    return None
+
+
+def _ran_here(run: Run) -> bool:
+    return run.detail.get("predicted", {}).get("machine") == device().key
+
+
+def start_measuring(project: Project, config: RunConfig) -> Job:
+    """Run one real step of the config in a job; its result has seconds_per_step and memory_bytes."""
+    args = {"config": config.model_dump(mode="json"), "key": _measure_key(config)}
+    return jobs.start(project.folder, MEASURE, args, title=f"measure {config.name}")
+
+
+def newest_measurement(project: Project, config: RunConfig) -> Job | None:
+    """The newest dry run of the same settings on this machine, in whatever state."""
+    key = _measure_key(config)
+    with open_db(project.folder) as db:
+        found = next((job for job in store_jobs.listed(db, kind=MEASURE) if job.args.get("key") == key), None)
+    return jobs.get(project.folder, found.id) if found else None
+
+
+def _measure_key(config: RunConfig) -> str:
+    """Equal for the same work on the same machine: what a run records and how long it goes on change no step."""
+    work = config.model_dump(mode="json", exclude={"name": True, "record": True, "train": {"num_steps", "num_epochs"}})
+    return f"{device().key}-{hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:24]}"
+
+
+def prediction(project: Project, config: RunConfig) -> dict[str, Any]:
+    """What a run remembers of its forecast, to be held against what is measured; {} where none can be made."""
+    try:
+        made = forecast(project, config)
+    except ModelError:
+        return {}
+    seconds = made.pace.seconds_per_step if made.pace else None
+    return {"memory": asdict(made.memory), "memory_bytes": made.memory.total, "seconds_per_step": seconds,
+            "machine": made.device.key}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Predicted beside measured: bytes at the peak, seconds of a step (the median). None: not known."""
+
+    predicted_bytes: int
+    measured_bytes: int
+    predicted_seconds: float | None
+    measured_seconds: float | None
+
+    @property
+    def memory_error(self) -> float:
+        """By how much the prediction was off, as a share of what was measured; above 0: too high."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def time_error(self) -> float | None:
+        if not self.predicted_seconds or not self.measured_seconds:
+            return None
+        return self.predicted_seconds / self.measured_seconds - 1
+
+
+def outcome(project: Project, run: Run) -> Outcome | None:
+    """How right a run's forecast was so far; None before its first step, or when it had no forecast."""
+    predicted = run.detail.get("predicted") or {}
+    with open_db(project.folder) as db:
+        peaks = [value for name in MEMORY_METRICS if (value := max(_values(db, run.id, name), default=0))]
+        seconds = _values(db, run.id, STEP_SECONDS)
+    if not predicted or not peaks:
+        return None
+    return Outcome(
+        predicted["memory_bytes"], int(peaks[0]), predicted["seconds_per_step"], median(seconds) if seconds else None
+    )
+
+
+def _values(db: Any, run_id: str, name: str) -> Sequence[float]:
+    return [point.value for point in metrics.series(db, run_id, name) if point.value is not None]

@@ -1,0 +1,82 @@
+"""What this machine computes on, asked without torch: memory, GPUs, and whether bfloat16 is fast."""
+
+import hashlib
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+Kind = Literal["cpu", "cuda"]
+CPU_INFO = Path("/proc/cpuinfo")
+GPU_QUERY = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+ASK_SECONDS = 10
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes. `has_bfloat16`: that it computes in it natively, which is what dtype auto asks for."""
+
+    kind: Kind
+    name: str
+    memory_bytes: int
+    has_bfloat16: bool
+
+    @property
+    def key(self) -> str:
+        """Equal on machines where a step takes as long."""
+        facts = (self.kind, self.name, self.memory_bytes // 2**30, psutil.cpu_count(), platform.machine())
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+@cache
+def device() -> Device:
+    """The device that a run here would use: the first GPU that the driver names, else the processor."""
+    return next(iter(_gpus()), None) or cpu()
+
+
+@cache
+def cpu() -> Device:
+    text = CPU_INFO.read_text(encoding="utf-8", errors="replace") if CPU_INFO.is_file() else ""
+    lines = dict(line.split("\t: ", 1) for line in text.splitlines() if "\t: " in line)
+    name = next((value for key, value in lines.items() if key.strip() == "model name"), platform.processor())
+    flags = next((value.split() for key, value in lines.items() if key.strip() == "flags"), [])
+    return Device("cpu", name or platform.machine(), memory_bytes(), bool({"avx512_bf16", "amx_bf16"} & set(flags)))
+
+
+def card(memory_bytes: int) -> Device:
+    """A GPU of that much memory that need not be here."""
+    return Device("cuda", "", memory_bytes, has_bfloat16=True)
+
+
+def memory_bytes() -> int:
+    """Main memory that this process may use: the machine's, or what a container is held to."""
+    limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    texts = [path.read_text().strip() for path in limits if path.is_file()]
+    return min([psutil.virtual_memory().total, *(int(text) for text in texts if text.isdigit())])
+
+
+def _gpus() -> list[Device]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        done = subprocess.run([command, *GPU_QUERY], capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):  # a driver that does not answer: torch will not find the card either
+        return []
+    return [found for line in done.stdout.splitlines() if (found := _gpu(line)) is not None]
+
+
+def _gpu(line: str) -> Device | None:
+    """'NVIDIA H100, 81559, 9.0' as a device; None for a line of another form."""
+    name, *numbers = (part.strip() for part in line.split(","))
+    try:
+        memory, capability = int(numbers[0]) * MIB, float(numbers[1])
+    except (ValueError, IndexError):
+        return None
+    return Device("cuda", name, memory, capability >= 8)

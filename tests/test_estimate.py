@@ -1,0 +1,170 @@
+"""The planner's arithmetic: known figures, and that more of anything never needs less memory."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studio import estimate
+from studio.config.schema import RunConfig, parse_config
+from studio.engine import loop
+from studio.errors import ConfigError
+from studio.estimate import GIB, Load, longest_load, memory, suggestions
+from studio.machine import Device, card
+from studio.model_shapes import Shapes, shapes_of
+from tests.test_model_shapes import LLAMA_2_7B
+
+SEVEN_B = shapes_of(LLAMA_2_7B)
+CPU = Device("cpu", "", 16 * GIB, has_bfloat16=True)
+CARD = card(8 * GIB)
+SMALL = {
+    "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "intermediate_size": 512, "vocab_size": 1000,
+}  # fmt: skip
+
+
+def config(method: str = "lora", **settings: Any) -> RunConfig:
+    values: dict[str, Any] = {"method": method}
+    for path, value in settings.items():
+        section, _, name = path.partition("__")
+        values.setdefault(section, {})[name] = value
+    return parse_config(values)
+
+
+def tight(method: str, **settings: Any) -> RunConfig:
+    """Micro-batch 1 with checkpointing, 512 tokens."""
+    return config(method, train__micro_batch_size=1, train__gradient_checkpointing=True, **settings)
+
+
+def needs(each: RunConfig, shapes: Shapes = SEVEN_B, device: Device = CARD) -> int:
+    return memory(each, shapes, longest_load(each), device).total
+
+
+def test_a_7b_qlora_at_512_tokens_fits_on_a_card_of_8_gb() -> None:
+    assert needs(tight("qlora")) < 6.5 * GIB
+    assert needs(tight("qlora")) > 4.3 * GIB  # the floor: weights, constants, borders of layers, one layer
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_7b_in_16_bits_does_not(method: str) -> None:
+    assert needs(tight(method)) > 12.5 * GIB
+
+
+def test_the_parts_of_a_7b_qlora_are_what_its_format_says() -> None:
+    found = memory(tight("qlora", lora__rank=8), SEVEN_B, longest_load(tight("qlora")), CARD)
+    linear, rest = SEVEN_B.num_linear, SEVEN_B.num_weights - SEVEN_B.num_linear
+    assert found.weights == linear // 2 + rest * 2
+    assert found.weights + found.quantisation == pytest.approx(3.11 * GIB + 0.49 * GIB, rel=0.01)
+    learning = 32 * 8 * (4 * 8192 + 3 * (4096 + 11008))
+    assert (found.adapter, found.gradients, found.optimizer) == (learning * 4, learning * 4, learning * 8)
+
+
+def test_full_training_keeps_four_numbers_of_every_weight() -> None:
+    found = memory(config("full"), SEVEN_B, longest_load(config("full")), CARD)
+    assert found.weights + found.gradients + found.optimizer == SEVEN_B.num_weights * 16
+    assert found.adapter == found.quantisation == 0
+
+
+def test_only_the_named_modules_learn() -> None:
+    two = config(lora__target_modules="q_proj,v_proj", lora__rank=16)
+    assert estimate.num_trainable(two, SEVEN_B) == 32 * 2 * 16 * (4096 + 4096)
+
+
+def test_eager_attention_keeps_a_weight_for_every_pair_of_tokens() -> None:
+    eager, lean = config(model__attention="eager"), config(model__attention="sdpa")
+    load = Load(2, 1000, 100, 2000)
+    more = memory(eager, SEVEN_B, load, CARD).activations - memory(lean, SEVEN_B, load, CARD).activations
+    assert more == pytest.approx(32 * 32 * 2 * 1000 * 1000 * (4 + 2), rel=0.01)
+
+
+def test_the_head_is_asked_in_the_trainers_pieces() -> None:
+    assert estimate.HEAD_ROWS == loop.HEAD_ROWS
+    few, many = (memory(config(), SEVEN_B, Load(1, 4000, n, 4000), CARD).logits for n in (1024, 4000))
+    assert few == many
+
+
+lengths = st.integers(1, 64).map(lambda n: n * 16)
+configs = st.builds(
+    lambda method, micro, checkpointing, rank, attention, optimizer: config(
+        method,
+        train__micro_batch_size=micro,
+        train__gradient_checkpointing=checkpointing,
+        train__optimizer=optimizer,
+        lora__rank=rank,
+        model__attention=attention,
+    ),
+    st.sampled_from(["lora", "qlora", "full"]),
+    st.integers(1, 32),
+    st.booleans(),
+    st.integers(1, 256),
+    st.sampled_from(["sdpa", "eager"]),
+    st.sampled_from(["adamw", "adamw_8bit"]),
+)
+
+
+@given(configs, lengths, st.sampled_from([CPU, CARD]))
+def test_more_never_needs_less(each: RunConfig, length: int, device: Device) -> None:
+    shapes = shapes_of(SMALL)
+
+    def of(changed: dict[str, Any]) -> int:
+        made = estimate.changed(each, {"data.max_length": length, **changed})
+        return memory(made, shapes, longest_load(made), device).total
+
+    now = of({})
+    assert of({"train.micro_batch_size": each.train.micro_batch_size + 1}) > now
+    assert of({"data.max_length": length + 16}) > now
+    assert of({"lora.rank": each.lora.rank + 1}) >= now
+    assert of({"train.gradient_checkpointing": True}) <= of({"train.gradient_checkpointing": False})
+    assert of({"train.optimizer": "adamw_8bit"}) <= of({"train.optimizer": "adamw"})
+    assert of({"model.attention": "sdpa"}) <= of({"model.attention": "eager"})
+    assert all(size >= 0 for size in asdict(memory(each, shapes, longest_load(each), device)).values())
+
+
+@given(configs)
+def test_a_larger_model_never_needs_less(each: RunConfig) -> None:
+    for name in SMALL.keys() - {"model_type", "num_attention_heads"}:
+        larger = shapes_of({**SMALL, name: SMALL[name] * 2})
+        assert needs(each, larger) > needs(each, shapes_of(SMALL))
+
+
+def test_suggestions_come_in_order_and_end_with_what_fits() -> None:
+    found = suggestions(config("lora"), SEVEN_B, longest_load, CARD, 8 * GIB)
+    assert [way.fits for way in found] == [False] * (len(found) - 1) + [True]
+    sizes = [way.memory.total for way in found]
+    assert sizes == sorted(sizes, reverse=True)
+    last = estimate.changed(config("lora"), found[-1].settings)
+    assert (last.method, last.train.micro_batch_size, last.train.gradient_checkpointing) == ("qlora", 1, True)
+    assert last.examples_per_step == config("lora").examples_per_step
+    assert last.data.max_length == 512 and needs(last) <= 8 * GIB
+
+
+def test_shorter_rows_and_a_lower_rank_come_last() -> None:
+    found = suggestions(tight("qlora", lora__rank=64), SEVEN_B, longest_load, CARD, 5 * GIB)
+    names = [list(way.settings)[-1] for way in found]
+    assert names[:2] == ["data.max_length"] * 2 and names[2:] == ["lora.rank"] * len(names[2:])
+
+
+def test_nothing_is_suggested_for_what_fits_and_nothing_fits_into_nothing() -> None:
+    assert suggestions(tight("qlora"), SEVEN_B, longest_load, CARD, 8 * GIB) == []
+    assert not any(way.fits for way in suggestions(config(), SEVEN_B, longest_load, CARD, GIB))
+
+
+def test_disk() -> None:
+    adapter, full = (estimate.disk(config(method), SEVEN_B) for method in ("lora", "full"))
+    learning = estimate.num_trainable(config("lora"), SEVEN_B)
+    assert adapter.checkpoint == learning * 12 and adapter.checkpoints == 3 * adapter.checkpoint
+    assert adapter.converted == learning * 4 and adapter.merged == SEVEN_B.num_weights * 2
+    assert full.checkpoint == SEVEN_B.num_weights * 12 and full.merged == 0
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8 * GIB), ("512 MiB", 512 * 2**20), ("1.5g", 3 * GIB // 2)])
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert estimate.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-8GB", "0", "8GBB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size"):
+        estimate.parse_bytes(text)

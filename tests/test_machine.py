@@ -1,0 +1,45 @@
+"""What this machine is, without torch: as torch sees it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from studio import machine
+from studio.engine.devices import has_fast_bfloat16
+
+
+@pytest.fixture
+def fresh() -> None:
+    machine.device.cache_clear()
+    yield
+    machine.device.cache_clear()
+
+
+def test_the_processor_is_seen_as_torch_sees_it() -> None:
+    found = machine.cpu()
+    assert found.has_bfloat16 == has_fast_bfloat16(torch.device("cpu"))
+    assert found.name and 2**28 < found.memory_bytes < 2**46
+
+
+def test_the_first_gpu_is_taken(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3070, 8192, 8.6'\necho 'Old card, 4096, 7.5'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = machine.device()
+    assert (found.kind, found.name) == ("cuda", "NVIDIA GeForce RTX 3070")
+    assert found.memory_bytes == 8 * 2**30 and found.has_bfloat16
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo 'No devices were found'", "echo 'A, B, C'"])
+def test_a_driver_without_a_card_leaves_the_processor(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert subprocess.run(["nvidia-smi"], capture_output=True).returncode in (0, 9)
+    assert machine.device() == machine.cpu()
