@@ -45,7 +45,7 @@ def _prepare(job: JobContext, config: RunConfig) -> tuple[Trainer, Any]:
         require(config.model.base),
         dtype=torch.float32 if config.method == "full" else dtype,
         attention=config.model.attention,
-        quantize=config.method == "qlora",
+        bits=4 if config.method == "qlora" else 0,
         device=device,
         template=config.data.template,
     )
