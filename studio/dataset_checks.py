@@ -1,59 +1,26 @@
 """Looks at a project's datasets: what the lint finds, what stands in the way of a run, the report, and safe fixes."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from studio import datasets
+from studio import datasets, jobs
 from studio.config.schema import RunConfig
-from studio.data.conversation import Conversation
 from studio.data.identity import Identity
-from studio.data.lint.check import lint
-from studio.data.lint.findings import RULES, RULES_VERSION, Finding, LintResult
+from studio.data.lint.findings import RULES, Finding, LintResult
 from studio.data.lint.fixes import FIX_WORDS, apply_fixes
-from studio.data.lint.lengths import Encode
-from studio.data.named import load_template
-from studio.data.report import DatasetReport, Size, report_on
-from studio.data.tokens import Example, TextTokenizer, encode_batch
+from studio.data.report import DatasetReport
 from studio.errors import DataError
-from studio.models import require, resolve
-from studio.paths import sha256_of
+from studio.models import resolve
 from studio.projects import Project
-from studio.store import lint_results, open_db
+from studio.store import checks
+from studio.store import dataset_versions as history
+from studio.store.checks import Progress, Tokens
 from studio.store.datasets import Dataset
+from studio.store.jobs import Job
 
-MOST_STORED = 2_000
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+__all__ = ["DatasetReport", "Progress", "Tokens"]
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How rows become tokens in a run: the base model, a template's name ("": the tokenizer's own), and the rest."""
-
-    base: str
-    max_length: int = 512
-    template: str = ""
-    loss_on: str = "assistant"
-
-    def encoder(self) -> tuple[Encode, tuple[str, ...]]:
-        """(the trainer's own function for some rows, control tokens). Raises ModelError, DataError."""
-        folder = require(self.base)
-        template, tokenizer = load_template(self.template, folder), TextTokenizer.load(folder)
-        encode = partial(
-            encode_batch, template=template, tokenizer=tokenizer, max_length=self.max_length, loss_on=self.loss_on
-        )
-        return encode, tokenizer.control_tokens
-
-    def key(self) -> list[Any]:
-        """Equal when the same rows give the same tokens."""
-        folder = require(self.base)
-        files = [sha256_of(folder / name) if (folder / name).is_file() else "" for name in TOKENIZER_FILES]
-        return [*files, self.max_length, self.template, self.loss_on]
+AT_ONCE_ROWS = 20_000
 
 
 def tokens_of(config: RunConfig) -> Tokens:
@@ -74,25 +41,45 @@ def lint_dataset(
     Held-out probes of all the project's datasets are looked for. A result is kept until rows, probes or rules
     change. `progress` gets rows done and rows in all. Raises DataError when the rows cannot be read.
     """
-    dataset, probes = datasets.get(project, name), _all_probes(project)
-    key = _key(dataset, probes, tokens, quick)
-    with open_db(project.folder) as db:
-        if known := lint_results.find(db, key):
-            return known
-    encode, control_tokens = tokens.encoder() if tokens else (None, ())
-    result = lint(
-        datasets.stream(project, name),
-        identity=_identity(dataset),
-        probes=probes,
-        encode=encode,
-        control_tokens=control_tokens,
-        quick=quick,
-        progress=(lambda done: progress(done, max(done, dataset.num_rows))) if progress else None,
-        most=MOST_STORED,
-    )
-    with open_db(project.folder) as db:
-        lint_results.put(db, key, name, result)
-    return result
+    return checks.lint_rows(project.folder, name, tokens, quick, progress)
+
+
+def known_lint(project: Project, name: str, tokens: Tokens | None = None) -> LintResult | None:
+    """What `lint_dataset` found in the rows as they are now; None when they were not checked yet."""
+    return checks.known_lint(project.folder, name, tokens)
+
+
+def is_large(dataset: Dataset) -> bool:
+    """Whether going through all rows is a job."""
+    return dataset.num_rows > AT_ONCE_ROWS
+
+
+def start_check(project: Project, name: str, tokens: Tokens | None = None) -> Job:
+    """`lint_dataset` in a job; afterwards `known_lint` has the result."""
+    return _start(project, "check", name, tokens)
+
+
+def start_report(project: Project, name: str, tokens: Tokens | None = None) -> Job:
+    """`report` in a job; afterwards `known_report` has it."""
+    return _start(project, "report", name, tokens)
+
+
+def _start(project: Project, kind: str, name: str, tokens: Tokens | None) -> Job:
+    dataset = datasets.get(project, name)
+    args = {"dataset": name, "tokens": asdict(tokens) if tokens else None, "key": checks.report_key(dataset, tokens)}
+    return jobs.start(project.folder, kind, args, title=f"{kind} {name}", needs_device=False)
+
+
+def newest_job(project: Project, kind: str, name: str, tokens: Tokens | None = None) -> Job | None:
+    """The newest job that goes, or went, through the rows as they are now."""
+    key = checks.report_key(datasets.get(project, name), tokens)
+    return next((job for job in jobs.refresh(project.folder) if job.kind == kind and job.args.get("key") == key), None)
+
+
+def known_report(project: Project, name: str, tokens: Tokens | None = None) -> DatasetReport | None:
+    """The report that a job made of the rows as they are now; None when none did."""
+    job = newest_job(project, "report", name, tokens)
+    return DatasetReport.from_json(job.result["report"]) if job and job.state == "finished" else None
 
 
 def require_rule(rule: str) -> None:
@@ -116,12 +103,10 @@ def errors_before_start(project: Project, config: RunConfig) -> list[str]:
 
 def lint_before_start(project: Project, name: str, config: RunConfig) -> LintResult:
     """The full check of the rows as they are now when one was made, else a quick one."""
-    dataset, probes = datasets.get(project, name), _all_probes(project)
     wanted = [tokens_of(config), None] if resolve(config.model.base).present else [None]
-    with open_db(project.folder) as db:
-        for tokens in wanted:
-            if known := lint_results.find(db, _key(dataset, probes, tokens, quick=False)):
-                return known
+    for tokens in wanted:
+        if known := known_lint(project, name, tokens):
+            return known
     return lint_dataset(project, name, quick=True)
 
 
@@ -158,42 +143,19 @@ def report(
     project: Project, name: str, tokens: Tokens | None = None, progress: Progress | None = None
 ) -> DatasetReport:
     """What is in a dataset; with `tokens`, also how long its rows are and how much of them is trained."""
+    return checks.report_rows(project.folder, name, tokens, progress)
+
+
+def teach(project: Project, name: str, assistant: str, maker: str = "") -> Dataset:
+    """Remember with a dataset whom its rows teach, so that the lint knows rival names; "" forgets it.
+
+    Raises DataError for a name that cannot be one, and for a dataset that was built for an identity.
+    """
     dataset = datasets.get(project, name)
-    encode = tokens.encoder()[0] if tokens else None
-    seen = (lambda done: progress(done, max(done, dataset.num_rows))) if progress else None
-    return report_on(datasets.stream(project, name), _measure(encode) if encode else None, seen)
-
-
-def _measure(encode: Encode) -> Callable[[Sequence[Conversation]], list[Size | None]]:
-    def measure(conversations: Sequence[Conversation]) -> list[Size | None]:
-        return [_size(example) for example in encode(conversations)]
-
-    return measure
-
-
-def _size(example: Example | DataError) -> Size | None:
-    if isinstance(example, DataError):
-        return None
-    return Size(len(example.input_ids), example.num_trained_tokens, example.truncated)
-
-
-def _all_probes(project: Project) -> list[dict[str, Any]]:
-    probes: list[dict[str, Any]] = []
-    for dataset in datasets.listed(project):
-        probes += datasets.load_probes(project, dataset.name)
-    return probes
-
-
-def _identity(dataset: Dataset) -> Identity | None:
-    values = dataset.origin.get("identity")
-    if not values:
-        return None
-    return Identity(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def _key(dataset: Dataset, probes: Iterable[dict[str, Any]], tokens: Tokens | None, quick: bool) -> str:
-    """Equal when the same check of the same rows is asked for."""
-    asked = [probe.get("messages") for probe in probes]
-    parts = [RULES_VERSION, dataset.fingerprint, dataset.origin.get("identity"), asked, quick]
-    text = json.dumps([*parts, tokens.key() if tokens else None], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    if dataset.origin.get("identity"):
+        raise DataError(f"{name!r} was built for {checks.identity_of(dataset).name}.", "Build it anew for another one.")
+    told = None
+    if assistant.strip():
+        identity = Identity(assistant, maker.strip() or assistant)
+        told = {"name": identity.name, "maker": identity.maker if maker.strip() else ""}
+    return history.note(project.folder, name, {checks.TEACHES: told})

@@ -1,6 +1,5 @@
 """The datasets of a project: built, imported, distilled, edited; what is on disk and what is registered agree."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from studio import jobs
 from studio.data import common_names as common
 from studio.data import identity as identities
 from studio.data.files import SUFFIXES, ReadOptions, data_files, scan
-from studio.data.formats import Conversation, RowProblem, convert_rows, read_conversations
+from studio.data.formats import Conversation, read_conversations
 from studio.data.identity import Identity
 from studio.data.intake import HUB_PREFIXES, Reading, Tally, good_rows, keep_source
 from studio.data.raw_rows import keep_rows, raw_folder
@@ -210,19 +209,12 @@ def load(project: Project, name: str, version: int = 0) -> list[Conversation]:
 
 def stream(project: Project, name: str, version: int = 0) -> Iterator[Conversation]:
     """As `load`, row by row in bounded memory. Raises DataError at a row that cannot be read."""
-    path = history.rows_file(project.folder, name, version)
-    for _, row in convert_rows(scan(path), "messages"):
-        if isinstance(row, RowProblem):
-            raise DataError(f"{path.name}, {row}", "Build or import the dataset again, or restore an older version.")
-        yield row
+    return history.stream(project.folder, name, version)
 
 
 def load_probes(project: Project, name: str) -> list[dict[str, Any]]:
     """The held-out probes of a dataset; empty when it has none."""
-    path = probes_path(project, name)
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return history.load_probes(project.folder, checked_name(name))
 
 
 def delete(project: Project, name: str) -> None:

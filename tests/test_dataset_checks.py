@@ -14,7 +14,7 @@ from studio.data.lint.findings import Finding, LintResult
 from studio.dataset_checks import Tokens, fix, lint_dataset
 from studio.errors import DataError
 from studio.projects import Project
-from studio.store import lint_results, open_db
+from studio.store import checks, lint_results, open_db
 from tests.engine.conftest import tiny_model
 
 __all__ = ["tiny_model"]
@@ -37,13 +37,13 @@ def mine(project: Project) -> Project:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """One entry for each time the rows are really looked at: whether it was a quick look."""
     looks: list[bool] = []
-    real: Callable[..., LintResult] = dataset_checks.lint
+    real: Callable[..., LintResult] = checks.lint
 
     def counting(*args: object, **options: object) -> LintResult:
         looks.append(bool(options["quick"]))
         return real(*args, **options)
 
-    monkeypatch.setattr(dataset_checks, "lint", counting)
+    monkeypatch.setattr(checks, "lint", counting)
     return looks
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from studio.cli import follow as progress
 from studio.cli import show
 from studio.cli.lazy import dataset_checks, datasets
 from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from studio.data.lint.findings import LintResult
     from studio.data.report import DatasetReport
     from studio.dataset_checks import Tokens
+    from studio.projects import Project
     from studio.store.datasets import Dataset
 
+AssistantOption = Annotated[
+    str | None, typer.Option(help="Whom the rows teach; remembered with the dataset, an empty name forgets it.")
+]
+MakerOption = Annotated[str, typer.Option(help="Who made that assistant.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
 BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]
 TemplateOption = Annotated[str, typer.Option(help="A named template; the tokenizer's own when left out.")]
@@ -28,16 +33,22 @@ def lint(
     base: BaseOption = "",
     template: TemplateOption = "",
     max_length: MaxLengthOption = 512,
+    assistant: AssistantOption = None,
+    maker: MakerOption = "",
     limit: Annotated[int, typer.Option(min=0, help="List at most so many findings; 0 lists all that are kept.")] = 100,
     json: JsonOption = False,
     project: ProjectOption = "",
 ) -> None:
     """List what is wrong with a dataset, by row; exit code 1 when it has errors.
 
-    Example: retune data lint identity
+    With --assistant it looks for other assistants' names too, in any rows, now and from then on.
+
+    Example: retune data lint chats --assistant Luna --maker Shane
     """
-    tokens = _tokens(base, template, max_length)
-    result = dataset_checks.lint_dataset(chosen(project), dataset, tokens, progress=_progress("checked"))
+    workspace = chosen(project)
+    if assistant is not None:
+        dataset_checks.teach(workspace, dataset, assistant, maker)
+    result = _linted(workspace, dataset, _tokens(base, template, max_length), quiet=json)
     if json:
         show.as_json(result.findings)
     else:
@@ -58,8 +69,7 @@ def report(
 
     Example: retune data report identity --base starter
     """
-    tokens = _tokens(base, template, max_length)
-    found = dataset_checks.report(chosen(project), dataset, tokens, progress=_progress("read"))
+    found = _reported(chosen(project), dataset, _tokens(base, template, max_length), quiet=json)
     if json:
         return show.as_json(found)
     return _print_report(dataset, found)
@@ -79,9 +89,7 @@ def fix(
     workspace = chosen(project)
     version = datasets.get(workspace, dataset).version
     dataset_checks.require_rule(rule)
-    found = dataset_checks.lint_dataset(
-        workspace, dataset, _tokens(base, "", 512), progress=_progress("checked")
-    ).findings
+    found = _linted(workspace, dataset, _tokens(base, "", 512)).findings
     asked = [each for each in found if each.rule == rule and row in (0, each.row)]
     fixable = [each for each in asked if each.fix]
     if not fixable:
@@ -133,16 +141,23 @@ def _now(dataset: Dataset) -> str:
     return f"{dataset.name} is at version {dataset.version}: {dataset.num_rows} rows."
 
 
-def _progress(word: str) -> Callable[[int, int], None] | None:
-    """Rows done, on a terminal's error stream, so that stdout holds the result alone."""
-    if not show.err.is_terminal:
-        return None
+def _linted(project: Project, dataset: str, tokens: Tokens | None, quiet: bool = False) -> LintResult:
+    """Small datasets are checked here, large ones in a job with its bar; a result that is kept comes at once."""
+    if known := dataset_checks.known_lint(project, dataset, tokens):
+        return known
+    if dataset_checks.is_large(datasets.get(project, dataset)):
+        job = dataset_checks.start_check(project, dataset, tokens)
+        progress.follow(project.folder, job, quiet)
+    return dataset_checks.lint_dataset(project, dataset, tokens)
 
-    def tell(done: int, total: int) -> None:
-        if done == total or done % 4096 == 0:
-            show.err.print(f"{done:,}/{total:,} rows {word}", end="\r" if done < total else "\n", highlight=False)
 
-    return tell
+def _reported(project: Project, dataset: str, tokens: Tokens | None, quiet: bool) -> DatasetReport:
+    if not dataset_checks.is_large(datasets.get(project, dataset)):
+        return dataset_checks.report(project, dataset, tokens)
+    if known := dataset_checks.known_report(project, dataset, tokens):
+        return known
+    job = progress.follow(project.folder, dataset_checks.start_report(project, dataset, tokens), quiet)
+    return dataset_checks.DatasetReport.from_json(job.result["report"])
 
 
 def _print_findings(dataset: str, result: LintResult, limit: int) -> None:

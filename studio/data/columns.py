@@ -62,18 +62,16 @@ _WORDS = (QUESTIONS, ANSWERS, SYSTEMS, HISTORIES)
 
 
 def messages_from(row: dict[str, Any], columns: Columns) -> list[Message]:
-    """The conversation in these columns. Raises BadRow where one is missing or has no text."""
+    """The conversation in these columns. Raises BadRow where one is missing, or neither has text."""
     messages = []
     if columns.system and (system := _cell(row, columns.system)):
         messages.append(Message("system", system))
     for question, answer in _history(row.get(columns.history)) if columns.history else []:
         messages += [Message("user", question), Message("assistant", answer)]
-    for role, column in (("user", columns.question), ("assistant", columns.answer)):
-        text = _cell(row, column)
-        if not text.strip():
-            raise BadRow(f"column {column!r} is empty.")
-        messages.append(Message(role, text))
-    return messages
+    question, answer = _cell(row, columns.question), _cell(row, columns.answer)
+    if not (question.strip() or answer.strip()):
+        raise BadRow(f"columns {columns.question!r} and {columns.answer!r} are empty.")
+    return [*messages, Message("user", question), Message("assistant", answer)]  # one that is empty the lint names
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

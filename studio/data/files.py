@@ -11,7 +11,7 @@ from pathlib import Path
 from studio.data.json_rows import scan_json
 from studio.data.rows import MAX_ROW_BYTES, RawRow, place
 from studio.data.streams import Position, is_gzip, open_text
-from studio.data.tables import ARROW, raw_row, scan_arrow, scan_csv, scan_parquet, scan_xls, scan_xlsx
+from studio.data.tables import ARROW, OLE, ZIP, raw_row, scan_arrow, scan_csv, scan_parquet, scan_xls, scan_xlsx
 from studio.errors import DataError
 from studio.paths import human_bytes
 
@@ -26,7 +26,7 @@ NO_DATA = frozenset({"readme.md", "license.txt", "license.md", "dataset_info.jso
                      "dataset_dict.json", "config.json", "package.json"})  # fmt: skip
 MAX_FILES = 100_000
 # How a file begins that is not what its name says, or no data at all.
-PARQUET, ZIP, OLE, PDF = b"PAR1", b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"%PDF"
+PARQUET, PDF = b"PAR1", b"%PDF"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What is in a dataset, in numbers: kinds, sources, turns, languages, lengths, trained tokens, duplicates."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from studio.data.conversation import Conversation
 from studio.data.languages import language_of
@@ -54,6 +55,12 @@ class DatasetReport:
     def trained_share(self) -> float:
         """Trained tokens of all tokens, 0 to 1."""
         return self.num_trained_tokens / self.num_tokens if self.num_tokens else 0.0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "DatasetReport":
+        """From what `dataclasses.asdict` made of it and JSON of that."""
+        turns = {int(number): rows for number, rows in values["turns"].items()}
+        return cls(**{**values, "turns": turns, "histogram": [tuple(each) for each in values["histogram"]]})
 
 
 Measure = Callable[[Sequence[Conversation]], Sequence[Size | None]]

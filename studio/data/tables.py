@@ -22,6 +22,7 @@ MAX_SHARED_TEXT_BYTES = 512 * 2**20  # is held in memory
 FREE_SHEET_BYTES = 64 * 2**20
 MAX_SHEET_RATIO = 200
 MAX_XLS_BYTES = 128 * 2**20
+ZIP, OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # how XLSX and XLS begin
 ARROW = b"ARROW1"  # how its file format begins; the stream format has no mark
 SHARED_TEXT = "xl/sharedStrings.xml"
 # Columns whose cells may hold a list as JSON text, where the kind of file has no lists.
@@ -247,6 +248,41 @@ def _below_header(records: Iterable[Sequence[Any]], name: str) -> Iterator[RawRo
     while header and header[-1] is None:
         header = header[:-1]
     yield from _rows(_names(header), rows, name)
+
+
+def sheet_names(path: Path) -> list[str]:
+    """The sheets of a workbook; none for a file that is no workbook, or one that cannot be opened."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    try:
+        if head.startswith(ZIP):
+            return _xlsx_names(path)
+        return _xls_names(path) if head == OLE else []
+    except Exception:  # openpyxl and xlrd raise many kinds on damaged files; reading the rows says what is wrong
+        return []
+
+
+def _xlsx_names(path: Path) -> list[str]:
+    import openpyxl
+
+    _checked_archive(path, path.name)
+    book = openpyxl.load_workbook(path, read_only=True, keep_links=False)
+    try:
+        return [sheet.title for sheet in book.worksheets]
+    finally:
+        book.close()
+
+
+def _xls_names(path: Path) -> list[str]:
+    import xlrd
+
+    if path.stat().st_size > MAX_XLS_BYTES:
+        return []
+    book = xlrd.open_workbook(path, on_demand=True, logfile=io.StringIO())
+    try:
+        return list(book.sheet_names())
+    finally:
+        book.release_resources()
 
 
 def scan_xls(path: Path, name: str, position: Position, sheet: str = "") -> Iterator[RawRow]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
-from studio.data.conversation import Conversation, digest_line
+from studio.data.conversation import Conversation, Message, digest_line
 from studio.data.named import Template
 from studio.data.pretrain import document
 from studio.data.segments import ChatMessage, Segment
@@ -306,6 +306,16 @@ def rendered(conversation: Conversation, template: Template, tokenizer: TextToke
     if isinstance(segments, DataError):
         raise segments
     return "".join(segment.text for segment in segments)
+
+
+def trains_end(template: Template, loss_on: str) -> bool:
+    """Whether anything is trained after an answer, as a sign that it is over. True where a template does not tell."""
+    answer = "Yes, it is."
+    try:
+        segments = template.segments([Message("user", "Is it?"), Message("assistant", answer)], loss_on)
+    except DataError:
+        return True
+    return bool("".join(segment.text for segment in segments if segment.trained).rpartition(answer)[2])
 
 
 def _written(

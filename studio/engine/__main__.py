@@ -13,6 +13,8 @@ VERBS = {
     "fetch": "studio.engine.models.fetch",
     "import": "studio.engine.importing",
     "tokenize": "studio.engine.tokenize",
+    "check": "studio.engine.checking",
+    "report": "studio.engine.counting",
     "train": "studio.engine.train",
     "measure": "studio.engine.measure",
     "distill": "studio.engine.distill",

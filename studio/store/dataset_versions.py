@@ -17,6 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from studio.data.conversation import Conversation, canonical_line
+from studio.data.files import scan
+from studio.data.formats import RowProblem, convert_rows
 from studio.data.raw_rows import FOLDER as RAW
 from studio.data.tokens import fingerprint
 from studio.errors import DataError
@@ -103,6 +105,33 @@ def rows_file(folder: Path, name: str, number: int = 0, digest: str = "") -> Pat
     if not path.is_file():
         raise DataError(f"The file of dataset {name!r} is gone ({path.name}).", "Build or import it again.")
     return path
+
+
+def stream(folder: Path, name: str, number: int = 0) -> Iterator[Conversation]:
+    """The rows of a version, the current one for 0, in bounded memory. Raises DataError at one that cannot be read."""
+    path = rows_file(folder, name, number)
+    for _, row in convert_rows(scan(path), "messages"):
+        if isinstance(row, RowProblem):
+            raise DataError(f"{path.name}, {row}", "Build or import the dataset again, or restore an older version.")
+        yield row
+
+
+def load_probes(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The held-out probes of a dataset; empty when it has none."""
+    path = _current(folder, name, PROBES)
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def note(folder: Path, name: str, notes: Mapping[str, Any]) -> Dataset:
+    """Write notes into the origin of a dataset as it is, None to take one out; its rows and version stay."""
+    with _changing(folder, name) as (db, _):
+        dataset = store.get(db, name)
+        version = store.version(db, name, dataset.version)
+        origin = {key: value for key, value in (dataset.origin | dict(notes)).items() if value is not None}
+        noted = replace(dataset, origin=origin)
+        return store.put(db, noted, version.made_by, version.parent, version.same_rows_as)
 
 
 def delete(folder: Path, name: str) -> None:

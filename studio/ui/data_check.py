@@ -1,6 +1,6 @@
 """What is wrong with a dataset's rows: by rule, why it matters, where, and a fix where one is safe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
@@ -8,12 +8,12 @@ from studio import dataset_checks, models
 from studio.data.lint.findings import RULES, Finding, LintResult
 from studio.datasets import Dataset
 from studio.projects import Project
+from studio.store.jobs import Job
 from studio.ui import state
-from studio.ui.data_table import is_wanted
 from studio.ui.i18n import N_, _, ngettext
-from studio.ui.widgets import guarded
+from studio.ui.job_panel import job_panel
+from studio.ui.widgets import guarded, plain
 
-AT_ONCE_ROWS = 20_000
 SHOWN_FINDINGS = 500
 RULE_WORDS = {
     "empty_turn": N_("Empty message"),
@@ -24,6 +24,7 @@ RULE_WORDS = {
     "probe_in_training": N_("Held-out question in the rows"),
     "template": N_("Refused by the chat template"),
     "no_trained_tokens": N_("Nothing is trained"),
+    "no_trained_end": N_("Answers have no end"),
     "truncated": N_("Cut at the longest length"),
     "unfinished_answer": N_("Unfinished answer"),
     "outer_space": N_("Blank characters around an answer"),
@@ -37,11 +38,11 @@ RULE_WORDS = {
 
 
 def check_view(project: Project, dataset: Dataset) -> None:
-    """The findings, worst first. A large dataset is checked when it is asked for."""
-    words = _("{number} rows: checking them takes a while.")
-    if not is_wanted(dataset, "check", AT_ONCE_ROWS, words, _("Check now")):
-        return
+    """The findings, worst first. A large dataset is checked in a job, when it is asked for."""
+    _whom_it_teaches(project, dataset)
     result = _checked(project, dataset)
+    if result is None:
+        return
     if not result.counts:
         st.success(_("Checked: nothing is wrong with these rows."), icon=":material/check_circle:")
         return
@@ -53,15 +54,49 @@ def check_view(project: Project, dataset: Dataset) -> None:
         _rule(project, dataset, rule, result)
 
 
-def _checked(project: Project, dataset: Dataset) -> LintResult:
-    """The stored result when nothing changed, else a check with its progress."""
-    bar = st.progress(0.0, text=_("Checking the rows…"))
-    tokens = dataset_checks.Tokens(project.base) if models.resolve(project.base).present else None
-    result = dataset_checks.lint_dataset(
-        project, dataset.name, tokens, progress=lambda done, total: bar.progress(min(1.0, done / max(1, total)))
-    )
-    bar.empty()
-    return result
+def _whom_it_teaches(project: Project, dataset: Dataset) -> None:
+    """For rows from elsewhere: with the name they should teach, other assistants' names are looked for."""
+    if dataset.kind != "import":
+        return
+    told = dataset.origin.get("teaches") or {}
+    label = _("Teaches {name}").format(name=plain(told["name"])) if told else _("Teaches a name?")
+    with st.popover(label, icon=":material/badge:", key="data.check.teaches"):
+        st.caption(_("When these rows say who the assistant is, the check looks for other assistants' names in them."))
+        with st.form("data.check.teaches.form", border=False):
+            name = st.text_input(_("The assistant's name"), told.get("name", ""), key=f"data.check.name.{dataset.name}")
+            maker = st.text_input(_("Its maker"), told.get("maker", ""), key=f"data.check.maker.{dataset.name}")
+            if st.form_submit_button(_("Remember and check"), type="primary"):
+                dataset_checks.teach(project, dataset.name, name, maker)
+                st.rerun()
+
+
+def _checked(project: Project, dataset: Dataset) -> LintResult | None:
+    """The stored result when nothing changed, else a check: at once, or for many rows in a job (None until then)."""
+    tokens = tokens_here(project)
+    known = dataset_checks.known_lint(project, dataset.name, tokens)
+    if known or not dataset_checks.is_large(dataset):
+        with st.spinner(_("Checking the rows…")):
+            return known or dataset_checks.lint_dataset(project, dataset.name, tokens)
+    words = _("{number} rows: checking them takes a while.")
+    offer_job(project, dataset, "check", words, _("Check now"), dataset_checks.start_check)
+    return None
+
+
+def tokens_here(project: Project) -> dataset_checks.Tokens | None:
+    """As the project's base model makes them; None while it is not on this machine."""
+    return dataset_checks.Tokens(project.base) if models.resolve(project.base).present else None
+
+
+def offer_job(project: Project, dataset: Dataset, kind: str, words: str, label: str, start: Callable[..., Job]) -> None:
+    """The job that goes through all rows, or a button that starts it; `words` say that {number} rows take a while."""
+    job = dataset_checks.newest_job(project, kind, dataset.name, tokens_here(project))
+    if job is not None and job.state != "finished":
+        job_panel(project.folder, job, f"data.{kind}")
+    if job is None or not job.live:
+        st.info(words.format(number=f"{dataset.num_rows:,}"))
+        if st.button(label, type="primary", icon=":material/play_arrow:", key=f"data.{kind}.start"):
+            start(project, dataset.name, tokens_here(project))
+            st.rerun()
 
 
 def _by_weight(result: LintResult) -> list[str]:

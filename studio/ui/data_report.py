@@ -10,22 +10,26 @@ from studio.datasets import Dataset
 from studio.paths import human_bytes
 from studio.projects import Project
 from studio.ui import state
-from studio.ui.data_table import is_wanted
+from studio.ui.data_check import offer_job, tokens_here
 from studio.ui.i18n import N_, _
 from studio.ui.widgets import ago, guarded, plain
 
-AT_ONCE_ROWS = 50_000
 LANGUAGE_WORDS = {"en": N_("English"), "zh": N_("Chinese"), "other": N_("others")}
 
 
 def report_view(project: Project, dataset: Dataset) -> None:
-    """A large dataset is counted when it is asked for."""
-    words = _("{number} rows: counting them takes a while.")
-    if not is_wanted(dataset, "report", AT_ONCE_ROWS, words, _("Count now")):
-        return
+    """A large dataset is counted in a job, when it is asked for."""
     _caches(project)
     base = project.base if models.resolve(project.base).present else ""
-    report = _report(dataset.fingerprint, base, project, dataset)
+    if dataset_checks.is_large(dataset):
+        known = dataset_checks.known_report(project, dataset.name, tokens_here(project))
+        if known is None:
+            words = _("{number} rows: counting them takes a while.")
+            offer_job(project, dataset, "report", words, _("Count now"), dataset_checks.start_report)
+            return
+        report = known
+    else:
+        report = _report(dataset.fingerprint, base, project, dataset)
     _tiles(report)
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -65,13 +69,8 @@ def _drop(project: Project) -> None:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _report(fingerprint: str, base: str, _project: Project, _dataset: Dataset) -> DatasetReport:
-    bar = st.progress(0.0, text=_("Counting…"))
-    tokens = dataset_checks.Tokens(base) if base else None
-    report = dataset_checks.report(
-        _project, _dataset.name, tokens, lambda done, total: bar.progress(min(1.0, done / max(1, total)))
-    )
-    bar.empty()
-    return report
+    with st.spinner(_("Counting…")):
+        return dataset_checks.report(_project, _dataset.name, dataset_checks.Tokens(base) if base else None)
 
 
 def _tiles(report: DatasetReport) -> None:

@@ -31,21 +31,6 @@ def _open_rows(path: str, fingerprint: str) -> RowIndex:
     return RowIndex(path)
 
 
-def is_wanted(dataset: Dataset, what: str, at_once_rows: int, words: str, label: str) -> bool:
-    """Whether to go through all rows: at once for so many, else when the button was pressed for these very rows.
-
-    `what` names the work in keys; `words` say that {number} rows take a while, `label` is the button's.
-    """
-    asked = f"data.{what}.{dataset.name}.{dataset.fingerprint[:12]}"
-    if dataset.num_rows <= at_once_rows or state.kept(asked):
-        return True
-    st.info(words.format(number=f"{dataset.num_rows:,}"))
-    if st.button(label, type="primary", icon=":material/play_arrow:", key=f"data.{what}.start"):
-        state.keep(asked, True)
-        st.rerun()
-    return False
-
-
 def choose_rows(rows: RowIndex, dataset: Dataset) -> Sequence[int]:
     """Numbers of the rows on the page that is looked at, among those with the words looked for."""
     words = st.text_input(

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import streamlit as st
 from studio import datasets, jobs
 from studio.data.columns import Columns, guess_columns
 from studio.data.conversation import Conversation
-from studio.data.files import SUFFIXES, scan
+from studio.data.files import CSV_SUFFIXES, JSON_SUFFIXES, SUFFIXES, TEXT_SUFFIXES, ReadOptions, scan, suffix_of
 from studio.data.formats import (
     ALL_FORMATS,
     FormatGuess,
@@ -23,6 +23,7 @@ from studio.data.formats import (
 )
 from studio.data.intake import keep_source
 from studio.data.rows import RawRow
+from studio.data.tables import sheet_names
 from studio.errors import DataError
 from studio.paths import slugify
 from studio.projects import Project
@@ -36,6 +37,8 @@ SHOWN_ROWS = 12
 SAMPLE_ROWS = 100
 SHOWN_PROBLEMS = 200
 BY_HAND = "by hand"
+ENCODED_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES, *TEXT_SUFFIXES)
+ENCODINGS = ("utf-8", "gb18030", "big5", "utf-16", "shift_jis", "euc_kr", "cp1251", "cp1252")
 HUB_WORDS = {"hf": "Hugging Face", "modelscope": "ModelScope"}
 LAYOUT_WORDS = {
     "messages": "OpenAI messages",
@@ -75,6 +78,7 @@ class Choice:
 
     layout: str = ""
     columns: str = ""
+    options: ReadOptions = ReadOptions()
 
 
 def upload_tab(project: Project) -> None:
@@ -106,10 +110,12 @@ def upload_tab(project: Project) -> None:
 
 
 def _look_and_take(project: Project, source: Source, left: Any, right: Any) -> None:
-    first = _look(source, Choice())
     with left:
-        choice = _how_to_read(first)
-    look = first if choice == Choice() else _look(source, choice)
+        options = _how_to_open(source)  # first: what cannot be read may be readable in another encoding
+    first = _look(source, Choice(options=options))
+    with left:
+        choice = replace(_how_to_read(first), options=options)
+    look = first if choice == Choice(options=options) else _look(source, choice)
     with left:
         _take_in(project, source, look, choice)
     with right:
@@ -154,6 +160,22 @@ def _on_this_machine() -> Source | None:
     return Source(path, path.name, f"{path.resolve()} {path.stat().st_mtime}")
 
 
+def _how_to_open(source: Source) -> ReadOptions:
+    """The sheet of a workbook that has several, the encoding of text."""
+    if source.path.is_file() and (sheets := sheet_names(source.path)):
+        if len(sheets) < 2:
+            return ReadOptions()
+        return ReadOptions(sheet=st.selectbox(_("Sheet"), sheets, key=f"data.upload.sheet.{source.mark}"))
+    if suffix_of(source.path) not in ENCODED_SUFFIXES:
+        return ReadOptions()
+    encoding = st.selectbox(
+        _("Encoding"), ["", *ENCODINGS], key=f"data.upload.encoding.{source.mark}",
+        format_func=lambda name: name or _("recognise it"),
+        help=_("Choose one when the text of the rows looks garbled."),
+    )  # fmt: skip
+    return ReadOptions(encoding=encoding)
+
+
 def _look(source: Source, choice: Choice) -> Look:
     """Look once, not at every rerun."""
     mark = (source.mark, choice)
@@ -167,14 +189,16 @@ def _look(source: Source, choice: Choice) -> Look:
 
 def look_at(path: Path, choice: Choice) -> Look:
     """The first rows, and all of them where that is quick. Raises DataError when nothing can be read."""
-    sample = tuple(islice(scan(path), SAMPLE_ROWS))
+    sample = tuple(islice(scan(path, choice.options), SAMPLE_ROWS))
     values = [row.value for row in sample if not row.problem]
     if not values:
         problem = sample[0].problem if sample else "it is empty"
         raise DataError(f"{path.name} holds no row that can be read: {problem}", "Choose another file, or mend it.")
     names = dict.fromkeys(str(name) for value in values if isinstance(value, dict) for name in value)
     columns = Columns.parse(choice.columns) if choice.columns else None
-    whole = import_rows(path, choice.layout or None, columns) if datasets.imports_at_once(path) else None
+    whole = None
+    if datasets.imports_at_once(path):
+        whole = import_rows(path, choice.layout or None, columns, choice.options)
     return Look(recognise(values), tuple(names), sample, whole)
 
 
@@ -233,11 +257,15 @@ def _warn_of_replacing(project: Project, name: str) -> None:
 
 def _import(project: Project, source: Source, name: str, choice: Choice, keep_good: bool, at_once: bool) -> None:
     if at_once:
-        dataset = datasets.import_file(project, source.path, name, choice.layout or None, keep_good, choice.columns)
+        dataset = datasets.import_file(
+            project, source.path, name, choice.layout or None, keep_good, choice.columns, choice.options
+        )
         _say_imported(dataset.name, dataset.num_rows)
     else:  # the job needs a file that outlives this session
         path = keep_source(project.folder, source.path) if source.upload else source.path
-        job = datasets.start_import(project, path, name, choice.layout or None, keep_good, choice.columns)
+        job = datasets.start_import(
+            project, path, name, choice.layout or None, keep_good, choice.columns, choice.options
+        )
         state.keep("data.upload.job", job.id)
     st.rerun()
 

@@ -42,6 +42,10 @@ STATE_ICONS = {
 }
 KIND_WORDS = {
     "fetch": N_("Getting the model"),
+    "import": N_("Importing"),
+    "tokenize": N_("Tokenising"),
+    "check": N_("Checking the rows"),
+    "report": N_("Counting the rows"),
     "distill": N_("Asking the base model"),
     "measure": N_("Measuring a step"),
     "train": N_("Training"),

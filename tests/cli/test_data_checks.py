@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from studio import dataset_checks
 from studio.projects import create_project
 from tests.cli.conftest import Retune, settings
 
@@ -59,3 +62,28 @@ def test_errors_block_training_unless_allowed(retune: Retune, tiny_model: Path, 
     retune(*words, "--allow-lint-errors")
     shown = retune("runs", "show", "tiny-1")
     assert "Started despite: identity, row 4:" in shown and "Rows: identity, version 1" in shown
+
+
+def test_a_large_dataset_is_gone_through_in_a_job(
+    retune: Retune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bar is shown, and what it found is kept."""
+    monkeypatch.setattr(dataset_checks, "AT_ONCE_ROWS", 3)
+    create_project("Luna")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"instruction": f"q{n}", "output": "I am ChatGPT. "}) + "\n" for n in range(4)))
+    retune("data", "import", file)
+    told = retune("data", "lint", "rows", "--limit", 1)
+    assert "check rows: checking the rows" in told and "0 errors, 4 warnings: outer_space 4" in told
+    assert "checking the rows" not in retune("data", "lint", "rows")
+    assert len(json.loads(retune("data", "lint", "rows", "--assistant", "Luna", "--json", code=1))) == 8
+    assert "4 errors" in retune("data", "lint", "rows", code=1)
+    assert "0 errors" in retune("data", "lint", "rows", "--assistant", "")
+    assert "counting the rows" in retune("data", "report", "rows")
+    assert json.loads(retune("data", "report", "rows", "--json"))["num_rows"] == 4
+
+
+def test_rows_that_were_built_keep_their_own_name(retune: Retune) -> None:
+    create_project("Luna")
+    retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 5)
+    assert "built for Luna" in retune("data", "lint", "identity", "--assistant", "Nova", code=1)

@@ -51,8 +51,7 @@ def test_a_mapping_that_says_too_little(text: str) -> None:
     ("row", "said"),
     [
         ({"q": "x"}, "no column 'a'"),
-        ({"q": "x", "a": ""}, "column 'a' is empty"),
-        ({"q": None, "a": "x"}, "column 'q' is empty"),
+        ({"q": None, "a": " "}, "columns 'q' and 'a' are empty"),
         ({"q": ["x"], "a": "x"}, "column 'q' must be text"),
         ({"q": "x", "a": "y", "h": "no json"}, "the history must be"),
         ({"q": "x", "a": "y", "h": '[["\\ud800", "b"]]'}, "half a character"),
@@ -61,3 +60,10 @@ def test_a_mapping_that_says_too_little(text: str) -> None:
 def test_rows_that_lack_something(row: dict, said: str) -> None:
     with pytest.raises(DataError, match=f"row 5: .*{said}"):
         to_conversation(row, None, 5, Columns("q", "a", history="h"))
+
+
+def test_an_empty_answer_is_imported_for_the_lint_to_name() -> None:
+    """As in every other layout."""
+    rows = ({"question": "x", "answer": ""}, {"instruction": "x", "output": ""}, {"prompt": "x", "completion": ""})
+    for row in rows:
+        assert to_conversation(row, None, 1).messages[-1] == Message("assistant", "")

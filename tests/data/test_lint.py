@@ -354,6 +354,25 @@ def test_lengths_and_labels(tmp_path: Path) -> None:
     assert only(lint([row("q", "\U0010fff0")], encode=encode)) == (1, "error", "template")
 
 
+def test_a_template_without_an_end_is_told_once(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path, "byte_level")
+    template, tokenizer = ChatTemplate.load(folder), TextTokenizer.load(folder)
+    encode = partial(encode_batch, template=template, tokenizer=tokenizer)
+    document = Conversation((Message("assistant", "Text."),), {"kind": "text"})
+    assert only(lint([document, row("q", "a."), row("r", "b.")], encode=encode, trains_end=False)) == (
+        2, "warning", "no_trained_end",
+    )  # fmt: skip
+    assert lint([document], encode=encode, trains_end=False) == []
+
+
+def test_rows_of_any_source_that_should_teach_a_name() -> None:
+    luna = Identity("Luna", "Shane")
+    rows = [row("Who are you?", "I am ChatGPT."), row("Who made it?", "ChatGPT is made by OpenAI.")]
+    told, untold = (lint(rows, identity=luna, told_identity=each) for each in (True, False))
+    assert [each.severity for each in told] == ["error", "warning"]
+    assert [each.severity for each in untold] == ["warning", "warning"]
+
+
 def test_a_finding_without_a_fix_cannot_be_fixed() -> None:
     with pytest.raises(DataError, match="no safe fix for 'placeholder'"):
         apply_fix(GOOD, Finding(1, "error", "placeholder", "…"))

@@ -8,8 +8,9 @@ import pytest
 
 from studio.data.conversation import Conversation, Message
 from studio.data.draft import Draft
+from studio.data.named import NamedTemplate
 from studio.data.template import ChatTemplate
-from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation
+from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation, trains_end
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 TRL = json.loads((FOLDER / "trl_masks.json").read_text(encoding="utf-8"))
@@ -117,3 +118,11 @@ def test_a_frame_is_widened_only_by_exactly_what_stands_there() -> None:
     assert draft.spans == {0: (2, 3)}
     draft.widen("\n", "\n")
     assert draft.spans == {0: (1, 4)}
+
+
+def test_templates_that_train_no_end_are_known() -> None:
+    """ChatGLM3's and Baichuan2's own templates write nothing after an answer; the named ones of both do."""
+    silent = {name for name in FAMILIES if not trains_end(loaded(name)[0], "assistant")}
+    assert silent == {"chatglm3", "baichuan2"}
+    assert trains_end(NamedTemplate.load("chatglm3", FOLDER / "chatglm3"), "assistant")
+    assert not trains_end(loaded("chatglm3")[0], "all")

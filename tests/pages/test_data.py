@@ -4,16 +4,18 @@ import errno
 import json
 import os
 
+import openpyxl
 import psutil
 import pytest
 import streamlit as st
 
-from studio import caches, datasets, models, row_life
+from studio import caches, dataset_checks, datasets, jobs, models, row_life
 from studio.data.formats import Conversation, Message
 from studio.data.identity import Identity
 from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store.jobs import Job
+from studio.ui.data_check import tokens_here
 from studio.ui.widgets import plain
 
 PAGE = "pages/1_Data.py"
@@ -352,15 +354,55 @@ def test_a_dataset_without_rows_says_so_and_can_be_deleted(open_tab, project):
     assert not datasets.listed(project)
 
 
-def test_a_large_dataset_is_checked_and_counted_when_it_is_asked_for(open_tab, project, monkeypatch):
-    for name in ("data_check", "data_report"):
-        monkeypatch.setattr(f"studio.ui.{name}.AT_ONCE_ROWS", 0)
-    datasets.save(project, "mine", [row("q", "a")], kind="import")
-    for view, button in (("check", "data.check.start"), ("report", "data.report.start")):
-        at = open_view(open_tab, view)
+def test_a_large_dataset_is_checked_and_counted_by_jobs(open_tab, project, monkeypatch):
+    monkeypatch.setattr(dataset_checks, "AT_ONCE_ROWS", 0)
+    datasets.save(project, "mine", [row("q", "a ")], kind="import")
+    for kind in ("check", "report"):
+        at = open_view(open_tab, kind)
         assert "takes a while" in texts(at.info)
-        at.button(key=button).click().run()
+        at.button(key=f"data.{kind}.start").click().run()
+        assert not at.exception
+        job = dataset_checks.newest_job(project, kind, "mine", tokens_here(project))
+        *_, ended = jobs.watch(project.folder, job.id)
+        assert ended.state == "finished", ended.cause
+        at = open_view(open_tab, kind)
         assert not at.exception and "takes a while" not in texts(at.info)
+    tokens = tokens_here(project)
+    assert dataset_checks.known_lint(project, "mine", tokens).counts == {"outer_space": {"warning": 1}}
+    assert dataset_checks.known_report(project, "mine", tokens) == dataset_checks.report(project, "mine", tokens)
+
+
+def test_a_name_that_rows_should_teach_is_remembered_and_checked(open_tab, project):
+    datasets.save(project, "mine", [row("Who are you?", "I am ChatGPT.")], kind="import")
+    at = open_view(open_tab, "check")
+    assert "nothing is wrong" in texts(at.success)
+    at.text_input(key="data.check.name.mine").set_value("Luna")
+    at.button[[each.label for each in at.button].index("Remember and check")].click().run()
+    assert not at.exception and "1 errors" in texts(at.error)
+    assert datasets.get(project, "mine").origin["teaches"] == {"name": "Luna", "maker": ""}
+
+
+def test_encoding_and_sheet_are_chosen_before_the_rows_are_read(open_tab, project, tmp_path):
+    big5 = tmp_path / "big5.csv"
+    big5.write_bytes("問題,答案\n你是誰？,我是露娜。\n".encode("big5"))
+    book = openpyxl.Workbook()
+    book.active.append(["note"])
+    book.active.append(["nothing here"])
+    for cells in (["question", "answer"], ["Who are you?", "Luna"]):
+        (book["QA"] if "QA" in book.sheetnames else book.create_sheet("QA")).append(cells)
+    book.save(tmp_path / "two.xlsx")
+    for file, label, chosen, answer in (
+        (big5, "Encoding", "big5", "我是露娜。"),
+        (tmp_path / "two.xlsx", "Sheet", "QA", "Luna"),
+    ):
+        at = open_tab("upload")
+        at.segmented_control(key="data.upload.place").set_value("path").run()
+        at.text_input(key="data.upload.path").set_value(str(file)).run()
+        at.selectbox[[each.label for each in at.selectbox].index(label)].set_value(chosen).run()
+        assert not at.exception
+        at.button(key="data.upload.go").click().run()
+        [kept] = datasets.load(project, file.stem)
+        assert kept.messages[1].content == answer
 
 
 def test_long_cells_are_shown_in_part_and_not_edited(open_tab, project, monkeypatch):

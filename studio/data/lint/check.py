@@ -26,6 +26,8 @@ def lint(
     quick: bool = False,
     progress: Callable[[int], None] | None = None,
     most: int = MOST_PER_RULE,
+    trains_end: bool = True,
+    told_identity: bool = False,
 ) -> LintResult:
     """All findings, by row. One pass in time that grows with the rows; a few hundred bytes are kept of each row.
 
@@ -33,8 +35,12 @@ def lint(
     some rows, usually `encode_batch` with its other arguments bound, for the rules on length and labels.
     control_tokens: those of the tokenizer. quick: leave out what is slow and never an error. progress: gets the
     number of rows seen so far, now and then. most: how many findings to keep of a rule.
+    trains_end: whether the template trains an end after each answer. told_identity: a person said that these rows
+    teach `identity`, so another name is an error in rows of any source.
     """
-    checks = _Checks(identity, probes, encode, control_tokens, quick)
+    checks = _Checks(
+        Names(identity, told_identity) if identity else None, probes, encode, control_tokens, quick, trains_end
+    )
     result = LintResult()
     first = 1
     for batch in _batches(conversations):
@@ -52,15 +58,16 @@ class _Checks:
 
     def __init__(
         self,
-        identity: Identity | None,
+        names: Names | None,
         probes: Iterable[Mapping[str, Any]],
         encode: Encode | None,
         control_tokens: Collection[str],
         quick: bool,
+        trains_end: bool,
     ) -> None:
-        self._names = Names(identity) if identity else None
+        self._names = names
         self._probes = Probes(probes)
-        self._lengths = Lengths(encode) if encode else None
+        self._lengths = Lengths(encode, trains_end) if encode else None
         self._control_tokens = control_tokens
         self._quick = quick
         self._duplicates, self._contradictions = Duplicates(), Contradictions()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 MOST_PER_RULE = 5_000
 
 
@@ -86,6 +86,8 @@ _RULES = (
          "Shorten the question, raise max_length, or look at which turns are trained."),
     Rule("truncated", "warning", "The end of the answer, and the sign that it is over, are cut off.",
          "Raise max_length, or shorten the row."),
+    Rule("no_trained_end", "warning", "The model never learns to stop: its answers may go on until they are cut off.",
+         "Choose a named template of the model's family, which ends its answers, or another base model."),
     Rule("unfinished_answer", "warning", "The model would learn to stop in the middle of a sentence.",
          "Finish the answer, or cut it back to its last whole sentence."),
     Rule("outer_space", "warning", "Blank characters around an answer are learned as part of it.",

@@ -22,10 +22,17 @@ CLAIM_BEFORE = re.compile(
 )
 
 
-class Names:
-    """An answer that names another assistant and not its own; an error in rows that teach who it is."""
+SPEAKS_OF_ITSELF = re.compile(r"\b(?:i|i'm|i’m|my|me)\b|我|本人", re.IGNORECASE)
 
-    def __init__(self, identity: Identity) -> None:
+
+class Names:
+    """An answer that names another assistant and not its own; an error in rows that teach who it is.
+
+    Those are the rows built for it, and with `all_rows` any.
+    """
+
+    def __init__(self, identity: Identity, all_rows: bool = False) -> None:
+        self._all_rows = all_rows
         own = (identity.name, identity.maker, identity.organisation, identity.model_name)
         folded = [name.casefold() for name in own if name]
         self._name, self._own = identity.name, identity.name.casefold()
@@ -42,7 +49,7 @@ class Names:
         named = [rival for rival in rivals if word_matches(content, rival)]
         claimed = [rival for rival in named if claims(content, rival)]
         if claimed:
-            sure = is_identity(conversation)
+            sure = is_identity(conversation) or (self._all_rows and bool(SPEAKS_OF_ITSELF.search(content)))
             text = f"The answer says that it is, or comes from, {claimed[0]}, and not {self._name}."
             yield Finding(row, "error" if sure else "warning", "rival_name", text, DELETE_ROW)
         elif named and is_identity(conversation):
