@@ -53,7 +53,7 @@ class ModelSection(Section):
     dtype: Dtype = Field(
         "auto", description="Number format of weights and arithmetic; auto takes what the device does best."
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+    attention: Literal["auto", "blocks", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="Attention kernel; auto takes the fastest one that works here.",
         json_schema_extra=ADVANCED,

@@ -5,13 +5,18 @@ A plan depends on lengths or ids alone: the same on every machine and on every r
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.tokens import IGNORE_INDEX, Example
 from studio.errors import DataError
 
 PACKS = ("none", "sequence", "tree")
-TREE_NODES = 256  # in one row, unless an example is longer: attention between examples that share nothing is waste
+TREE_NODES = 1024  # in one row, unless an example is longer: beyond that a forward pass gains nothing on a CPU
+Ints = NDArray[np.int64]
 MicroBatch = list[list[int]]  # rows of a batch; a row is a list of examples, by index
 
 
@@ -44,56 +49,76 @@ class PackingReport:
         return self.prefix_tokens_saved / self.num_tokens if self.num_tokens else 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class PrefixTree:
     """Tokens are nodes, a node's position is its depth, it attends to its ancestors.
 
-    Examples are added in alphabetical order of their ids, so the descendants of a node follow it without a gap.
-    `weights` counts the examples that train a token after a node: (node, token) -> examples.
+    `tokens`, `depths`, `ends`: (nodes,) int64, in depth-first order, so the descendants of a node follow it without a
+    gap, up to but not including its `ends`. An edge asks a node, `places`, for a token, `targets`; `weights` says for
+    how many examples: (edges,) int64. `num_tokens` are those of all examples, shared ones counted every time.
     """
 
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    weights: dict[tuple[int, int], int] = field(default_factory=dict)
-    num_tokens: int = 0  # of all examples, shared ones counted every time
-    _children: dict[tuple[int, int], int] = field(default_factory=dict)
+    tokens: Ints
+    depths: Ints
+    ends: Ints
+    places: Ints
+    targets: Ints
+    weights: Ints
+    num_tokens: int
 
-    def add(self, input_ids: Sequence[int], labels: Sequence[int]) -> None:
-        """Add an example; it must have a trained token after its first."""
-        self.num_tokens += len(input_ids)
-        needed = needed_length(labels)
-        node = -1
-        for depth, token in enumerate(input_ids[:needed]):
-            if depth and labels[depth] != IGNORE_INDEX:
-                self._train(node, token)
-            node = self._child(node, token, depth)
-        self._train(node, labels[needed])
-
-    def ends(self) -> list[int]:
-        """For each node, the first one after it that is not its descendant."""
-        ends = list(range(1, len(self.tokens) + 1))
-        for node in range(len(self.tokens) - 1, 0, -1):
-            if self.parents[node] >= 0:
-                ends[self.parents[node]] = max(ends[self.parents[node]], ends[node])
-        return ends
+    def __len__(self) -> int:
+        return len(self.tokens)
 
     @property
     def is_chain(self) -> bool:
         """Whether no node branches: a single example, or one that repeats."""
-        return self.parents == list(range(-1, len(self.tokens) - 1))
+        return bool((self.ends == len(self.ends)).all())
 
-    def _train(self, node: int, token: int) -> None:
-        self.weights[node, token] = self.weights.get((node, token), 0) + 1
 
-    def _child(self, node: int, token: int, depth: int) -> int:
-        found = self._children.get((node, token))
-        if found is None:
-            found = self._children[node, token] = len(self.tokens)
-            self.tokens.append(token)
-            self.parents.append(node)
-            self.depths.append(depth)
-        return found
+def grow_tree(examples: Sequence[Example]) -> PrefixTree:
+    """The tree of examples that come in alphabetical order of their ids; each must have a trained token.
+
+    Tokens after the last trained one's predecessor are left out: they change nothing.
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    path = np.empty(longest, np.int64)  # the node at each depth of the newest example
+    ends = np.empty(sum(len(example.input_ids) for example in examples), np.int64)
+    tokens, depths, places, targets = [], [], [], []
+    before, size = np.empty(0, np.int64), 0
+    for example in examples:
+        needed = needed_length(example.labels)
+        ids, labels = np.asarray(example.input_ids[:needed]), np.asarray(example.labels[1 : needed + 1])
+        shared = _num_equal(before, ids)
+        ends[path[shared : len(before)]] = size
+        path[shared:needed] = np.arange(size, size + needed - shared)
+        tokens.append(ids[shared:])
+        depths.append(np.arange(shared, needed))
+        trained = np.flatnonzero(labels != IGNORE_INDEX)
+        places.append(path[trained])
+        targets.append(labels[trained])
+        before, size = ids, size + needed - shared
+    ends[path[: len(before)]] = size
+    return PrefixTree(
+        np.concatenate(tokens),
+        np.concatenate(depths),
+        ends[:size],
+        *_counted(np.concatenate(places), np.concatenate(targets)),
+        sum(len(example.input_ids) for example in examples),
+    )
+
+
+def _num_equal(one: Ints, other: Ints) -> int:
+    """Length of the common beginning."""
+    length = min(len(one), len(other))
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _counted(places: Ints, targets: Ints) -> tuple[Ints, Ints, Ints]:
+    """The different pairs, in order of their places, and how often each comes."""
+    span = int(targets.max()) + 1
+    pairs, counts = np.unique(places * span + targets, return_counts=True)
+    return pairs // span, pairs % span, counts
 
 
 def needed_length(labels: Sequence[int]) -> int:
@@ -149,6 +174,13 @@ def plan_trees(ids: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
     return [groups[number] for number in sorted(range(len(groups)), key=lambda number: -sizes[number])]
 
 
+def num_nodes(ids: Sequence[Sequence[int]]) -> int:
+    """Nodes of one tree of all ids."""
+    ordered = sorted(ids)
+    shared = sum(num_shared(one, other) for one, other in pairwise(ordered))
+    return sum(map(len, ordered)) - shared
+
+
 def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common beginning."""
     for index, (left, right) in enumerate(zip(one, other, strict=False)):
@@ -157,19 +189,24 @@ def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def plan_step(examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int) -> list[MicroBatch]:
+def plan_step(
+    examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, num_ranks: int = 1
+) -> list[MicroBatch]:
     """The micro-batches of one optimizer step: lists of rows, which are lists of indices into `examples`.
 
     pack "none": one example per row; "sequence": best fit into rows of `max_length` tokens; "tree": a row holds
     examples that share their beginnings. Rows of like size share a micro-batch, `micro_batch_size` at most, so
-    little is padded. Raises ValueError for an example longer than `max_length`, DataError for an unknown `pack`.
+    little is padded. Trees are made so small that each of `num_ranks` finds a row, unless one example is a rank's
+    share. Raises ValueError for an example longer than `max_length`, DataError for an unknown `pack`.
     """
     if pack not in PACKS:
         raise DataError(f"pack is {pack!r}.", f"Allowed: {', '.join(PACKS)}.")
     lengths = [len(example.input_ids) for example in examples]
     if pack == "tree":
         ids = [example.input_ids[: needed_length(example.labels)] for example in examples]
-        rows = plan_trees(ids, max([min(TREE_NODES, max_length), *lengths]))
+        rows = plan_trees(ids, max([min(TREE_NODES, micro_batch_size * max_length), *lengths]))
+        if len(rows) < num_ranks:
+            rows = plan_trees(ids, max([num_nodes(ids) // num_ranks, *map(len, ids)]))
     else:
         rows = plan_sequences(lengths, max_length)
         if pack == "none":
@@ -260,10 +297,7 @@ def row_tokens(examples: Sequence[Example], row: Sequence[int], pack: str) -> in
     """Tokens that a row of a plan computes."""
     if pack != "tree":
         return sum(len(examples[index].input_ids) for index in row)
-    tree = PrefixTree()
-    for index in row:
-        tree.add(examples[index].input_ids, examples[index].labels)
-    return len(tree.tokens)
+    return len(grow_tree([examples[index] for index in row]))
 
 
 def _padding(widths: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +13,10 @@ from studio.config.schema import DataSection, RunConfig
 from studio.data import mix
 from studio.data.cache import TokenCache
 from studio.data.named import Template
-from studio.data.packing import MicroBatch, packing_report, plan_rank, plan_step
+from studio.data.packing import Ints, MicroBatch, PrefixTree, grow_tree, packing_report, plan_rank, plan_step
 from studio.data.split import split
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
+from studio.engine.attention import Layout
 from studio.engine.tokenize import Versions, stored_sources, tokenise
 from studio.errors import DataError
 
@@ -42,9 +44,9 @@ class Corpus:
 class Batch:
     """A micro-batch. `places` are flat positions (row * width + column) whose next token is trained: `targets`.
 
-    input_ids and position_ids: (rows, width). `weights` says for how many examples a target counts. Without a mask,
-    positions restart with every example, and transformers keeps packed examples apart by that; with one (rows, 1,
-    width, width) a position sees what it says. `num_tokens` are those of the examples, without padding.
+    input_ids and position_ids: (rows, width). `weights` says for how many examples a target counts. `num_tokens` are
+    those of the examples, each as often as it comes, without padding. With a `layout` there is one row, and it says
+    who sees whom; without, positions restart with every example, and transformers keeps packed ones apart by that.
     """
 
     input_ids: Tensor
@@ -53,16 +55,19 @@ class Batch:
     targets: Tensor
     weights: Tensor
     num_tokens: int
-    mask: Tensor | None = None
+    layout: Layout | None = None
 
     @property
     def num_trained_tokens(self) -> int:
         return int(self.weights.sum())
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on a device; layouts are made where they are used. From pinned memory the copy does not wait."""
+        if device.type == "cpu":
+            return self
         tensors = (self.input_ids, self.position_ids, self.places, self.targets, self.weights)
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Batch(*moved, self.num_tokens, self.mask.to(device) if self.mask is not None else None)
+        moved = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+        return Batch(*moved, self.num_tokens, self.layout)
 
 
 def load_corpus(
@@ -115,17 +120,38 @@ def describe_packing(corpus: Corpus, config: RunConfig, pack: str, num_steps: in
 def make_batches(
     examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, pad_id: int, place: Place = (0, 1)
 ) -> list[Batch]:
-    """The micro-batches of one step: one example (pack "none") or several (pack "sequence") a row."""
+    """The micro-batches of one step: one example (pack "none") or several (pack "sequence") a row, padded."""
     plan = plan_place(examples, pack, max_length, micro_batch_size, place)
     rows = [[[examples[index] for index in sequence] for sequence in batch] for batch in plan]
     return [collate(batch, pad_id) if batch else blank(pad_id) for batch in rows]
+
+
+def make_rows(
+    examples: Sequence[Example],
+    pack: str,
+    max_length: int,
+    micro_batch_size: int,
+    layout: Callable[[Ints], Layout],
+    most_tokens: int | None = None,
+    place: Place = (0, 1),
+) -> list[Batch]:
+    """The micro-batches of one step, each a single row without padding; `layout` is made from a row's `ends`.
+
+    Lines of a micro-batch follow one another; they become several rows when they have more than `most_tokens` tokens
+    together. Without that limit a process has as many rows as any other.
+    """
+    batches = []
+    for lines in plan_place(examples, pack, max_length, micro_batch_size, place):
+        trees = [_trees([examples[index] for index in line], pack) for line in lines]
+        batches += [join(row, layout) for row in _rows_of(trees, most_tokens)] or [blank(0)]
+    return batches
 
 
 def plan_place(
     examples: Sequence[Example], pack: str, max_length: int, micro_batch_size: int, place: Place
 ) -> list[MicroBatch]:
     """The part of a step's micro-batches that falls to a process: as many as to any other, some perhaps empty."""
-    plan = plan_step(examples, pack, max_length, micro_batch_size)
+    plan = plan_step(examples, pack, max_length, micro_batch_size, num_ranks=place[1])
     return plan_rank(plan, *place, lambda row: sum(len(examples[index].input_ids) for index in row))
 
 
@@ -133,6 +159,44 @@ def blank(pad_id: int) -> Batch:
     """A batch that counts for nothing, for a process that has no rows while others have: they compute in step."""
     nothing = torch.zeros(1, dtype=torch.long)
     return Batch(torch.full((1, 1), pad_id), nothing[None], nothing, nothing, torch.zeros(1), 0)
+
+
+def join(trees: Sequence[PrefixTree], layout: Callable[[Ints], Layout]) -> Batch:
+    """Trees one after another in one row."""
+    starts = np.cumsum([0, *(len(tree) for tree in trees[:-1])])
+    joined = {
+        name: torch.from_numpy(np.concatenate([getattr(tree, name) for tree in trees]))
+        for name in ("tokens", "depths", "targets", "weights")
+    }
+    shifted = {
+        name: np.concatenate([getattr(tree, name) + start for tree, start in zip(trees, starts, strict=True)])
+        for name in ("places", "ends")
+    }
+    return Batch(
+        joined["tokens"][None],
+        joined["depths"][None],
+        torch.from_numpy(shifted["places"]),
+        joined["targets"],
+        joined["weights"].float(),
+        sum(tree.num_tokens for tree in trees),
+        layout(shifted["ends"]),
+    )
+
+
+def _trees(line: Sequence[Example], pack: str) -> list[PrefixTree]:
+    return [grow_tree(line)] if pack == "tree" else [grow_tree([example]) for example in line]
+
+
+def _rows_of(lines: Sequence[list[PrefixTree]], most_tokens: int | None) -> Iterator[list[PrefixTree]]:
+    """Lines joined while they have at most `most_tokens` tokens together; a longer one stays alone."""
+    row: list[PrefixTree] = []
+    for line in lines:
+        if row and most_tokens is not None and sum(map(len, [*row, *line])) > most_tokens:
+            yield row
+            row = []
+        row = [*row, *line]
+    if row:
+        yield row
 
 
 def collate(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:

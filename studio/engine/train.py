@@ -330,7 +330,7 @@ class Training:
         if not self.config.record.probe_every_steps or self._probed_step == self.step:
             return
         self.phase("asking held-out questions")
-        with self.trainer.precision():
+        with self.trainer.forward.precision():
             found = self.prober.measure(self.model)
         self.recorder.measured(self.step, found)
         self._probed_step = self.step
@@ -343,7 +343,7 @@ class Training:
         if not self.config.record.sample_prompts or self._sampled_step == self.step:
             return
         self.phase("sampling")
-        with self.trainer.precision():
+        with self.trainer.forward.precision():
             texts = take_samples(self.model, self.loaded, self.config.record, self.job.run_id, self.step)
         self.recorder.samples(self.step, texts)
         self._sampled_step = self.step
@@ -452,6 +452,7 @@ def _print_plan(config: RunConfig, corpus: Corpus, trainer: Trainer, device: tor
         flush=True,
     )
     print(describe_packing(corpus, config, trainer.packing, trainer.num_steps), flush=True)
+    print(f"attention {trainer.forward.kind}: {trainer.forward.why}", flush=True)
 
 
 def _print_step(step: int, num_steps: int, result: StepResult) -> None:

@@ -10,7 +10,9 @@ from studio.data.packing import (
     PACKS,
     MicroBatch,
     PrefixTree,
+    grow_tree,
     needed_length,
+    num_nodes,
     packing_report,
     plan_rank,
     plan_sequences,
@@ -69,45 +71,42 @@ def test_a_length_that_cannot_fit_is_refused(length: int) -> None:
         plan_sequences([3, length], 10)
 
 
-def grow(rows: list[Example], group: list[int]) -> PrefixTree:
-    tree = PrefixTree()
-    for index in group:
-        tree.add(rows[index].input_ids, rows[index].labels)
-    return tree
-
-
 @given(rows=examples(), capacity=st.integers(1, 60))
 def test_trees_hold_every_example_once_within_capacity(rows: list[Example], capacity: int) -> None:
     groups = plan_trees([row.input_ids[: needed_length(row.labels)] for row in rows], capacity)
     assert sorted(index for group in groups for index in group) == list(range(len(rows)))
-    sizes = [len(grow(rows, group).tokens) for group in groups]
+    sizes = [len(grow_tree([rows[index] for index in group])) for group in groups]
     assert all(size <= capacity or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
     assert sizes == sorted(sizes, reverse=True)
 
 
-@given(rows=examples())
+@given(rows=examples().filter(bool))
 def test_a_tree_trains_what_its_examples_train(rows: list[Example]) -> None:
     """Nodes are the different beginnings, and the weight of an edge the number of examples trained there."""
-    (group,) = plan_trees([row.input_ids[: needed_length(row.labels)] for row in rows], 10_000) or [[]]
-    tree = grow(rows, group)
+    [group] = plan_trees([row.input_ids[: needed_length(row.labels)] for row in rows], 10_000)
+    tree = grow_tree([rows[index] for index in group])
     asked = Counter(
         (tuple(row.input_ids[:index]), row.labels[index])
         for row in rows
         for index in range(1, len(row.labels))
         if row.labels[index] != IGNORE_INDEX
     )
-    assert {(beginning_of(tree, node), token): n for (node, token), n in tree.weights.items()} == asked
-    assert len({beginning_of(tree, node) for node in range(len(tree.tokens))}) == len(tree.tokens)
-    assert all(tree.parents[other] >= node for node, end in enumerate(tree.ends()) for other in range(node + 1, end))
+    edges = zip(tree.places, tree.targets, tree.weights, strict=True)
+    assert {(beginning_of(tree, int(place)), int(target)): int(n) for place, target, n in edges} == asked
+    assert len({beginning_of(tree, node) for node in range(len(tree))}) == len(tree)
+    assert tree.num_tokens == sum(len(row.input_ids) for row in rows)
 
 
 def beginning_of(tree: PrefixTree, node: int) -> tuple[int, ...]:
-    ids: list[int] = []
-    while node >= 0:
-        ids.append(tree.tokens[node])
-        assert tree.depths[node] == (tree.depths[tree.parents[node]] + 1 if tree.parents[node] >= 0 else 0)
-        node = tree.parents[node]
-    return tuple(reversed(ids))
+    """The tokens of a node and those before it whose descendants it is among."""
+    path = [other for other in range(node + 1) if node < tree.ends[other]]
+    assert tree.depths[path].tolist() == list(range(len(path)))
+    return tuple(tree.tokens[path].tolist())
+
+
+def test_a_chain_is_known_as_one() -> None:
+    assert grow_tree([make_example([5, 6, 7])] * 3).is_chain
+    assert not grow_tree([make_example([5, 6, 7]), make_example([5, 8, 7])]).is_chain
 
 
 def test_what_follows_the_last_trained_token_is_not_needed() -> None:
@@ -141,6 +140,16 @@ def test_steps_take_the_examples_in_order_from_any_step_on(rows: list[Example], 
     steps = list(plan_steps(rows, order, 8, pack, 32, 2))
     assert [members(step) for step in steps] == [sorted(order[start : start + 8]) for start in range(0, len(order), 8)]
     assert list(plan_steps(rows, order, 8, pack, 32, 2, first_step)) == steps[first_step:]
+
+
+@given(rows=examples(), world=st.integers(1, 4))
+def test_every_rank_finds_a_tree(rows: list[Example], world: int) -> None:
+    """Unless an example is more than a rank's share."""
+    lines = [line for batch in plan_step(rows, "tree", 64, 8, world) for line in batch]
+    assert sorted(index for line in lines for index in line) == list(range(len(rows)))
+    ids = [row.input_ids[: needed_length(row.labels)] for row in rows]
+    if ids and world * max(map(len, ids)) <= num_nodes(ids):
+        assert len(lines) >= world
 
 
 @given(rows=examples(), pack=packs, size=st.integers(1, 4), world=st.integers(1, 5))

@@ -14,8 +14,8 @@ from studio.config.schema import RunConfig
 from studio.data.formats import Conversation, Message
 from studio.data.template import ChatTemplate
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
-from studio.engine.batches import Corpus, collate, examples_from, load_corpus, make_batches
-from studio.engine.prefix_tree import collate_trees, make_tree_batches, tree_of
+from studio.engine.attention import Masked
+from studio.engine.batches import Batch, Corpus, collate, examples_from, load_corpus, make_batches, make_rows
 from studio.errors import DataError
 from studio.projects import Project
 from tests.engine.conftest import add_dataset, conversations
@@ -105,7 +105,7 @@ def test_batches_ask_for_every_trained_token_once(rows: list[Example], pack: str
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     for batch in make_batches(rows, pack, 16, micro_batch_size, pad_id=0):
         width = batch.input_ids.shape[1]
-        assert batch.input_ids.shape[0] <= micro_batch_size and batch.mask is None
+        assert batch.input_ids.shape[0] <= micro_batch_size and batch.layout is None
         for place, target in zip(batch.places.tolist(), batch.targets.tolist(), strict=True):
             row, column = divmod(place, width)
             start = column - int(batch.position_ids[row, column])
@@ -113,22 +113,25 @@ def test_batches_ask_for_every_trained_token_once(rows: list[Example], pack: str
     assert found == pairs_of(rows)
 
 
+def rows_of(rows: list[Example], pack: str, max_length: int, micro_batch_size: int, most: int) -> list[Batch]:
+    cpu = torch.device("cpu")
+    return make_rows(rows, pack, max_length, micro_batch_size, lambda ends: Masked(ends, cpu), most)
+
+
 @settings(deadline=None)
-@given(examples(), st.integers(12, 40), st.integers(1, 4))
-def test_trees_ask_for_every_trained_token_as_often_as_it_is_trained(
-    rows: list[Example], max_length: int, micro_batch_size: int
+@given(examples(), st.sampled_from(["none", "sequence", "tree"]), st.integers(12, 40), st.integers(1, 4))
+def test_rows_ask_for_every_trained_token_as_often_as_it_is_trained(
+    rows: list[Example], pack: str, max_length: int, micro_batch_size: int
 ) -> None:
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
-    batches = make_tree_batches(rows, max_length, micro_batch_size, pad_id=0)
+    batches = rows_of(rows, pack, max_length, micro_batch_size, 50)
     for batch in batches:
-        width = batch.input_ids.shape[1]
-        assert width <= max_length
-        mask = batch.mask if batch.mask is not None else torch.ones(len(batch.input_ids), 1, width, width).tril()
+        assert batch.layout is not None and batch.layout.mask is not None
+        assert batch.input_ids.shape == batch.position_ids.shape and batch.input_ids.shape[1] <= 50
         for place, target, weight in zip(batch.places, batch.targets, batch.weights, strict=True):
-            row, column = divmod(int(place), width)
-            seen = mask[row, 0, column].nonzero().flatten()
-            assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
-            found[tuple(batch.input_ids[row, seen].tolist()), int(target)] += int(weight)
+            seen = batch.layout.mask[0, 0, place].nonzero().flatten()
+            assert batch.position_ids[0, seen].tolist() == list(range(len(seen)))
+            found[tuple(batch.input_ids[0, seen].tolist()), int(target)] += int(weight)
     assert found == pairs_of(rows)
     assert sum(batch.num_trained_tokens for batch in batches) == sum(row.num_trained_tokens for row in rows)
     assert sum(batch.num_tokens for batch in batches) == sum(len(row.input_ids) for row in rows)
@@ -136,32 +139,30 @@ def test_trees_ask_for_every_trained_token_as_often_as_it_is_trained(
 
 def test_equal_rows_are_computed_once() -> None:
     row = make_example([5, 6, 7, 8], 2)
-    (batch,) = make_tree_batches([row] * 16, 64, 4, pad_id=0)
+    (batch,) = rows_of([row] * 16, "tree", 64, 4, 64)
     assert batch.input_ids.tolist() == [[5, 6, 7]]
     assert batch.targets.tolist() == [7, 8] and batch.weights.tolist() == [16, 16]
 
 
-def test_rows_of_different_size_are_padded_on_the_right() -> None:
-    small = tree_of([make_example([1, 2], 1)])
-    large = tree_of([make_example([1, 2, 3, 4], 1), make_example([1, 5, 6], 1)])
-    batch = collate_trees([large, small], pad_id=9)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 5], [1, 9, 9, 9]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 1], [0, 1, 2, 3]]
-    assert batch.mask is not None and batch.mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0],
-        [1, 1, 0, 0],
-        [1, 1, 1, 0],
-        [1, 0, 0, 1],
+def test_trees_stand_one_after_another_and_see_nothing_of_each_other() -> None:
+    rows = [make_example([1, 2, 3, 4], 1), make_example([1, 5, 6], 1), make_example([7, 8], 1)]
+    (batch,) = rows_of(rows, "tree", 64, 4, 64)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5, 7]] and batch.position_ids.tolist() == [[0, 1, 2, 1, 0]]
+    assert batch.layout is not None and batch.layout.mask is not None
+    assert batch.layout.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
     ]
-    assert batch.mask[1, 0].any(dim=1).all()  # a position that sees nothing would be NaN
-    assert batch.places.tolist() == [0, 1, 2, 0, 3, 4]
+    assert batch.places.tolist() == [0, 0, 1, 2, 3, 4] and batch.targets.tolist() == [2, 5, 3, 4, 6, 8]
 
 
-def test_examples_that_share_nothing_need_no_mask() -> None:
-    """Then attention takes its fast path, and long examples cost no more than without trees."""
-    (batch,) = make_tree_batches([make_example([n] * 8, 1) for n in (1, 2)], 8, 4, pad_id=0)
-    assert batch.mask is None and batch.input_ids.shape == (2, 7)
-    assert batch.position_ids.tolist() == [list(range(7))] * 2
+def test_a_row_has_no_more_tokens_than_wanted_unless_an_example_has() -> None:
+    rows = [make_example([n] * 9, 1) for n in range(1, 7)]
+    assert [batch.input_ids.shape for batch in rows_of(rows, "sequence", 18, 4, 20)] == [(1, 16), (1, 16), (1, 16)]
+    assert [batch.input_ids.shape for batch in rows_of(rows, "none", 9, 4, 3)] == [(1, 8)] * 6
 
 
 def test_positions_restart_with_every_packed_example() -> None:

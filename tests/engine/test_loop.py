@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from studio.config.schema import RunConfig, TrainSection
 from studio.data.tokens import IGNORE_INDEX, Example, encode_conversation
-from studio.engine import adapters, devices, loop
+from studio.engine import adapters, devices, head
 from studio.engine.generate import generate
 from studio.engine.loop import NotFiniteError, Trainer, learning_rate, warmup_steps
 from studio.engine.models.load import LoadedModel
@@ -109,10 +109,13 @@ def test_mean_of_means_would_differ(load_tiny: Load, tiny_config: Make) -> None:
     assert abs(sum(halves) / 2 - expected) > 1e-4
 
 
-def test_head_in_pieces_changes_nothing(load_tiny: Load, tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(method="full", **{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0})
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_head_in_pieces_changes_nothing(
+    load_tiny: Load, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    config = tiny_config(method=method, **{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0})
     whole_loss, whole = step_gradients(make_trainer(load_tiny(), config), encode(load_tiny()))
-    monkeypatch.setattr(loop, "HEAD_ROWS", 7)
+    monkeypatch.setattr(head, "HEAD_ROWS", 7)
     loss, found = step_gradients(make_trainer(load_tiny(), config), encode(load_tiny()))
     assert loss == pytest.approx(whole_loss, rel=1e-6)
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(found, whole, strict=True))
@@ -124,7 +127,7 @@ def test_model_without_a_head_apart_uses_its_own_logits(load_tiny: Load, tiny_co
     loaded = load_tiny()
     loaded.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 0.5))
     trainer = make_trainer(loaded, config)
-    assert not trainer.traits.splits_head
+    assert not trainer.forward.traits.splits_head
     expected_loss, expected = reference(loaded, trainer.model, encode(loaded))
     loss, found = step_gradients(trainer, encode(loaded))
     assert loss == pytest.approx(expected_loss, rel=1e-6)
@@ -138,7 +141,7 @@ def test_model_that_leaks_between_packed_examples_is_padded(
     embed = loaded.model.get_input_embeddings()
     embed.register_forward_hook(lambda module, inputs, output: output + output.mean(1, keepdim=True))
     trainer = make_trainer(loaded, tiny_config())
-    assert not trainer.traits.isolates_packed and trainer.packing == "none"
+    assert not trainer.forward.traits.isolates_packed and trainer.packing == "none"
     assert "pack: none" in capsys.readouterr().out
 
 

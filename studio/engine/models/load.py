@@ -92,15 +92,16 @@ def load_base(
 
 
 def pick_attention(name: str, device: torch.device) -> str:
-    """The attention kernel of a config's name. Raises ModelError for flash_attention_2 where it cannot run."""
-    if name == "auto":
-        return "sdpa"
+    """What transformers loads a model with, by a config's name; training chooses its own kernel later.
+
+    Raises ModelError for flash_attention_2 where it cannot run.
+    """
     if name == "flash_attention_2" and (device.type != "cuda" or find_spec("flash_attn") is None):
         raise ModelError(
             f"flash_attention_2 cannot run on {device.type} here.",
             "Set model.attention to auto, or install flash-attn on a machine with an NVIDIA GPU.",
         )
-    return name
+    return "eager" if name == "eager" else "sdpa"
 
 
 def _load_weights(

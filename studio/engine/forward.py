@@ -1,0 +1,221 @@
+"""How a model computes the examples of a step: laid out as rows, through its layers, through its head, and back.
+
+What an architecture's code does not promise is tried on a few tokens at the start: whether it follows a layout, keeps
+packed examples apart, and has a head apart from the rest. Where it does not, the slower way that it does follow is
+taken, and said.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from studio.config.schema import RunConfig
+from studio.data.packing import TREE_NODES, Ints
+from studio.data.tokens import Example
+from studio.engine import attention, head
+from studio.engine.adapters import core_of, is_adapter
+from studio.engine.attention import Layout, following
+from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
+from studio.engine.fused import fuse, unfuse
+from studio.engine.generate import quiet
+
+# Two examples that share their first two tokens, and where a tree of both has the nodes of the second.
+FIRST = Example([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+SECOND = Example([1, 2, 7, 8, 9], [1, 2, 7, 8, 9])
+NODES_OF_SECOND = [0, 1, 5, 6]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a model may be computed. `layouts`: rows of many examples with what they share computed once.
+
+    `isolates_packed`: without a layout, examples in one row are kept apart by their positions. `splits_head`: logits
+    are the head of the last hidden states, and nothing else.
+    """
+
+    splits_head: bool
+    isolates_packed: bool
+    layouts: bool
+
+
+class Forward:
+    """A model's passes over the batches of a step. `packing`, `kind` (of attention) and `why` say what was chosen."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, dtype: torch.dtype, pad_id: int) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self._config, self._dtype, self._pad_id = config, dtype, pad_id
+        self._core = core_of(model)
+        unfused = fuse(model) if is_adapter(model) else 1
+        self._casts = dtype != torch.float32 and unfused > 0
+        self.kind = self.why = ""
+        self.traits = self._find_traits()
+        self.packing = self._choose_packing()
+
+    def use_own_layers(self) -> None:
+        """Compute every layer by its own code from here on: where another library's hooks must see it run."""
+        unfuse(self.model)
+        self._casts = self._dtype != torch.float32
+
+    def batches(self, examples: Sequence[Example], micro_batch_size: int, place: Place = (0, 1)) -> list[Batch]:
+        """The micro-batches of a step that fall to the process at `place`."""
+        plan = (examples, self.packing, self._config.data.max_length, micro_batch_size)
+        if not self.traits.layouts:
+            return make_batches(*plan, self._pad_id, place)
+        few_at_once = self.device.type == "cpu" and place[1] == 1
+        return make_rows(*plan, self._layout, TREE_NODES if few_at_once else None, place)
+
+    def backward(self, batch: Batch, num_trained: int, scale: float = 1.0) -> Tensor:
+        """Add a micro-batch's part of the gradient of a step with `num_trained` tokens, times `scale`.
+
+        Returns its part of the loss, unscaled. The head runs on detached positions, few at a time, so that the logits
+        of these are all that is ever kept; the gradient they leave then flows through the rest of the model once.
+        """
+        factors = batch.weights * (scale / num_trained)
+        with following(batch.layout):
+            with self.precision():
+                hidden = self._hidden(batch)
+                loss, gradient = self._head_gradient(hidden, batch.targets, factors)
+            if hidden.requires_grad:
+                hidden.backward(gradient)
+        return loss / scale
+
+    def graph(self, batch: Batch, num_trained: int, num_pieces: int) -> Tensor:
+        """A micro-batch's part of the loss as one graph, for engines that run the backward pass themselves.
+
+        The logits of the `num_pieces` pieces are computed again in the backward pass, so that one piece's are kept.
+        The backward pass, too, must run `following` the batch's layout.
+        """
+        with self.precision():
+            hidden = self._hidden(batch)
+            tensors = (hidden, batch.targets, batch.weights)
+            pieces = zip(*(tensor.tensor_split(num_pieces) for tensor in tensors), strict=True)
+            losses = [checkpoint(self._cross_entropy, *piece, use_reentrant=False) for piece in pieces]
+        return torch.stack(losses).sum() / num_trained
+
+    @torch.no_grad()
+    def loss(self, batch: Batch, in_pieces: bool = True) -> float:
+        """Sum of the cross-entropy over the trained tokens of a batch; the head runs once unless `in_pieces`."""
+        with following(batch.layout), self.precision():
+            states = (self._hidden(batch), batch.targets, batch.weights)
+            pieces = _pieces(*states) if in_pieces else [states]
+            return sum(float(self._cross_entropy(*piece)) for piece in pieces)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Autocast to the run's dtype where a layer does not cast by itself."""
+        with ExitStack() as stack:
+            if self._casts:
+                stack.enter_context(torch.autocast(self.device.type, dtype=self._dtype))
+                if is_adapter(self.model):  # PEFT would cast inputs up to the adapter's float32 first
+                    stack.enter_context(disable_input_dtype_casting(self.model))
+            yield
+
+    def _layout(self, ends: Ints) -> Layout:
+        return attention.make_layout(self.kind, ends, self._dtype, self.device)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """What the head is asked about: (trained tokens, hidden size), or their logits where the head is not apart."""
+        if self.traits.splits_head:
+            states = self._core.get_decoder()(**self._inputs(batch)).last_hidden_state
+        else:
+            states = self._core(**self._inputs(batch)).logits
+        return states.flatten(0, 1)[batch.places]
+
+    def _head_gradient(self, hidden: Tensor, targets: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss, weighted by `factors`, and its gradient at `hidden`."""
+        output = self._core.get_output_embeddings()
+        if self.traits.splits_head and head.is_frozen_linear(output):
+            return head.frozen_head_gradient(hidden.detach(), output, targets, factors)
+        below = hidden.detach().requires_grad_(hidden.requires_grad)
+        losses = []
+        for piece in _pieces(below, targets, factors):
+            loss = self._cross_entropy(*piece)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum(), below.grad
+
+    def _cross_entropy(self, states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Sum over targets, each as often as it has weight."""
+        logits = self._core.get_output_embeddings()(states) if self.traits.splits_head else states
+        return head.cross_entropy(logits, targets, weights)
+
+    @torch.no_grad()
+    def _find_traits(self) -> Traits:
+        alone, packed = collate([[SECOND]], 0), collate([[FIRST, SECOND]], 0)
+        with quiet(self.model), self.precision():
+            whole = self._logits(alone)[0]
+            return Traits(
+                splits_head=_has_parts(self._core) and _close(self._split_logits(alone)[0], whole),
+                isolates_packed=_close(self._logits(packed)[0, -len(SECOND.input_ids) :], whole),
+                layouts=self._follows_layouts(whole[: len(NODES_OF_SECOND)]),
+            )
+
+    def _follows_layouts(self, expected: Tensor) -> bool:
+        """Take the first kind of attention with which the nodes of the second example have its logits."""
+        name, longest = self._config.model.attention, self._config.data.max_length
+        for kind, why in attention.choices(name, self._core.config, longest, self._dtype, self.device):
+            try:
+                self.kind, self.why = attention.adopt(self._core, kind), why
+                [tree] = make_rows([FIRST, SECOND], "tree", 64, 2, self._layout)
+                if _close(self._logits(tree)[0, NODES_OF_SECOND], expected):
+                    return True
+            except (RuntimeError, ValueError, TypeError, IndexError):  # an architecture that takes no such thing
+                continue
+        self.kind = attention.adopt(self._core, name if name == "eager" else "sdpa")
+        self.why = "as transformers computes it: this model follows no layout of ours"
+        return False
+
+    def _choose_packing(self) -> str:
+        """How examples are laid out: as the config says, where this model computes the same gradient that way."""
+        pack = self._config.data.pack
+        if self.traits.layouts:
+            return pack
+        if pack == "tree":
+            pack = "sequence"
+            print("This model's attention cannot follow a tree, so examples are packed as sequences.", flush=True)
+        if pack == "sequence" and not self.traits.isolates_packed:
+            pack = "none"
+            print("This model lets packed examples see each other, so they are padded (pack: none).", flush=True)
+        return pack
+
+    def _logits(self, batch: Batch) -> Tensor:
+        batch = batch.to(self.device)
+        with following(batch.layout):
+            return self._core(**self._inputs(batch)).logits
+
+    def _split_logits(self, batch: Batch) -> Tensor:
+        states = self._core.get_decoder()(**self._inputs(batch.to(self.device)))
+        return self._core.get_output_embeddings()(states.last_hidden_state)
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        mask = batch.layout.mask if batch.layout else None
+        if mask is not None and self.kind == "eager":  # adds its mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(self._dtype).min)
+        return {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids,
+            "attention_mask": mask,
+            "use_cache": False,
+        }
+
+
+def _pieces(states: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """States and what belongs to them in pieces small enough for the head."""
+    return zip(*(tensor.split(head.HEAD_ROWS) for tensor in (states, *tensors)), strict=True)
+
+
+def _has_parts(core: nn.Module) -> bool:
+    decoder = core.get_decoder() if hasattr(core, "get_decoder") else None
+    return decoder is not None and decoder is not core and core.get_output_embeddings() is not None
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding: a leak or a missing scale differs by far more than a hundredth, also in bfloat16."""
+    return bool((one.float() - other.float()).norm() <= 0.02 * other.float().norm())

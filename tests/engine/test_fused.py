@@ -1,0 +1,131 @@
+"""Fused layers give what PEFT and transformers give, in both directions, and leave alone what has more to it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from studio.config.schema import RunConfig
+from studio.engine import adapters
+from studio.engine.fused import fuse
+from studio.engine.models.load import LoadedModel
+
+Load = Callable[..., LoadedModel]
+Make = Callable[..., RunConfig]
+
+
+class Pair(nn.Module):
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 40, bias=bias), nn.Linear(40, 8, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def pair(**settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"r": 4, "lora_alpha": 12, "target_modules": ["first", "second"], **settings}
+    model = get_peft_model(Pair(), LoraConfig(**options))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def results(model: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    out = model(x)
+    out.float().square().sum().backward()
+    return [out, x.grad, *(each.grad for each in model.parameters() if each.requires_grad)]
+
+
+def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
+    pairs = zip(found, expected, strict=True)
+    return all((one.float() - other.float()).norm() <= tolerance * other.float().norm() for one, other in pairs)
+
+
+def test_lora_layers_are_those_of_peft() -> None:
+    model, x = pair(), torch.randn(2, 5, 24)
+    expected = results(model, x)
+    assert fuse(model) == 0
+    assert close(results(model, x), expected, 1e-5)
+    with model.disable_adapter():
+        assert torch.allclose(model(x), model.get_base_model()(x)) and not torch.allclose(model(x), expected[0])
+
+
+def test_scaling_by_the_root_of_the_rank_is_kept() -> None:
+    model, x = pair(use_rslora=True), torch.randn(7, 24)
+    expected = results(model, x)
+    assert fuse(model) == 0 and close(results(model, x), expected, 1e-5)
+
+
+def test_bfloat16_weights_learn_in_float32() -> None:
+    wide, narrow = pair(), pair()
+    for layer in (narrow.get_base_model().first, narrow.get_base_model().second):
+        layer.base_layer.to(torch.bfloat16)
+    x = torch.randn(64, 24)
+    expected = results(wide, x)
+    assert fuse(narrow) == 0
+    found = results(narrow, x.bfloat16())
+    assert close(found, expected, 0.03)
+    learned = [each for each in narrow.parameters() if each.requires_grad]
+    assert all(each.dtype == each.grad.dtype == torch.float32 for each in learned)
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_layers_with_more_to_them_stay(settings: dict[str, object]) -> None:
+    model = pair(**settings)
+    before = {name: module.forward.__func__ for name, module in model.named_modules()}
+    assert fuse(model) == 2
+    assert all(module.forward.__func__ is before[name] for name, module in model.named_modules())
+
+
+def test_four_bit_layers_learn_the_same(load_tiny: Load, tiny_config: Make) -> None:
+    loaded = load_tiny(quantize=True)
+    model = adapters.attach(loaded, tiny_config(method="qlora")).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    ids = torch.arange(5, 45)[None]
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        logits = model(input_ids=ids).logits
+        logits.float().logsumexp(-1).sum().backward()
+        return [logits, *(each.grad for each in adapters.trainable_parameters(model))]
+
+    expected = gradients()
+    assert fuse(model) == 0
+    assert close(gradients(), expected, 1e-4)
+
+
+def test_a_frozen_norm_is_fused_and_one_that_learns_is_not() -> None:
+    norm = LlamaRMSNorm(32, eps=1e-5)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(3, 9, 32, requires_grad=True)
+    weights = torch.randn(3, 9, 32)
+    expected = norm(x)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+    fuse(norm)
+    assert norm.forward.__func__ is LlamaRMSNorm.forward
+    norm.requires_grad_(False)
+    fuse(norm)
+    assert norm.forward.__func__ is not LlamaRMSNorm.forward
+    found = norm(x)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(torch.autograd.grad((found * weights).sum(), x)[0], gradient, atol=1e-5)
+
+
+def test_a_norm_that_computes_something_else_is_left_alone() -> None:
+    class CentredRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            return super().forward(hidden_states) * (1 + self.weight)
+
+    norm = CentredRMSNorm(32).requires_grad_(False)
+    fuse(norm)
+    assert norm.forward.__func__ is CentredRMSNorm.forward
