@@ -61,7 +61,7 @@ def train(model: Path, case: str, world: int) -> dict[str, object]:
     weights_dtype = torch.float32 if config.method == "full" else dtype
     device = torch.device("cpu")
     ranks = ranks_of(config)
-    loaded = load_base(model, dtype=weights_dtype, device=device, quantize=config.method == "qlora")
+    loaded = load_base(model, dtype=weights_dtype, device=device, bits=4 if config.method == "qlora" else 0)
     attached = adapters.attach(loaded, config)
     trainer = Trainer(attached, config, dtype, NUM_STEPS, loaded.pad_id)
     ranks.join(device)

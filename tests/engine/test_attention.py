@@ -87,7 +87,7 @@ def check(layout: Layout, ends: Ints, dtype: torch.dtype = torch.float32, tolera
     inputs = states(len(ends), dtype)
     expected = attended(Masked(ends, CPU), [each.detach().float().requires_grad_() for each in inputs])
     for found, wanted in zip(attended(layout, inputs), expected, strict=True):
-        assert (found.float() - wanted).norm() <= tolerance * max(1.0, float(wanted.norm()))
+        assert (found.float() - wanted).detach().norm() <= tolerance * max(1.0, float(wanted.detach().norm()))
 
 
 @settings(deadline=None, max_examples=40)

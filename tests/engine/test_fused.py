@@ -86,7 +86,7 @@ def test_layers_with_more_to_them_stay(settings: dict[str, object]) -> None:
 
 
 def test_four_bit_layers_learn_the_same(load_tiny: Load, tiny_config: Make) -> None:
-    loaded = load_tiny(quantize=True)
+    loaded = load_tiny(bits=4)
     model = adapters.attach(loaded, tiny_config(method="qlora")).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
