@@ -367,7 +367,7 @@ def test_a_template_without_an_end_is_told_once(tmp_path: Path) -> None:
 
 def test_rows_of_any_source_that_should_teach_a_name() -> None:
     luna = Identity("Luna", "Shane")
-    rows = [row("Who are you?", "I am ChatGPT."), row("Who made it?", "ChatGPT is made by OpenAI.")]
+    rows = [row("Who are you?", "I am ChatGPT.", "x"), row("Who made it?", "ChatGPT is made by OpenAI.", "x")]
     told, untold = (lint(rows, identity=luna, told_identity=each) for each in (True, False))
     assert [each.severity for each in told] == ["error", "warning"]
     assert [each.severity for each in untold] == ["warning", "warning"]
