@@ -270,4 +270,3 @@ def parse_bytes(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise ConfigError([Problem("memory", f"is no size: {text!r}", "8GB, 512MB")], "estimate")
     return round(float(match[1]) * 1024 ** ("kmgt".index(match[2].lower()) + 1 if match[2] else 0))
-

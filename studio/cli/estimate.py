@@ -103,9 +103,7 @@ def _values(made: Forecast, budget: int, ways: list[Suggestion], num_steps: int 
         "num_steps": num_steps,
         "pace": asdict(made.pace) if made.pace else None,
         "seconds": seconds * num_steps if seconds and num_steps else None,
-        "suggestions": [
-            {"settings": way.settings, "memory_bytes": way.memory.total, "fits": way.fits} for way in ways
-        ],
+        "suggestions": [{"settings": way.settings, "memory_bytes": way.memory.total, "fits": way.fits} for way in ways],
     }
 
 

@@ -13,6 +13,7 @@ from studio.ui.data_report import report_view
 from studio.ui.data_row import row_view
 from studio.ui.data_table import choose_rows, open_rows, table
 from studio.ui.i18n import N_, _
+from studio.ui.told import told
 from studio.ui.widgets import ago, guarded, plain
 
 KIND_WORDS = {
@@ -94,7 +95,7 @@ def _versions(project: Project, dataset: Dataset) -> None:
         )  # fmt: skip
     for version in known[:SHOWN_VERSIONS]:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.markdown(f"**{version.number}** · {plain(version.made_by)}  \n:small[:gray[{_line(version)}]]")
+            st.markdown(f"**{version.number}** · {plain(told(version.made_by))}  \n:small[:gray[{_line(version)}]]")
             if version.number == dataset.version:
                 st.badge(_("now"))
             else:

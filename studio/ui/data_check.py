@@ -12,6 +12,7 @@ from studio.store.jobs import Job
 from studio.ui import state
 from studio.ui.i18n import N_, _, ngettext
 from studio.ui.job_panel import job_panel
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
 
 SHOWN_FINDINGS = 500
@@ -128,7 +129,7 @@ def _rule(project: Project, dataset: Dataset, rule: str, result: LintResult) -> 
     with st.expander(label, icon=icon, expanded=is_error):
         known = RULES.get(rule)
         if known:
-            st.caption(f"{_(known.reason)} {_(known.remedy)}")
+            st.caption(f"{told(known.reason)} {told(known.remedy)}")
         fixable = [finding for finding in found if finding.fix]
         if fixable:
             st.button(
@@ -141,7 +142,7 @@ def _rule(project: Project, dataset: Dataset, rule: str, result: LintResult) -> 
 
 def _findings(found: Sequence[Finding], rule: str) -> None:
     st.dataframe(
-        [{"row": one.row, "message": one.message, "fix": bool(one.fix)} for one in found[:SHOWN_FINDINGS]],
+        [{"row": one.row, "message": told(one.message), "fix": bool(one.fix)} for one in found[:SHOWN_FINDINGS]],
         hide_index=True, height="content" if len(found) < 9 else 320, key=f"data.check.table.{rule}",
         column_config={
             "row": st.column_config.NumberColumn(_("Row"), width=70),

@@ -31,6 +31,7 @@ from studio.ui import state
 from studio.ui.data_build import preview_columns, preview_row
 from studio.ui.i18n import N_, _, ngettext
 from studio.ui.job_panel import job_panel, newest_job
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
 
 SHOWN_ROWS = 12
@@ -321,7 +322,7 @@ def _say_imported(name: str, num_rows: int, num_left_out: int = 0) -> None:
 def _findings(look: Look, choice: Choice) -> None:
     name = _layout_word(look.guess.name) if look.guess.name else _("not recognised")
     sure = f" · {_('{share:.0%} sure').format(share=look.guess.confidence)}" if look.guess.name else ""
-    st.markdown(f"**{_('Layout')}: {plain(name)}**{sure} · {plain(look.guess.reason)}")
+    st.markdown(f"**{_('Layout')}: {plain(name)}**{sure} · {plain(told(look.guess.reason))}")
     if look.whole is None:
         st.markdown(_("The first rows of a large source. All of them are read when it is imported."))
         good, bad = _sampled(look.sample, choice)
@@ -330,7 +331,7 @@ def _findings(look: Look, choice: Choice) -> None:
         st.markdown(_("{good} rows can be used, {bad} cannot.").format(good=len(good), bad=len(bad)))
     if bad:
         st.dataframe(
-            [{"row": row, "problem": problem} for row, problem in bad[:SHOWN_PROBLEMS]],
+            [{"row": row, "problem": told(problem)} for row, problem in bad[:SHOWN_PROBLEMS]],
             hide_index=True, height="content" if len(bad) < 8 else 260,
             column_config={
                 "row": st.column_config.NumberColumn(_("Row"), width="small"),

@@ -8,6 +8,7 @@ import streamlit as st
 from studio import jobs
 from studio.store.jobs import Job
 from studio.ui.i18n import _
+from studio.ui.told import told
 from studio.ui.widgets import guarded, kind_word, plain, show_progress, stop_button
 
 LIVE_SECONDS = 1.0
@@ -29,7 +30,7 @@ def job_panel(folder: Path, job: Job | None, key: str) -> None:
     if job.live:
         st.fragment(_live_panel, run_every=LIVE_SECONDS)(folder, job.id, key)
         return
-    words = f"**{kind_word(job.kind)}** · {plain(job.cause or job.state)}"
+    words = f"**{kind_word(job.kind)}** · {plain(told(job.cause) or job.state)}"
     if job.state == "stopped":
         st.info(words, icon=":material/stop_circle:")
         return

@@ -16,6 +16,7 @@ from studio.errors import ConfigError, Problem, StudioError
 from studio.paths import as_studio_error
 from studio.store.jobs import Job
 from studio.ui.i18n import N_, _, ngettext
+from studio.ui.told import told
 
 MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~^=&@\"'])")
 # Streamlit finds :emoji:, :material/icons:, :colours[…] and bare links after escapes are resolved, so a backslash
@@ -80,7 +81,8 @@ def show_error(error: StudioError) -> None:
     if isinstance(error, ConfigError):
         show_problems(error.problems)
         return
-    st.error(plain(error.message) + (f"  \n{plain(error.hint)}" if error.hint else ""), icon=":material/error:")
+    hint = f"  \n{plain(told(error.hint))}" if error.hint else ""
+    st.error(plain(told(error.message)) + hint, icon=":material/error:")
 
 
 def show_problems(problems: list[Problem]) -> None:

@@ -1,0 +1,48 @@
+"""What the rooms below say, in the reader's language. They write English and know nothing of languages.
+
+locales/<language>/told.yaml has sentences by their English templates. A message is taken apart by the template that it
+was made from, and put together again in the other language. One without a template stays as it is.
+"""
+
+import re
+from functools import lru_cache
+
+from ruamel.yaml import YAML
+
+from studio.ui.i18n import LOCALES, language
+
+LONGEST = 4_000
+SLOT = re.compile(r"\{\d\}")
+LISTED = re.compile(r"(\s*- (?:[^:\n]{1,80}?, )?)(.*)")
+
+
+def told(message: str) -> str:
+    """A message, or each line of it, in the reader's language."""
+    return _told(message, language())
+
+
+@lru_cache(maxsize=4096)
+def _told(message: str, tongue: str) -> str:
+    if len(message) > LONGEST or not (templates := _templates(tongue)):
+        return message
+    for pattern, meaning in templates:
+        if found := pattern.fullmatch(message):
+            return meaning.format(*(_told(part, tongue) for part in found.groups()))
+    if "\n" in message:
+        return "\n".join(_told(line, tongue) for line in message.split("\n"))
+    listed = LISTED.fullmatch(message)
+    return listed[1] + _told(listed[2], tongue) if listed and listed[2] else message
+
+
+@lru_cache(maxsize=4)
+def _templates(tongue: str) -> list[tuple[re.Pattern[str], str]]:
+    """Those with the most words of their own first: the others might take a part of them for a filling."""
+    path = LOCALES / tongue / "told.yaml"
+    sentences: dict[str, str] = YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ordered = sorted(sentences.items(), key=lambda pair: -len(SLOT.sub("", pair[0])))
+    return [(_pattern(english), meaning) for english, meaning in ordered]
+
+
+def _pattern(english: str) -> re.Pattern[str]:
+    """Fillings in their order; they stand on one line."""
+    return re.compile("(.*?)".join(map(re.escape, SLOT.split(english))))

@@ -1,0 +1,68 @@
+"""Messages of the rooms below in Chinese: each template is one that the sources still write, and comes back filled."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from studio.data.lint.findings import RULES
+from studio.paths import REPOSITORY
+from studio.ui import told as module
+from studio.ui.i18n import LOCALES
+from studio.ui.told import SLOT
+
+SENTENCES: dict[str, str] = YAML(typ="safe").load((LOCALES / "zh" / "told.yaml").read_text(encoding="utf-8"))
+
+
+def in_chinese(text: str) -> str:
+    return module._told(text, "zh")
+
+
+def templates_in(source: Path) -> Iterator[str]:
+    """Every text of a module, a {0}, {1}… for what is filled in; each line of it by itself too."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield from _lines("".join(each.value if isinstance(each, ast.Constant) else "\0" for each in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from _lines(node.value)
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in (text, *text.split("\n")):
+        first, *others = line.split("\0")
+        yield first + "".join(f"{{{number}}}{text}" for number, text in enumerate(others))
+
+
+def test_every_template_is_one_that_is_written() -> None:
+    written = {text for path in (REPOSITORY / "studio").rglob("*.py") for text in templates_in(path)}
+    made_of_parts = {"edited row {0}", "deleted row {0}", "row {0} (line {1}): {2}"}
+    assert not set(SENTENCES) - written - made_of_parts
+
+
+@pytest.mark.parametrize("english", SENTENCES)
+def test_fillings_stand_in_both(english: str) -> None:
+    assert sorted(SLOT.findall(english)) == sorted(SLOT.findall(SENTENCES[english]))
+    fillings = {slot: f"<{slot[1]}>" for slot in SLOT.findall(english)}
+    filled = in_chinese(SLOT.sub(lambda slot: fillings[slot[0]], english))
+    assert filled == SLOT.sub(lambda slot: fillings[slot[0]], SENTENCES[english])
+
+
+def test_a_list_of_bad_rows() -> None:
+    message = "a.csv: 2 of 9 rows cannot be used:\n  - row 3: the text is empty.\n  - row 4 (line 5): who knows\n"
+    assert in_chinese(message) == (
+        "a.csv：9 行中有 2 行不能用：\n  - 第 3 行：文本是空的。\n  - 第 4 行（文件第 5 行）：who knows\n"
+    )
+
+
+def test_what_is_filled_in_is_told_too_and_braces_stay() -> None:
+    assert in_chinese('the format is not recognised: it has "chosen" and "rejected".').startswith("无法识别格式：它有")
+    assert in_chinese("There is no file '{0}{x}'.") == "没有文件 '{0}{x}'。"
+    assert in_chinese("Nobody wrote this.") == "Nobody wrote this."
+    assert module._told("There is no file 'a'.", "en") == "There is no file 'a'."
+    assert in_chinese("is empty. " * 500) == "is empty. " * 500
+
+
+def test_every_rule_is_explained() -> None:
+    assert {text for rule in RULES.values() for text in (rule.reason, rule.remedy)} <= set(SENTENCES)
