@@ -22,7 +22,9 @@ ALLOWED = (
     "or a model folder, written as an absolute path, with `~`, or relative to the folder that holds projects/."
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".py"}
+MODEL_SUFFIXES = {".json", ".jinja", ".safetensors", ".bin", ".model", ".tiktoken", ".txt", ".py"}
+# A tokenizer.json can be made of the others (studio.data.old_tokenizers).
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken")
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -100,7 +102,9 @@ def missing_parts(folder: Path) -> list[str]:
     """What a folder lacks to be a loadable model, in words; empty when nothing is missing."""
     if not folder.is_dir():
         return ["there is no such folder"]
-    missing = [f"{name} is missing" for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    missing = [] if (folder / "config.json").is_file() else ["config.json is missing"]
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        missing.append("tokenizer.json is missing")
     return missing + _missing_weights(folder)
 
 

@@ -90,6 +90,26 @@ def split(
     show.say(f"Wrote {ended.result['tensors']} files of weights into {out.resolve()}")
 
 
+@app.command()
+def layout(
+    source: Annotated[Path, typer.Argument(help="A model folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there.")],
+    own: Annotated[
+        Path | None,
+        typer.Option("--own", help="Write the family's own layout, which this folder has."),
+    ] = None,
+) -> None:
+    """Write InternLM2, InternLM, Baichuan 7B or Qwen as transformers' own class, or back in the family's layout.
+
+    Such models are trained and served as they are; this is for tools that know one of the two layouts only.
+
+    Example: retune convert layout internlm2_5-1_8b-chat internlm2_5-as-llama
+    """
+    args = {"source": str(source.resolve()), "out": str(out.resolve()), "own": str(own.resolve()) if own else ""}
+    _do(system_folder(), "layout", args, f"layout of {source.name}")
+    show.say(f"Wrote {out.resolve()}")
+
+
 def say_verdict(merge: Job) -> None:
     """Whether the merged model answers as base and adapter do; loudly when it does not."""
     warning = "" if merge.result["verified"] else "Warning: "

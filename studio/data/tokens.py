@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from studio.data.conversation import Conversation, Message, digest_line
 from studio.data.named import Template
+from studio.data.old_tokenizers import made_tokenizer
 from studio.data.pretrain import document
 from studio.data.segments import ChatMessage, Segment
 from studio.data.word_cache import WordCache, first_token
@@ -65,19 +66,19 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_folder: Path) -> "TextTokenizer":
-        """Read tokenizer.json; DataError when it is missing or damaged."""
+        """Read tokenizer.json, or make it of an older model's tokenizer.model; DataError when it cannot be had."""
         path = Path(model_folder) / "tokenizer.json"
-        if not path.is_file():
-            raise DataError(
-                f"The model {path.parent.name!r} has no tokenizer.json.",
-                "Load it with AutoTokenizer and save it once with save_pretrained; that writes the file.",
-            )
+        source = path if path.is_file() else made_tokenizer(path.parent)
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(source))
         except Exception as error:  # tokenizers raises plain Exception for whatever is wrong with the file
             raise DataError(f"tokenizer.json of {path.parent.name!r} cannot be read: {error}.") from error
         _add_missing_tokens(tokenizer, path.with_name("tokenizer_config.json"))
         return cls(tokenizer)
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        self._tokenizer.save(str(path))
 
     @classmethod
     def from_json(cls, text: str) -> "TextTokenizer":

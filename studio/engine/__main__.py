@@ -21,6 +21,7 @@ VERBS = {
     "convert": "studio.engine.convert",
     "merge": "studio.engine.merge",
     "split": "studio.engine.split",
+    "layout": "studio.engine.relayout",
     "import_checkpoint": "studio.engine.importing_checkpoint",
     "evaluate": "studio.engine.evaluate",
     "serve": "studio.engine.server",

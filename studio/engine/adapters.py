@@ -9,6 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 
 from studio.config.schema import LoraSection, RunConfig
+from studio.engine.adapter_files import read_adapter
+from studio.engine.models.families import Native, layout_of
 from studio.engine.models.load import LoadedModel
 from studio.errors import CheckpointError, ConfigError, ModelError, Problem
 
@@ -24,7 +26,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> nn.Module:
         return loaded.model.requires_grad_(True).float()
     loaded.model.requires_grad_(False)
     try:
-        return get_peft_model(loaded.model, _lora_config(config.lora))
+        return get_peft_model(loaded.model, _lora_config(config.lora, layout_of(loaded.model)))
     except ValueError as error:
         names = ", ".join(_linear_names(loaded.model))
         raise ConfigError(
@@ -90,6 +92,8 @@ def load_adapter(model: nn.Module, folder: Path, name: str) -> PeftModel:
             "Convert the checkpoint first; that makes such a folder.",
         )
     try:
+        if layout_of(core_of(model)):
+            return _load_translated(model, folder, name)
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
             return model
@@ -101,13 +105,29 @@ def load_adapter(model: nn.Module, folder: Path, name: str) -> PeftModel:
         ) from error
 
 
+def _load_translated(model: nn.Module, folder: Path, name: str) -> PeftModel:
+    """An adapter on a family with a layout of its own: by whichever names it comes, it finds its layers."""
+    adapter = read_adapter(folder).for_model(core_of(model))
+    config = LoraConfig.from_peft_type(**adapter.config)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = PeftModel(model, config, adapter_name=name)
+    result = set_peft_model_state_dict(model, adapter.tensors, adapter_name=name)
+    if result.unexpected_keys:
+        raise ValueError(f"{result.unexpected_keys[0]} has no place there")
+    return model
+
+
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """In a fixed order; weights that are tied come once."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _lora_config(lora: LoraSection) -> LoraConfig:
+def _lora_config(lora: LoraSection, layout: Native | None) -> LoraConfig:
     names = lora.target_modules
+    if layout and names != "all-linear":
+        names = ",".join(layout.renamed_targets(names.split(",")))
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from studio.checkpoint_files import manifest_path
 from studio.engine import adapters
+from studio.engine.adapter_files import read_adapter
 from studio.engine.checkpoint import verify
 from studio.engine.foreign import in_our_format, is_foreign
-from studio.engine.merge import read_adapter
+from studio.engine.models.families import layout_of
 from studio.engine.safe_load import load_pth
 from studio.errors import CheckpointError
 from studio.foreign.xtuner import open_checkpoint
@@ -29,7 +30,8 @@ def begin(model: nn.Module, path: Path, base_fingerprint: str) -> None:
         )
     if adapter_config is not None and adapters.is_adapter(model):
         _require_same_strength(model, adapter_config, path)
-    adapters.load_trainable_state(model, state)
+    layout = layout_of(adapters.core_of(model))
+    adapters.load_trainable_state(model, layout.translated(state) if layout else state)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:

@@ -14,6 +14,7 @@ from studio.engine.card import model_card, shown_base
 from studio.engine.checkpoint import FORMAT, verify
 from studio.engine.foreign import in_our_format, is_foreign
 from studio.engine.job import JobContext
+from studio.engine.models.families import native
 from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
     ADAPTER_CONFIG,
@@ -183,7 +184,7 @@ def convert(source: Source, base: Base, *, dtype: torch.dtype | None = None, max
         if source.is_adapter:
             _write_adapter(folder, source, base, tensors)
         else:
-            _write_model(folder, base, tensors, max_shard_bytes, source.pth.name)
+            write_model(folder, base, tensors, max_shard_bytes, source.pth.name)
         if base.is_here:
             copy_tokenizer(base.folder, folder)
         if (template := source.config.data.template) and base.is_here:
@@ -256,11 +257,14 @@ def _write_adapter(folder: Path, source: Source, base: Base, tensors: dict[str, 
     save_tensors(tensors, folder / ADAPTER_WEIGHTS)
 
 
-def _write_model(folder: Path, base: Base, tensors: dict[str, torch.Tensor], max_shard_bytes: int, what: str) -> None:
+def write_model(folder: Path, base: Base, tensors: dict[str, torch.Tensor], max_shard_bytes: int, what: str) -> None:
     """Let transformers write its own format, from a model without memory of its own that the tensors are put into."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    if found := native(base.folder):
+        config, tensors = found.config, found.translated(tensors)
+    else:
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     if (embedding := tensors.get(EMBEDDING)) is not None:
         config.vocab_size = embedding.shape[0]  # XTuner may have made it larger, for new tokens
     with torch.device("meta"):

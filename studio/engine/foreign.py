@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from studio.engine.checkpoint import FORMAT
+from studio.engine.models.families import Native
 from studio.errors import CheckpointError
 from studio.foreign.deepspeed_folder import Piece, Weight
 from studio.foreign.pickles import StoredTensor
@@ -85,6 +86,17 @@ def in_our_format(
     }
     state = {name: _cast(tensor, dtype, name, found.path) for name, tensor in iter_weights(found.weights)}
     return {"meta": meta, "state_dict": state, "data": {"fingerprints": {}}}
+
+
+def in_layout(content: dict[str, Any], layout: Native | None) -> dict[str, Any]:
+    """The same by the names of the class that computes the base here, where its family has a layout of its own."""
+    if layout is None:
+        return content
+    meta = dict(content["meta"])
+    if isinstance(meta.get("adapter_config"), dict):
+        targets = layout.renamed_targets(meta["adapter_config"]["target_modules"])
+        meta["adapter_config"] = meta["adapter_config"] | {"target_modules": targets}
+    return content | {"meta": meta, "state_dict": layout.translated(content["state_dict"])}
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None, name: str, path: Path) -> torch.Tensor:

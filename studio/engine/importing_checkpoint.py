@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from studio.engine.checkpoint import CheckpointFolder
-from studio.engine.foreign import in_our_format
+from studio.engine.foreign import in_layout, in_our_format
 from studio.engine.job import JobContext
+from studio.engine.models.families import native
 from studio.foreign.xtuner import open_checkpoint
 from studio.models import model_fingerprint, require
 from studio.paths import inside
@@ -26,6 +27,7 @@ def run(job: JobContext) -> dict[str, Any]:
     found = open_checkpoint(path, Path(config).read_text(encoding="utf-8") if config else "")
     job.check_stop()
     content = in_our_format(found, base, None, job.run_id, model_fingerprint(require(base)))
+    content = in_layout(content, native(require(base)))
     step = content["meta"]["step"]
     job.check_stop()
     job.phase("writing the checkpoint")

@@ -1,8 +1,7 @@
 """`merge`: base + adapter becomes one full model, and is then compared with the pair that it was made from."""
 
 import gc
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +10,30 @@ import torch
 from torch import nn
 
 from studio.data.talk import Talk, read_talk
+from studio.engine.adapter_files import IMPORTING_SETTINGS, Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
 from studio.engine.convert import DTYPES
 from studio.engine.devices import pick_device, set_threads
 from studio.engine.equality import Agreement, compare, make_reference
 from studio.engine.job import JobContext
 from studio.engine.models.load import LoadedModel, load_base
-from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     Base,
     copy_talk,
     copy_tokenizer,
     known_base,
     output_folder,
     own_dtype,
-    read_seal,
     require_replaceable,
     seal,
     shard_bytes,
-    weights_hash,
 )
-from studio.errors import CheckpointError, StudioError, UnsafeFileError
-from studio.paths import sha256_of
+from studio.errors import CheckpointError, StudioError
 from studio.store import checkpoints as store
 from studio.store import open_db
 
-OLD_ADAPTER_WEIGHTS = "adapter_model.bin"
-# Settings of an adapter that name Python modules to import; ours never have them.
-IMPORTING_SETTINGS = ("auto_mapping", "megatron_config", "megatron_core")
 FLOAT32_SHARE = 0.7
 """Compute in float32 when the weights then take at most this share of the memory that is free."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA folder that was read and checked."""
-
-    folder: Path
-    config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-    seal: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        """sha256 of its weights."""
-        old = self.folder / OLD_ADAPTER_WEIGHTS
-        return weights_hash(self.folder) if (self.folder / ADAPTER_WEIGHTS).is_file() else sha256_of(old)
 
 
 def run(job: JobContext) -> dict[str, Any]:
@@ -87,56 +62,6 @@ def run(job: JobContext) -> dict[str, Any]:
     return {key: record[key] for key in ("sha256", "run_id", "step", "verified", "message", "agreement")} | {
         "path": str(out)
     }
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """A LoRA adapter in PEFT's format. Raises CheckpointError, or UnsafeFileError for one that would import code."""
-    config = _read_config(folder)
-    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / OLD_ADAPTER_WEIGHTS).is_file():
-        return Adapter(folder, config, _read_old(folder / OLD_ADAPTER_WEIGHTS), {})
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{folder.name!r} has no {ADAPTER_WEIGHTS}.", "Give a folder made by convert, or one with safetensors."
-        )
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{ADAPTER_WEIGHTS} in {folder.name!r} is damaged: {error}.", "Convert the checkpoint again."
-        ) from error
-    return Adapter(folder, config, tensors, read_seal(folder))
-
-
-def _read_old(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an `adapter_model.bin`, as older tools write it; nothing in it can run."""
-    content = load_pth(path)
-    if odd := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{path.name} holds {str(odd[0])[:60]!r}, which is no tensor.", "Convert it again.")
-    return content
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{str(folder)!r} is not an adapter: it has no {ADAPTER_CONFIG}.", "Give a folder that convert made."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{ADAPTER_CONFIG} in {folder.name!r} cannot be read: {error}.") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{folder.name!r} holds a {kind} adapter, which cannot be merged.", "Allowed: LORA.")
-    if asking := [name for name in IMPORTING_SETTINGS[:2] if config.get(name)]:
-        raise UnsafeFileError(
-            f"{ADAPTER_CONFIG} in {folder.name!r} asks to import a module ({asking[0]}); it was not loaded.",
-            f"Remove {asking[0]} if you trust the adapter.",
-        )
-    return config
 
 
 def merge(
@@ -178,6 +103,7 @@ def attach(loaded: LoadedModel, adapter: Adapter) -> nn.Module:
     """The base with the adapter on it. Raises CheckpointError when not every tensor finds its place."""
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 
+    adapter = adapter.for_model(loaded.model)
     known = {key: value for key, value in adapter.config.items() if key not in IMPORTING_SETTINGS}
     try:
         config = LoraConfig.from_peft_type(**known)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from studio.data.named import NamedTemplate, as_jinja
+from studio.data.old_tokenizers import can_be_made
 from studio.data.talk import WEIGHTS_FILE
 from studio.data.template import CHAT_TEMPLATE_FILE
 from studio.data.tokens import TextTokenizer
@@ -36,6 +37,9 @@ TOKENIZER_FILES = (
     CHAT_TEMPLATE_FILE,
 )
 GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+# Settings of a tokenizer_config.json that ask for Python code of the model, or name what such code is told.
+OF_OWN_CODE = ("auto_map", "tokenizer_class", "sp_model_kwargs", "decode_with_prefix_space")
 SPARE_BYTES = 16 * 2**20
 SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -111,10 +115,17 @@ def require_replaceable(out: Path) -> None:
 
 
 def copy_tokenizer(base: Path, out: Path) -> None:
-    """Tokenizer files, chat template and generation config of the base, byte for byte."""
+    """Tokenizer files, chat template and generation config of the base, byte for byte.
+
+    Of a base that brings no tokenizer.json, the one that is made for it goes along, and no class of its own is named.
+    """
     for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
+    if not (base / TOKENIZER_JSON).is_file() and can_be_made(base):
+        TextTokenizer.load(base).save(out / TOKENIZER_JSON)
+        config = {name: value for name, value in _json_of(out / TOKENIZER_CONFIG).items() if name not in OF_OWN_CODE}
+        atomic_write_json(out / TOKENIZER_CONFIG, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def copy_talk(weights: Path, out: Path) -> None:

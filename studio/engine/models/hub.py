@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from studio.data.old_tokenizers import can_be_made
 from studio.engine.models.download import Progress
 from studio.errors import ModelError
 from studio.models import sha256_mismatches
@@ -133,7 +134,7 @@ def _check(files: list[RemoteFile], folder: Path) -> None:
 
 def _ensure_fast_tokenizer(model_id: str, folder: Path) -> None:
     """Older models bring only tokenizer.model; the preview and the trainer both read tokenizer.json."""
-    if (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").is_file() or can_be_made(folder):
         return
     from transformers import AutoTokenizer
 

@@ -12,13 +12,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig  # noqa: E402
+from transformers import (  # noqa: E402
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 from transformers import logging as transformers_logging  # noqa: E402
 
 from studio.data.named import NamedTemplate, Template, load_template  # noqa: E402
 from studio.data.talk import read_talk  # noqa: E402
 from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
+from studio.engine.models.families import OWN_LAYOUT, Native, native, read_native  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
 
@@ -126,12 +132,27 @@ def _load_weights(
     # What libraries will do in future versions is nothing that a person training a model can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
+        if found := native(folder):
+            model = _of_family(folder, found, arguments)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
         return model if "device_map" in arguments else model.to(device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a foreign folder makes transformers raise, the person needs its cause
         raise _model_error(folder, error) from error
+
+
+def _of_family(folder: Path, found: Native, arguments: dict[str, Any]) -> nn.Module:
+    """A family that is Llama underneath, in transformers' own class; its Python files are not looked at."""
+    ours = {name: value for name, value in arguments.items() if name not in ("local_files_only", "use_safetensors")}
+    ours |= {"config": found.config, "state_dict": read_native(folder, found, arguments["dtype"])}
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(found.config)]
+    model, report = kind.from_pretrained(None, output_loading_info=True, **ours)
+    if odd := [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]:
+        raise ValueError(f"{sorted(map(str, odd))[0]} does not fit {found.family.name}")
+    setattr(model, OWN_LAYOUT, found)
+    return model
 
 
 def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -149,10 +170,11 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def _model_error(folder: Path, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:400]
-    if "trust_remote_code" in reason:
+    if "trust_remote_code" in reason or ("model type" in reason and any(folder.glob("*.py"))):
         return ModelError(
             f"The model {folder.name!r} needs Python code of its own, which is not run.",
-            "Choose a model whose architecture transformers has built in.",
+            "Choose a model whose architecture transformers has built in, or one of InternLM, InternLM2, Baichuan 7B "
+            "and Qwen, which are computed without their code.",
         )
     return ModelError(
         f"The model in {str(folder)!r} cannot be loaded: {type(error).__name__}: {reason}",
