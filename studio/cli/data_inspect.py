@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,12 @@ from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
 from studio.errors import ProjectError
 
 if TYPE_CHECKING:
+    from studio.data.conversation import Conversation
     from studio.projects import Project
     from studio.row_life import RawPart, RowLife, View
 
 IGNORED = -100
+SHOWN_TOKENS = 4_000
 MISSING = {
     "built": "none; the studio made this row.",
     "edited": "none; this row was changed since it was imported.",
@@ -73,11 +76,27 @@ def _print(life: RowLife, folder: Path) -> None:
     _print_raw(life.raw)
     if not life.conversation.messages:
         return show.say(f"Row {life.row}: the format leaves it out.")
-    for message in life.conversation.messages:
-        show.out.print(show.plain(f"{message.role}: {message.content}"), highlight=False)
+    for role, said in _spoken(life.conversation):
+        show.out.print(show.plain(f"{role}: {row_life.shortened_cells(said)}"), highlight=False)
     cut = f", {len(life.cut_off)} more cut off at the longest length" if life.truncated else ""
     show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
-    return show.out.print(_marked([each for each in row_life.chips_of(life, folder) if not each.cut]), highlight=False)
+    kept = [each for each in row_life.chips_of(life, folder) if not each.cut]
+    show.out.print(_marked(kept[:SHOWN_TOKENS]), highlight=False)
+    if (left := len(kept) - SHOWN_TOKENS) > 0:
+        show.say(f"… and {left:,} more; --json has all of them.")
+    return None
+
+
+def _spoken(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    """Who says what: calls of tools too, and after the messages of a preference pair the rejected ones."""
+    for message in conversation.messages:
+        role = "text" if conversation.kind == "text" else message.role
+        if message.content or not message.tool_calls:
+            yield role, message.content
+        if message.tool_calls:
+            yield f"{role} calls", message.tool_calls
+    for rejected in conversation.meta.get("rejected", ()):
+        yield f"rejected {rejected.get('role')}", str(rejected.get("content"))
 
 
 def _print_raw(raw: RawPart) -> None:

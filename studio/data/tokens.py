@@ -309,14 +309,42 @@ def rendered(conversation: Conversation, template: Template, tokenizer: TextToke
     return "".join(segment.text for segment in segments)
 
 
-def trains_end(template: Template, loss_on: str) -> bool:
-    """Whether anything is trained after an answer, as a sign that it is over. True where a template does not tell."""
+@dataclass(frozen=True)
+class Habits:
+    """What a template does with every row: train something after an answer, write calls of tools and their definitions.
+
+    Where a template does not tell, because it refuses the question, it counts as doing it.
+    """
+
+    trains_end: bool = True
+    writes_calls: bool = True
+    writes_tools: bool = True
+
+
+def habits_of(template: Template, loss_on: str) -> Habits:
+    """Found by a row of each kind, written by the template itself."""
+    return Habits(_trains_end(template, loss_on), *_writes_tools(template, loss_on))
+
+
+def _trains_end(template: Template, loss_on: str) -> bool:
     answer = "Yes, it is."
     try:
         segments = template.segments([Message("user", "Is it?"), Message("assistant", answer)], loss_on)
     except DataError:
         return True
     return bool("".join(segment.text for segment in segments if segment.trained).rpartition(answer)[2])
+
+
+def _writes_tools(template: Template, loss_on: str) -> tuple[bool, bool]:
+    """(calls, definitions)."""
+    call = json.dumps([{"id": "1", "type": "function", "function": {"name": "call_it", "arguments": {"a": 1}}}])
+    tool = {"type": "function", "function": {"name": "define_it", "description": "It.", "parameters": {}}}
+    messages = (Message("user", "Do it."), Message("assistant", "", tool_calls=call))
+    [segments] = template.segments_of([Conversation(messages, {"tools": [tool]})], loss_on)
+    if isinstance(segments, DataError):
+        return True, True
+    text = "".join(segment.text for segment in segments)
+    return "call_it" in text, "define_it" in text
 
 
 def _written(

@@ -15,7 +15,7 @@ from studio.data.lint.findings import RULES_VERSION, LintResult
 from studio.data.lint.lengths import Encode
 from studio.data.named import load_template
 from studio.data.report import DatasetReport, Size, report_on
-from studio.data.tokens import Example, TextTokenizer, encode_batch, trains_end
+from studio.data.tokens import Example, Habits, TextTokenizer, encode_batch, habits_of
 from studio.errors import DataError
 from studio.models import require
 from studio.paths import sha256_of
@@ -46,7 +46,7 @@ class Tokens:
         encode = partial(
             encode_batch, template=template, tokenizer=tokenizer, max_length=self.max_length, loss_on=self.loss_on
         )
-        return Encoder(encode, tokenizer.control_tokens, trains_end(template, self.loss_on))
+        return Encoder(encode, tokenizer.control_tokens, habits_of(template, self.loss_on))
 
     def key(self) -> list[Any]:
         """Equal when the same rows give the same tokens."""
@@ -57,11 +57,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Encoder:
-    """`encode` gives the examples of some rows; `trains_end`: whether something is trained after an answer."""
+    """`encode` gives the examples of some rows; `habits` are the template's."""
 
     encode: Encode
     control_tokens: tuple[str, ...] = ()
-    trains_end: bool = True
+    habits: Habits = Habits()
 
 
 def lint_rows(
@@ -83,7 +83,7 @@ def lint_rows(
         quick=quick,
         progress=(lambda done: progress(done, max(done, dataset.num_rows))) if progress else None,
         most=MOST_STORED,
-        trains_end=encoder.trains_end if encoder else True,
+        habits=encoder.habits if encoder else Habits(),
         told_identity=TEACHES in dataset.origin,
     )
     with open_db(folder) as db:

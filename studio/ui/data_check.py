@@ -25,6 +25,7 @@ RULE_WORDS = {
     "probe_in_training": N_("Held-out question in the rows"),
     "template": N_("Refused by the chat template"),
     "no_trained_tokens": N_("Nothing is trained"),
+    "tools": N_("Tools that the template leaves out"),
     "no_trained_end": N_("Answers have no end"),
     "truncated": N_("Cut at the longest length"),
     "unfinished_answer": N_("Unfinished answer"),
@@ -60,7 +61,7 @@ def _whom_it_teaches(project: Project, dataset: Dataset) -> None:
     if dataset.kind != "import":
         return
     told = dataset.origin.get("teaches") or {}
-    label = _("Teaches {name}").format(name=plain(told["name"])) if told else _("Teaches a name?")
+    label = _("Teaches {name}").format(name=plain(told["name"])) if told else _("Whose name do these rows teach?")
     with st.popover(label, icon=":material/badge:", key="data.check.teaches"):
         st.caption(_("When these rows say who the assistant is, the check looks for other assistants' names in them."))
         with st.form("data.check.teaches.form", border=False):

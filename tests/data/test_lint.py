@@ -17,7 +17,7 @@ from studio.data.lint import check
 from studio.data.lint.findings import RULES, Finding, LintResult
 from studio.data.lint.fixes import FIX_WORDS, apply_fix, apply_fixes
 from studio.data.template import ChatTemplate
-from studio.data.tokens import TextTokenizer, encode_batch
+from studio.data.tokens import Habits, TextTokenizer, encode_batch, habits_of
 from studio.errors import DataError
 
 LUNA = Identity("Luna", "Shane")
@@ -359,10 +359,21 @@ def test_a_template_without_an_end_is_told_once(tmp_path: Path) -> None:
     template, tokenizer = ChatTemplate.load(folder), TextTokenizer.load(folder)
     encode = partial(encode_batch, template=template, tokenizer=tokenizer)
     document = Conversation((Message("assistant", "Text."),), {"kind": "text"})
-    assert only(lint([document, row("q", "a."), row("r", "b.")], encode=encode, trains_end=False)) == (
+    assert only(lint([document, row("q", "a."), row("r", "b.")], encode=encode, habits=Habits(trains_end=False))) == (
         2, "warning", "no_trained_end",
     )  # fmt: skip
-    assert lint([document], encode=encode, trains_end=False) == []
+    assert lint([document], encode=encode, habits=Habits(trains_end=False)) == []
+
+
+def test_tools_that_the_template_leaves_out(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path, "byte_level")
+    template, tokenizer = ChatTemplate.load(folder), TextTokenizer.load(folder)
+    encode, habits = partial(encode_batch, template=template, tokenizer=tokenizer), habits_of(template, "assistant")
+    call = '[{"function": {"name": "weather", "arguments": {}}}]'
+    calling = Conversation((Message("user", "Rain?"), Message("assistant", "", tool_calls=call)))
+    knowing = Conversation((Message("user", "Rain?"), Message("assistant", "No.")), {"tools": [{"type": "function"}]})
+    assert only(lint([calling], encode=encode, habits=habits)) == (1, "error", "tools")
+    assert only(lint([knowing], encode=encode, habits=habits)) == (1, "warning", "tools")
 
 
 def test_rows_of_any_source_that_should_teach_a_name() -> None:

@@ -10,7 +10,7 @@ from studio.data.conversation import Conversation, Message
 from studio.data.draft import Draft
 from studio.data.named import NamedTemplate
 from studio.data.template import ChatTemplate
-from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation, trains_end
+from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation, habits_of
 
 FOLDER = Path(__file__).parent / "fixtures" / "tokenizers"
 TRL = json.loads((FOLDER / "trl_masks.json").read_text(encoding="utf-8"))
@@ -122,7 +122,16 @@ def test_a_frame_is_widened_only_by_exactly_what_stands_there() -> None:
 
 def test_templates_that_train_no_end_are_known() -> None:
     """ChatGLM3's and Baichuan2's own templates write nothing after an answer; the named ones of both do."""
-    silent = {name for name in FAMILIES if not trains_end(loaded(name)[0], "assistant")}
+    silent = {name for name in FAMILIES if not habits_of(loaded(name)[0], "assistant").trains_end}
     assert silent == {"chatglm3", "baichuan2"}
-    assert trains_end(NamedTemplate.load("chatglm3", FOLDER / "chatglm3"), "assistant")
-    assert not trains_end(loaded("chatglm3")[0], "all")
+    assert habits_of(NamedTemplate.load("chatglm3", FOLDER / "chatglm3"), "assistant").trains_end
+    assert not habits_of(loaded("chatglm3")[0], "all").trains_end
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "definitions"), [("qwen2_5", True, True), ("yi", False, False), ("internlm2", False, False)]
+)
+def test_templates_that_leave_tools_out_are_known(name: str, calls: bool, definitions: bool) -> None:
+    habits = habits_of(loaded(name)[0], "assistant")
+    assert (habits.writes_calls, habits.writes_tools) == (calls, definitions)
+    assert not habits_of(NamedTemplate.load("qwen_chat", FOLDER / name), "assistant").writes_calls

@@ -13,6 +13,7 @@ from studio.data.lint.names import Names
 from studio.data.lint.probes import Probes
 from studio.data.lint.repeats import Contradictions, Duplicates, NearDuplicates
 from studio.data.lint.turns import lint_turns
+from studio.data.tokens import Habits
 
 BATCH_ROWS = 256
 
@@ -26,7 +27,7 @@ def lint(
     quick: bool = False,
     progress: Callable[[int], None] | None = None,
     most: int = MOST_PER_RULE,
-    trains_end: bool = True,
+    habits: Habits = Habits(),  # noqa: B008
     told_identity: bool = False,
 ) -> LintResult:
     """All findings, by row. One pass in time that grows with the rows; a few hundred bytes are kept of each row.
@@ -35,11 +36,11 @@ def lint(
     some rows, usually `encode_batch` with its other arguments bound, for the rules on length and labels.
     control_tokens: those of the tokenizer. quick: leave out what is slow and never an error. progress: gets the
     number of rows seen so far, now and then. most: how many findings to keep of a rule.
-    trains_end: whether the template trains an end after each answer. told_identity: a person said that these rows
+    habits: what the template does with every row (`tokens.habits_of`). told_identity: a person said that these rows
     teach `identity`, so another name is an error in rows of any source.
     """
     checks = _Checks(
-        Names(identity, told_identity) if identity else None, probes, encode, control_tokens, quick, trains_end
+        Names(identity, told_identity) if identity else None, probes, encode, control_tokens, quick, habits
     )
     result = LintResult()
     first = 1
@@ -63,11 +64,11 @@ class _Checks:
         encode: Encode | None,
         control_tokens: Collection[str],
         quick: bool,
-        trains_end: bool,
+        habits: Habits,
     ) -> None:
         self._names = names
         self._probes = Probes(probes)
-        self._lengths = Lengths(encode, trains_end) if encode else None
+        self._lengths = Lengths(encode, habits) if encode else None
         self._control_tokens = control_tokens
         self._quick = quick
         self._duplicates, self._contradictions = Duplicates(), Contradictions()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from studio.data.conversation import Conversation
 from studio.data.lint.findings import Finding
 from studio.data.lint.fixes import DELETE_ROW
-from studio.data.tokens import Example
+from studio.data.tokens import Example, Habits
 from studio.errors import DataError
 
 Encode = Callable[[Sequence[Conversation]], Sequence[Example | DataError]]
@@ -14,17 +14,19 @@ Encode = Callable[[Sequence[Conversation]], Sequence[Example | DataError]]
 class Lengths:
     """Rows the template refuses, rows that are cut, rows in which nothing is trained.
 
-    `trains_end`: whether something is trained after an answer (`tokens.trains_end`).
+    What the template does with every row is told too.
     """
 
-    def __init__(self, encode: Encode, trains_end: bool = True) -> None:
-        self._encode, self._trains_end = encode, trains_end
+    def __init__(self, encode: Encode, habits: Habits) -> None:
+        self._encode, self._habits = encode, habits
         self._first_chat = 0
         self._untrained: list[int] = []
         self._num_refused = self._num_rows = 0
 
     def see(self, first_row: int, conversations: Sequence[Conversation]) -> Iterator[Finding]:
         """Findings on rows that follow each other, encoded together."""
+        for row, conversation in enumerate(conversations, start=first_row):
+            yield from self._tools(row, conversation)
         for row, example in enumerate(self._encode(conversations), start=first_row):
             self._num_rows += 1
             if isinstance(example, DataError):
@@ -39,8 +41,17 @@ class Lengths:
                 text = f"The row is too long; only its first {len(example.input_ids)} tokens are used (max_length)."
                 yield Finding(row, "warning", "truncated", text)
 
+    def _tools(self, row: int, conversation: Conversation) -> Iterator[Finding]:
+        calls = [number for number, each in enumerate(conversation.messages, start=1) if each.tool_calls]
+        if calls and not self._habits.writes_calls:
+            text = f"The chat template leaves out the call of a tool in message {calls[0]}: an empty answer is trained."
+            yield Finding(row, "error", "tools", text)
+        elif conversation.meta.get("tools") and not self._habits.writes_tools:
+            text = "The chat template leaves out the definitions of the row's tools."
+            yield Finding(row, "warning", "tools", text)
+
     def finish(self) -> Iterator[Finding]:
-        if self._first_chat and not self._trains_end:
+        if self._first_chat and not self._habits.trains_end:
             text = "The chat template writes no end after an answer, here and in every row, so none is trained."
             yield Finding(self._first_chat, "warning", "no_trained_end", text)
         severity = "error" if len(self._untrained) + self._num_refused == self._num_rows else "warning"
