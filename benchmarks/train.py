@@ -160,7 +160,10 @@ class Measurement:
         ours = next((tool for setting, tool in self._tools.items() if setting.is_ours), None)
         if ours is None:
             return
-        kept["gradient"] = errors = ours.ask(job | {"do": "gradient"}, "errors")
+        try:
+            kept["gradient"] = errors = ours.ask(job | {"do": "gradient"}, "errors")
+        except ToolFailed as error:
+            sys.exit(f"The studio's gradient cannot be checked: {error}")
         print("gradient: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()), flush=True)
         kept["gradient_tolerance"] = {
             "float32": FLOAT32_TOLERANCE, "bfloat16": BFLOAT16_TOLERANCE * errors["padded bfloat16"]

@@ -10,7 +10,6 @@ from torch.nn import functional
 from worker import Channel, Counts, Meter, read_rows
 
 from studio.config.schema import RunConfig, parse_config
-from studio.data.packing import packing_report
 from studio.data.tokens import IGNORE_INDEX, Example
 from studio.engine import adapters, devices
 from studio.engine.loop import StepResult, Trainer
@@ -28,9 +27,8 @@ def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
     meter.ready()
     size = job["rows_per_step"]
     for number in range(job["num_steps"]):
-        rows = examples[number * size : (number + 1) * size]
-        result = trainer.step(rows, number + 1)
-        meter.step(result.loss, count(rows, result, config, trainer.packing))
+        result = trainer.step(examples[number * size : (number + 1) * size], number + 1)
+        meter.step(result.loss, count(result))
 
 
 def gradient(job: dict[str, Any], _: Meter, channel: Channel) -> None:
@@ -60,11 +58,8 @@ def prepare(job: dict[str, Any], config: RunConfig, dtype: torch.dtype, wake: bo
 
 
 def load(job: dict[str, Any], config: RunConfig, dtype: torch.dtype) -> LoadedModel:
-    quantize = config.method == "qlora"
-    attention = config.model.attention
-    return load_base(
-        Path(job["model"]), dtype=dtype, attention=attention, quantize=quantize, device=torch.device("cpu")
-    )
+    bits, attention = 4 if config.method == "qlora" else 0, config.model.attention
+    return load_base(Path(job["model"]), dtype=dtype, attention=attention, bits=bits, device=torch.device("cpu"))
 
 
 def attach(job: dict[str, Any], config: RunConfig, loaded: LoadedModel, wake: bool) -> nn.Module:
@@ -113,11 +108,10 @@ def distance(found: list[Tensor], exact: list[Tensor]) -> float:
     return float((difference / sum(float(each.float().square().sum()) for each in exact)) ** 0.5)
 
 
-def count(rows: list[Example], result: StepResult, config: RunConfig, pack: str) -> Counts:
-    size = config.train.micro_batch_size
-    report = packing_report(rows, range(len(rows)), len(rows), pack, config.data.max_length, size)
-    real = report.num_tokens - report.prefix_tokens_saved
-    return Counts(result.num_tokens, result.num_trained_tokens, real, real + report.padding_with)
+def count(result: StepResult) -> Counts:
+    """Rows that share beginnings are computed without padding; rows that are padded share nothing."""
+    real = min(result.num_tokens, result.num_computed_tokens)
+    return Counts(result.num_tokens, result.num_trained_tokens, real, result.num_computed_tokens)
 
 
 def config_of(job: dict[str, Any]) -> RunConfig:
