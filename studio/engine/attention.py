@@ -126,11 +126,11 @@ class Blocks:
 
     mask: Tensor | None = None
 
-    def __init__(self, ends: Ints, dtype: torch.dtype) -> None:
+    def __init__(self, ends: Ints) -> None:
         found = list(cut(ends, BLOCK_TOKENS, BLOCK_TOKENS, LONG_TOKENS))
         self._long = [block for block in found if block.size > BLOCK_TOKENS]
         self._blocks = [block for block in found if block.size <= BLOCK_TOKENS]
-        self._biases = [_bias(ends, block, dtype) for block in self._blocks]
+        self._biases = [_bias(ends, block) for block in self._blocks]
         num_scores = sum(block.size * block.num_keys for block in self._blocks)
         self._keeps = num_scores <= KEPT_KEYS * sum(block.size for block in self._blocks)
 
@@ -195,15 +195,18 @@ def _borders(sizes: list[int], device: torch.device) -> tuple[Tensor, int]:
     return torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32)).to(device), max(sizes)
 
 
-def _bias(ends: Ints, block: Block, dtype: torch.dtype) -> Tensor:
+def _bias(ends: Ints, block: Block) -> Tensor:
     """What is added to the scores of a block's tokens among themselves: (n, n)."""
-    return torch.zeros(block.size, block.size, dtype=dtype).masked_fill_(
-        hidden_from(ends, block.start, block.end), -torch.inf
-    )
+    hidden = hidden_from(ends, block.start, block.end)
+    return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Blocks of a row, one after another. Heads that share a key are rows of one product."""
+    """Blocks of a row, one after another. Heads that share a key are rows of one product.
+
+    Scores are float32 whatever the numbers are: trained models look at some tokens with scores of hundreds, which
+    bfloat16 would round by whole units.
+    """
 
     @staticmethod
     def forward(
@@ -218,9 +221,10 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         num_heads, num_tokens, width = query.shape
         out = query.new_empty(num_tokens, num_heads, value.shape[-1])
+        wide_query, wide_key = query.float() * scaling, key.float()
         kept = []
         for block, bias in zip(blocks, biases, strict=True):
-            chances = _chances(_grouped(query, block, key.shape[0]), _keys(key, block), bias, scaling)
+            chances = _chances(_grouped(wide_query, block, key.shape[0]), _keys(wide_key, block), bias, value.dtype)
             mixed = torch.bmm(chances, _keys(value, block))
             out[block.start : block.end] = mixed.view(num_heads, block.size, -1).transpose(0, 1)
             if keeps:
@@ -235,7 +239,10 @@ class _BlockAttention(torch.autograd.Function):
         d_query, d_key, d_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for number, (block, bias) in enumerate(zip(ctx.blocks, ctx.biases, strict=True)):
             asked, keys, values = _grouped(query, block, key.shape[0]), _keys(key, block), _keys(value, block)
-            chances = kept[number] if kept else _chances(asked, keys, bias, ctx.scaling)
+            if kept:
+                chances = kept[number]
+            else:
+                chances = _chances(asked.float() * ctx.scaling, keys.float(), bias, value.dtype)
             wanted = _grouped(gradient.transpose(0, 1), block, key.shape[0])
             _spread(d_value, block, torch.bmm(chances.transpose(1, 2), wanted))
             d_chances = torch.bmm(wanted, values.transpose(1, 2))
@@ -257,12 +264,12 @@ def _keys(states: Tensor, block: Block) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _chances(asked: Tensor, keys: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    """(key heads, heads a key head * tokens, keys): how much each token takes of what it sees."""
-    scores = torch.bmm(asked, keys.transpose(1, 2)).mul_(scaling)
+def _chances(asked: Tensor, keys: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """(key heads, heads a key head * tokens, keys): how much each token takes of what it sees. Arguments: float32."""
+    scores = torch.bmm(asked, keys.transpose(1, 2))
     own = scores.view(scores.shape[0], -1, len(bias), scores.shape[-1])[..., scores.shape[-1] - len(bias) :]
     own.add_(bias)
-    return torch.softmax(scores, -1)
+    return torch.softmax(scores, -1).to(dtype)
 
 
 def _spread(total: Tensor, block: Block, parts: Tensor) -> None:
@@ -306,10 +313,10 @@ def _has_varlen(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def make_layout(kind: str, ends: Ints, dtype: torch.dtype, device: torch.device) -> Layout:
+def make_layout(kind: str, ends: Ints, device: torch.device) -> Layout:
     """The layout of a row for a kind of attention."""
     if kind == "blocks":
-        return Blocks(ends, dtype)
+        return Blocks(ends)
     if kind == "varlen":
         return Chains(ends, device, _varlen)
     return Chains(ends, device, _flash) if kind == "flash_attention_2" else Masked(ends, device)

@@ -74,6 +74,7 @@ SPLITS = [
     {"data.pack": "tree", "train.micro_batch_size": 4},
     {"data.pack": "tree", "data.max_length": 500, "train.micro_batch_size": 4},
     {"data.pack": "tree", "model.attention": "eager", "train.micro_batch_size": 4},
+    {"data.pack": "tree", "model.attention": "sdpa", "train.micro_batch_size": 4},
     {"data.pack": "sequence", "data.max_length": 500, "train.micro_batch_size": 1},
     {"data.pack": "sequence", "train.micro_batch_size": 4},
     {"data.pack": "sequence", "model.attention": "eager"},
@@ -91,6 +92,7 @@ def test_every_split_has_the_gradient_of_one_big_batch(
     examples = encode(loaded)
     trainer = make_trainer(loaded, config)
     assert trainer.packing == split["data.pack"]
+    assert trainer.forward.kind == {"auto": "blocks"}.get(config.model.attention, config.model.attention)
     expected_loss, expected = reference(loaded, trainer.model, examples)
     loss, found = step_gradients(trainer, examples)
     assert abs(loss - expected_loss) < 1e-6 * max(1.0, abs(expected_loss)) * 2
@@ -181,6 +183,7 @@ def test_bfloat16_follows_float32(load_tiny: Load, tiny_config: Make, method: st
         loaded = load_tiny(dtype=torch.float32 if method == "full" else dtype)
         trainer = make_trainer(loaded, tiny_config(method=method), dtype)
         assert all(parameter.dtype == torch.float32 for parameter in adapters.trainable_parameters(trainer.model))
+        assert trainer.forward.kind == "blocks"
         losses[dtype] = [trainer.step(encode(loaded), number).loss for number in range(1, 5)]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
     assert losses[torch.bfloat16] != losses[torch.float32]
