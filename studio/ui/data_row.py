@@ -26,6 +26,7 @@ from studio.ui.widgets import plain, show_error
 MAX_LENGTH = 512
 SHOWN_CHARACTERS = 20_000
 RAW_CHARACTERS, RAW_HEIGHT = 600, 240  # a longer raw row scrolls in its box
+MESSAGE_CHARACTERS, MESSAGE_HEIGHT = 1_500, 320
 MISSING_WORDS = {
     row_life.BUILT: N_("made by the studio, from no source"),
     row_life.EDITED: N_("changed since it was imported"),
@@ -83,13 +84,23 @@ def _raw_place(raw: RawRow) -> str:
 
 def _conversation(row: Conversation) -> None:
     names = {"system": _("System"), "user": _("Question"), "assistant": _("Answer"), "tool": _("Tool")}
+    if row.kind == "text":
+        names["assistant"] = _("Text")
     for message in row.messages:
-        with st.container(border=True, gap="xsmall"):
-            st.caption(names.get(message.role, plain(message.role)))
-            if message.content:
-                st.text(_begin(message.content))
-            if message.tool_calls:
-                st.code(_begin(message.tool_calls), language="json", wrap_lines=True)
+        _message(names.get(message.role, plain(message.role)), message.content, message.tool_calls)
+    for rejected in row.meta.get("rejected", ()):
+        name = _("Rejected: {role}").format(role=names.get(rejected.get("role"), plain(rejected.get("role"))))
+        _message(name, str(rejected.get("content")))
+
+
+def _message(name: str, content: str, tool_calls: str = "") -> None:
+    height = MESSAGE_HEIGHT if len(content) > MESSAGE_CHARACTERS else "content"
+    with st.container(border=True, gap="xsmall", height=height):
+        st.caption(name)
+        if content:
+            st.text(_begin(content))
+        if tool_calls:
+            st.code(_begin(tool_calls), language="json", wrap_lines=True)
 
 
 def _begin(text: str) -> str:

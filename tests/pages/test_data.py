@@ -382,6 +382,25 @@ def test_a_name_that_rows_should_teach_is_remembered_and_checked(open_tab, proje
     assert datasets.get(project, "mine").origin["teaches"] == {"name": "Luna", "maker": ""}
 
 
+def test_the_life_of_a_row_begins_with_the_raw_row(open_tab, project, tmp_path):
+    rows = [
+        {"prompt": "Who?", "chosen": "Luna", "rejected": "<b>Nova</b>", "id": "x" * 5_000},
+        {"text": "A document. " * 300},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    datasets.import_file(project, file)
+    at = open_tab("browse")
+    assert [each.label for each in at.expander][0] == plain("Raw row · rows.jsonl").replace(plain("·"), "·") + ", row 1"
+    assert '"chosen": "Luna"' in at.code[0].value and "x… and 3,000 characters more" in at.code[0].value
+    assert "<b>Nova</b>" in texts(at.text) and "Rejected: Answer" in texts(at.caption)
+    at.number_input[0].set_value(2).run()
+    assert not at.exception and '"text": "A document.' in at.code[0].value and "Text" in texts(at.caption)
+    datasets.edit_row(project, "rows", 1, row("Who?", "Nova"), 1)
+    at = open_tab("browse")
+    assert "changed since it was imported" in at.expander[0].label
+
+
 def test_encoding_and_sheet_are_chosen_before_the_rows_are_read(open_tab, project, tmp_path):
     big5 = tmp_path / "big5.csv"
     big5.write_bytes("問題,答案\n你是誰？,我是露娜。\n".encode("big5"))
