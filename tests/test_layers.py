@@ -29,6 +29,7 @@ SHELVES = [
         "chat_client",
         "charts",
         "report",
+        "work_folder",
     },
     {"ui", "cli"},
     {"pages", "app"},

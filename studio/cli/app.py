@@ -23,6 +23,7 @@ from studio.cli import (
     studio,
     train,
     weights,
+    xtuner,
 )
 from studio.cli.group import HELP_OPTIONS, Edge
 
@@ -55,6 +56,9 @@ app.add_typer(jobs.app, name="jobs")
 app.command()(demo.demo)
 app.command()(studio.studio)
 app.command()(doctor.doctor)
+app.command("xtuner", context_settings=xtuner.AS_TYPED)(xtuner.xtuner)
+for name in xtuner.ALIASES:
+    app.command(name, context_settings=xtuner.AS_TYPED, hidden=True)(xtuner.alias)
 
 
 def _version(wanted: bool) -> None:

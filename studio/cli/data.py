@@ -11,6 +11,7 @@ from studio.cli import data_caches, data_checks, show
 from studio.cli import follow as progress
 from studio.cli.data_inspect import inspect
 from studio.cli.group import group
+from studio.cli.lazy import arxiv as papers
 from studio.cli.lazy import datasets, files, formats, runs
 from studio.cli.lazy import identity as identities
 from studio.cli.options import JsonOption, ProjectOption, chosen
@@ -168,6 +169,23 @@ def formats_(json: JsonOption = False) -> None:
     if json:
         return show.as_json(listed)
     return show.table(["format", "columns"], [(name, ", ".join(columns)) for name, columns in listed.items()])
+
+
+@app.command()
+def arxiv(
+    source: Annotated[Path, typer.Argument(help="The metadata dump of Kaggle, a paper a line.")],
+    target: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    category: Annotated[
+        list[str] | None, typer.Option(help="May be given again; cs.AI, cs.CL and cs.CV when left out.")
+    ] = None,
+    start_date: Annotated[str, typer.Option(help="Only papers updated since.")] = "2020-01-01",
+) -> None:
+    """Pick papers of some categories from arXiv's metadata, to be imported with the format arxiv.
+
+    Example: retune data arxiv arxiv-metadata-oai-snapshot.json papers.json --category cs.CL
+    """
+    count = papers.select_papers(source, target, category or ["cs.AI", "cs.CL", "cs.CV"], start_date)
+    show.say(f"{count} papers in {target}. Next: retune data import {target} --format arxiv")
 
 
 @app.command("list")

@@ -31,15 +31,17 @@ if TYPE_CHECKING:
         runs,
         scores,
         store,
+        work_folder,
     )
     from studio.agent import moss, react, steps, tools
     from studio.config import catalog, schema
     from studio.config import yaml as configs
     from studio.config.xtuner import exporting, importing
-    from studio.data import files, formats, identity, named, phrasings, talk
+    from studio.data import arxiv, files, formats, identity, named, phrasings, talk
     from studio.foreign import xtuner
     from studio.store import checkpoints, evaluations, metrics, samples
 else:
+    arxiv = _AtFirstUse("studio.data.arxiv")
     caches = _AtFirstUse("studio.caches")
     row_life = _AtFirstUse("studio.row_life")
     chat_client = _AtFirstUse("studio.chat_client")
@@ -54,6 +56,7 @@ else:
     report = _AtFirstUse("studio.report")
     runs = _AtFirstUse("studio.runs")
     scores = _AtFirstUse("studio.scores")
+    work_folder = _AtFirstUse("studio.work_folder")
     store = _AtFirstUse("studio.store")
     catalog = _AtFirstUse("studio.config.catalog")
     schema = _AtFirstUse("studio.config.schema")

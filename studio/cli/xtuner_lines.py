@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -22,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
     """Errors are sentences and end with a code that is not 0."""
 
     def error(self, message: str) -> NoReturn:
-        raise StudioError(f"{self.prog}: {message}.", f"Its form: {' '.join(self.format_usage().split()[1:])}")
+        raise StudioError(f"{self.prog}: {message}.", f"Its form: retune {self.prog} --help")
 
 
 def parse_line(words: Sequence[str]) -> argparse.Namespace:
@@ -159,6 +161,84 @@ def _preprocess(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("refcoco").add_argument("rest", nargs=argparse.REMAINDER)
 
 
+# --cfg-options: where a setting of an XTuner config ends up, by its place in the config or the name it has there.
+SETTINGS = {
+    ("train_cfg.max_epochs", "max_epochs"): "train.num_epochs",
+    ("optim_wrapper.optimizer.lr", "lr"): "train.learning_rate",
+    ("optim_wrapper.optimizer.weight_decay", "weight_decay"): "train.weight_decay",
+    ("optim_wrapper.clip_grad.max_norm", "max_norm"): "train.max_grad_norm",
+    ("optim_wrapper.accumulative_counts", "accumulative_counts"): "train.gradient_accumulation_steps",
+    ("train_dataloader.batch_size", "batch_size"): "train.micro_batch_size",
+    ("train_dataloader.dataset.max_length", "max_length"): "data.max_length",
+    ("model.llm.pretrained_model_name_or_path", "pretrained_model_name_or_path"): "model.base",
+    ("model.lora.r",): "lora.rank",
+    ("model.lora.lora_alpha",): "lora.alpha",
+    ("model.lora.lora_dropout",): "lora.dropout",
+    ("default_hooks.checkpoint.max_keep_ckpts", "save_total_limit"): "record.keep_last",
+    ("randomness.seed",): "train.seed",
+    ("warmup_ratio",): "train.warmup_ratio",
+}
+ITERATIONS = {  # counted in micro-batches there, in steps here
+    ("train_cfg.max_iters", "max_iters"): "train.num_steps",
+    ("default_hooks.checkpoint.interval", "save_steps"): "record.save_every_steps",
+    ("evaluation_freq",): "record.sample_every_steps",
+}
+PLACES = {place: ours for table in (SETTINGS, ITERATIONS) for places, ours in table.items() for place in places}
+KEEP_ALL = 1000
+
+
+def settings_of(options: Sequence[str], accumulation: int) -> list[str]:
+    """`--cfg-options` as settings of ours; `accumulation` is the config's. Raises StudioError for what has none."""
+    given: dict[str, str] = {}
+    for option in options:
+        place, sign, value = option.partition("=")
+        if not sign or place not in PLACES:
+            raise StudioError(
+                f"--cfg-options {option!r} has no counterpart here.",
+                f"Write it into the config, or give one of: {', '.join(PLACES)}.",
+            )
+        given[PLACES[place]] = value
+    counts = int(_number(given.get("train.gradient_accumulation_steps", str(accumulation))))
+    for ours in set(ITERATIONS.values()) & set(given):
+        given[ours] = str(_steps(int(_number(given[ours])), counts))
+    if int(_number(given.get("record.keep_last", "1"))) < 0:
+        given["record.keep_last"] = str(KEEP_ALL)
+    return [f"{ours}={value}" for ours, value in given.items()]
+
+
+def _steps(iterations: int, accumulation: int) -> int:
+    """Steps nearest to so many micro-batches; what is not positive switches off, as there."""
+    return max(1, round(iterations / max(1, accumulation))) if iterations > 0 else 0
+
+
+def _number(text: str) -> float:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, int | float):
+        raise StudioError(f"{text!r} is no number.", "Give one.")
+    return float(value)
+
+
+def process_settings(line: argparse.Namespace) -> list[str]:
+    """How many processes train and what starts them: flags, and the variables that XTuner reads."""
+    processes, nodes = (int(os.environ.get(name) or 1) for name in ("NPROC_PER_NODE", "NNODES"))
+    if line.launcher == "mpi":
+        raise StudioError("The launcher mpi is not here.", "Use --launcher pytorch or slurm.")
+    settings = []
+    if line.deepspeed or processes * nodes > 1 or line.launcher != "none":
+        settings.append(f"distributed.strategy={'deepspeed' if line.deepspeed else 'ddp'}")
+    if line.deepspeed:
+        is_file = line.deepspeed.endswith(".json")
+        name = os.path.abspath(line.deepspeed) if is_file else line.deepspeed.removeprefix("deepspeed_")
+        settings.append(f"distributed.deepspeed={name}")
+    if line.launcher != "none":
+        settings.append(f"distributed.launcher={'slurm' if line.launcher == 'slurm' else 'torchrun'}")
+    settings += [f"distributed.processes_per_node={processes}"] if processes > 1 else []
+    return settings + ([f"distributed.nodes={nodes}"] if nodes > 1 else [])
+
+
 def chat_words(line: argparse.Namespace) -> list[str]:
     """`retune chat …` for `xtuner chat …`; one model answers, as there."""
     words = ["chat", "--base", line.model_name_or_path]
@@ -175,7 +255,7 @@ def chat_words(line: argparse.Namespace) -> list[str]:
     words += ["--bot-name", line.bot_name] if line.bot_name != "BOT" else []
     words += ["--no-streamer"] if line.no_streamer else []
     numbers = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
-    return words + [word for name in numbers for word in (_option(name), f"{getattr(line, name):g}")]
+    return words + [word for name in numbers for word in (_option(name), str(getattr(line, name)))]
 
 
 def merge_words(line: argparse.Namespace) -> list[str]:
