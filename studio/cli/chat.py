@@ -12,7 +12,7 @@ import typer
 from studio import models
 from studio.cli import conversation, show
 from studio.cli.follow import follow
-from studio.cli.lazy import chat_client, jobs, named, projects, runs, talk
+from studio.cli.lazy import agent_session, chat_client, jobs, named, projects, runs, steps, talk
 from studio.cli.options import ProjectOption, base_model, checkpoint_step, chosen
 from studio.errors import ServerError, StudioError
 from studio.models import STARTER
@@ -38,7 +38,6 @@ ToolsOption = Annotated[
     str, typer.Option("--with-plugins", help="Tools it may call, with commas: calculate,solve,search.")
 ]
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-PROTOCOLS = ("react", "moss")
 
 
 def serve(
@@ -109,7 +108,9 @@ def chat(
             )
         else:
             protocol = _protocol(job, "auto")
-            partner = conversation.Agent(connection, asked[-1], sampling, tools, protocol, system, bot_name)
+            partner = conversation.Agent(
+                connection, asked[-1], sampling, tools, protocol, system=system, bot_name=bot_name
+            )
         conversation.hold(partner, prompt)
 
 
@@ -144,8 +145,8 @@ def agent(
     sampling = chat_client.Sampling(max_tokens, temperature, seed=seed)
     with _server(project, base, adapter, template=prompt_template) as (job, connection):
         spoken, model = _protocol(job, protocol), chat_client.list_models(connection)[-1]
-        partner = conversation.Agent(connection, model, sampling, there, spoken)
-        partner.limit(max_steps, max_seconds)
+        limits = steps.Limits(max_steps, max_seconds)
+        partner = conversation.Agent(connection, model, sampling, there, spoken, limits=limits)
         conversation.hold(partner, prompt)
 
 
@@ -198,10 +199,10 @@ def _asked(connection: Connection, alone: bool) -> list[str]:
 
 def _protocol(job: Job, wanted: str) -> str:
     """The way to call tools: of the template that is asked for, else of the one that the weights were trained with."""
-    if wanted in PROTOCOLS:
+    if wanted in agent_session.PROTOCOLS:
         return wanted
     if wanted != "auto":
-        raise StudioError(f"There is no protocol {wanted!r}.", f"Allowed: auto, {', '.join(PROTOCOLS)}.")
+        raise StudioError(f"There is no protocol {wanted!r}.", f"Allowed: auto, {', '.join(agent_session.PROTOCOLS)}.")
     folders = [Path(each["path"]) for each in job.args["adapters"]] or [models.require(job.args["base"])]
     trained = talk.read_talk(folders[-1])
     template = job.args.get("template") or (trained.template if trained else "")

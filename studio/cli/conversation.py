@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from studio.cli import show
-from studio.cli.lazy import chat_client, moss, phrasings, react, steps, tools
+from studio.cli.lazy import agent_session, chat_client, phrasings, tools
 from studio.errors import ChatTooLongError, StudioError
 
 if TYPE_CHECKING:
-    from studio.agent.steps import Message, Step
-    from studio.agent.tools import Tool
+    from studio.agent.steps import Limits, Message, Step
     from studio.chat_client import Connection, Sampling
 
 RESET, EXIT = "RESET", "EXIT"
@@ -82,15 +81,13 @@ def system_of(name: str, bot_name: str) -> str:
     return str(systems[name]).replace("{bot_name}", bot_name) if name else ""
 
 
-def tools_of(names: str) -> list[Tool]:
-    """The tools of names with commas or blanks between them, all when there is none.
+def tools_of(names: str) -> list[str]:
+    """Tools that can run, by names with commas or blanks between them; all of these when there is none.
 
     Search that was asked for and has no key is left out, which is said. Raises StudioError when no tool is left.
     """
     wanted = names.replace(",", " ").split()
-    if not wanted:
-        return tools.pick_tools(tools.tool_names())
-    found = tools.pick_tools(wanted)
+    found = [tool.name for tool in tools.pick_tools(wanted or tools.tool_names())]
     if "search" in wanted and not tools.search_is_on():
         show.warn(f"Search is off: there is no {tools.SEARCH_KEY} in the environment.")
     if not found:
@@ -148,33 +145,21 @@ class Agent:
         connection: Connection,
         model: str,
         sampling: Sampling,
-        tools_there: Sequence[Tool],
+        tools_there: Sequence[str],
         protocol: str,
-        system: str = "",
-        bot_name: str = "MOSS",
+        *,
+        limits: Limits | None = None,
+        **session: str,
     ) -> None:
         self._connection, self._model, self._sampling = connection, model, sampling
-        self._run: Callable[..., Iterator[Step]] = moss.moss if protocol == "moss" else react.react
-        if protocol == "moss":
-            self._tools = tools.pick_tools([tool.name for tool in tools_there], moss.DECIMALS)
-            self._system = moss.system_text(self._tools, bot_name)
-        else:
-            self._tools, self._system = list(tools_there), react.system_text(tools_there, system)
-        self._limits = steps.Limits()
-        self.reset()
-
-    def limit(self, max_steps: int, max_seconds: float) -> None:
-        """End each answer after so many calls or seconds."""
-        self._limits = steps.Limits(max_steps, max_seconds)
+        self._session = agent_session.Session(self._say, tools_there, protocol, limits=limits, **session)
 
     def reset(self) -> None:
-        self._messages: list[Message] = [{"role": "system", "content": self._system}]
+        self._session.reset()
 
     def ask(self, question: str) -> None:
-        chat = [*self._messages, {"role": "user", "content": question}]
-        for step in self._run(self._say, self._tools, chat, self._limits, self._sampling.stop):
+        for step in self._session.answer(question, self._sampling.stop):
             _show_step(step)
-            self._messages = step.messages or self._messages
 
     def _say(self, messages: list[Message], stops: list[str]) -> Generator[str, None, None]:
         sampling = replace(self._sampling, stop=tuple(stops))

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         store,
         work_folder,
     )
-    from studio.agent import moss, react, steps, tools
+    from studio.agent import session as agent_session
+    from studio.agent import steps, tools
     from studio.config import catalog, schema
     from studio.config import yaml as configs
     from studio.config.xtuner import exporting, importing
@@ -66,10 +67,9 @@ else:
     importing = _AtFirstUse("studio.config.xtuner.importing")
     formats = _AtFirstUse("studio.data.formats")
     identity = _AtFirstUse("studio.data.identity")
-    moss = _AtFirstUse("studio.agent.moss")
     named = _AtFirstUse("studio.data.named")
     phrasings = _AtFirstUse("studio.data.phrasings")
-    react = _AtFirstUse("studio.agent.react")
+    agent_session = _AtFirstUse("studio.agent.session")
     steps = _AtFirstUse("studio.agent.steps")
     talk = _AtFirstUse("studio.data.talk")
     tools = _AtFirstUse("studio.agent.tools")

@@ -84,7 +84,7 @@ def _runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work-dir", default="")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--local-rank", "--local_rank", type=int, default=0)
+    parser.add_argument("--local-rank", type=int, default=0)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +176,7 @@ SETTINGS = {
     ("model.lora.lora_dropout",): "lora.dropout",
     ("default_hooks.checkpoint.max_keep_ckpts", "save_total_limit"): "record.keep_last",
     ("randomness.seed",): "train.seed",
+    ("custom_hooks.1.max_new_tokens",): "record.sample_max_new_tokens",
     ("warmup_ratio",): "train.warmup_ratio",
 }
 ITERATIONS = {  # counted in micro-batches there, in steps here

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from studio.agent.steps import Limits
 from studio.agent.tools import Tool
 from studio.chat_client import Column, Connection, Event, Sampling
 from studio.cli import conversation
@@ -28,11 +29,12 @@ def speaks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[dict[str, str]], 
         )
 
     monkeypatch.setattr(conversation.chat_client, "stream_chat", stream_chat, raising=False)
+    monkeypatch.setattr("studio.agent.session.pick_tools", lambda names, decimals: [HOSTILE])
     return asked
 
 
 def test_steps_are_shown_as_text(speaks: list, capsys: pytest.CaptureFixture[str]) -> None:
-    agent = Agent(Connection("", ""), "tuned", Sampling(9, stop=("END",)), [HOSTILE], "react", system="Be brief.")
+    agent = Agent(Connection("", ""), "tuned", Sampling(9, stop=("END",)), ["calculate"], "react", system="Be brief.")
     conversation.hold(agent, "1+1?")
     said = capsys.readouterr().out
     assert "Thought  hm" in said and "Action   Calculate: 1" in said and "Answer   2" in said
@@ -41,7 +43,7 @@ def test_steps_are_shown_as_text(speaks: list, capsys: pytest.CaptureFixture[str
 
 
 def test_the_conversation_goes_on_and_begins_anew(speaks: list) -> None:
-    agent = Agent(Connection("", ""), "tuned", Sampling(9), [HOSTILE], "react")
+    agent = Agent(Connection("", ""), "tuned", Sampling(9), ["calculate"], "react")
     agent.ask("one")
     agent.ask("two")
     assert [message["role"] for message in speaks[2][0]] == [
@@ -58,8 +60,7 @@ def test_the_conversation_goes_on_and_begins_anew(speaks: list) -> None:
 
 
 def test_a_limit_that_was_reached_is_said(speaks: list, capsys: pytest.CaptureFixture[str]) -> None:
-    agent = Agent(Connection("", ""), "tuned", Sampling(9), [HOSTILE], "react")
-    agent.limit(1, 60)
+    agent = Agent(Connection("", ""), "tuned", Sampling(9), ["calculate"], "react", limits=Limits(1, 60))
     agent.ask("one")
     assert "limit of steps" in capsys.readouterr().err
 

@@ -18,7 +18,8 @@ from studio.paths import REPOSITORY
 TUTORIAL = REPOSITORY / "tests" / "config" / "fixtures" / "tutorial.py.txt"
 CONFIG = "internlm2_1_8b_qlora_alpaca_e3_copy.py"
 SHORT = ["--cfg-options", "optim_wrapper.accumulative_counts=2", "train_cfg.max_iters=6", "max_length=128",
-         "default_hooks.checkpoint.interval=4", "model.lora.r=4"]  # fmt: skip
+         "default_hooks.checkpoint.interval=4", "model.lora.r=4",
+         "custom_hooks.1.max_new_tokens=2"]  # fmt: skip
 ANSWER = "我是shane的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"
 Line = Callable[..., str]
 
