@@ -153,6 +153,23 @@ class TokenFiles:
         labels = np.where(bits, ids.astype(np.int64), IGNORE_INDEX)
         return Example(ids.tolist(), labels.tolist(), bool(self._examples["truncated"][number]))
 
+    def example_numbers(self, rows: NDArray[Any]) -> NDArray[np.uint32]:
+        """For each of these rows, the number of its example: equal rows have the same."""
+        return np.asarray(self._rows[rows])
+
+    def ends(self) -> NDArray[np.int64]:
+        """For each example, the place in the file behind its last token."""
+        return np.asarray(self._examples["end"])
+
+    def tokens(self, start: int, end: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """(ids, whether each is trained) of the tokens between two places in the file."""
+        bits = np.unpackbits(self._bits[start // 8 : -(-end // 8)])[start % 8 :][: end - start]
+        return np.asarray(self._ids[start:end], dtype=np.uint32), bits.astype(bool)
+
+    def ids_at(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        """The ids at these places in the file."""
+        return np.asarray(self._ids[places])
+
     def trained_tokens(self) -> NDArray[np.uint32]:
         """For each row, the tokens that a model can be asked for."""
         return np.asarray(self._examples["trained"])[self._rows]

@@ -1,0 +1,159 @@
+"""Kill a training run at every fault point and at random moments; does each resume end bit-equal?
+
+`python benchmarks/kills.py [--random 50] [--out benchmarks/results/kills.md]`. A tiny Llama on the CPU in float32, LoRA
+with dropout, real processes that end by SIGKILL. Each kill has a run of its own: it begins, is killed, is resumed, and
+must leave what an uninterrupted run leaves: weights, optimizer, generators, every number and sample, the same files.
+"""
+
+import argparse
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+NUM_STEPS = 12
+SETTINGS = {
+    "data": {"sources": {"identity": 0.5, "general": 0.5}, "max_length": 128, "valid_share": 0.1},
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+    "train": {
+        "num_steps": NUM_STEPS, "micro_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
+        "warmup_steps": 1,
+    },
+    "record": {
+        "save_every_steps": 2, "evaluate_every_steps": 2, "sample_every_steps": 4, "sample_max_new_tokens": 4,
+        "best_by": "valid_loss",
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--random", type=int, default=50, help="kills at random moments")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills.md"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"RETUNE_HOME": home, "RETUNE_MODELS": f"{home}/models"}
+        options.out.write_text(report(Trials(Path(home)), options.random), encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
+
+
+class Trials:
+    """One uninterrupted run, and as many broken ones as are asked for, in one project."""
+
+    def __init__(self, home: Path) -> None:
+        from studio.config.schema import parse_config
+        from studio.projects import create_project
+        from tests.engine.conftest import add_dataset, conversations
+        from tests.engine.folders import make_base
+
+        base = make_base(home / "base")
+        self.config = parse_config({"name": "tiny", "model": {"base": str(base), "dtype": "float32"}, **SETTINGS})
+        self.project = create_project("kills")
+        add_dataset(self.project, "identity", conversations(24))
+        add_dataset(self.project, "general", conversations(8, subject="garden"))
+        self.trace = home / "trace"
+        self.whole, self.whole_seconds = self._whole()
+
+    def killed_at(self, point: str, number: int) -> str:
+        """What is wrong after a kill there and a resume; empty when nothing is."""
+        from tests.engine import kills
+
+        run_id = self._new_run()
+        process = kills.live(kills.lives(), self.project, run_id, f"kill@{point}:{number}")
+        process.join()
+        if process.exitcode != -9:
+            return f"the kill at {point}, time {number}, did not happen"
+        return self._resumed(run_id)
+
+    def killed_after(self, seconds: float) -> tuple[int, str]:
+        """(the step it had reached, -1 when it had ended before; what is wrong after a resume)."""
+        from studio.store import open_db, runs
+        from tests.engine import kills
+
+        run_id = self._new_run()
+        process = kills.live(kills.lives(), self.project, run_id)
+        process.join(seconds)
+        process.kill()
+        process.join()
+        with open_db(self.project.folder) as db:
+            step = runs.get(db, run_id).step if process.exitcode == -9 else -1
+        return step, self._resumed(run_id)
+
+    def _whole(self) -> tuple[dict, float]:
+        from tests.engine import kills
+
+        kills.finish(kills.lives(), self.project, self._new_run())  # tokens are stored, the modules imported
+        run_id, started = self._new_run(), time.monotonic()
+        kills.live(kills.lives(), self.project, run_id, trace=self.trace).join()
+        return kills.outcome(self.project, run_id), time.monotonic() - started
+
+    def _resumed(self, run_id: str) -> str:
+        from tests.engine import kills
+
+        kills.finish(kills.lives(), self.project, run_id)
+        wrong = kills.differences(self.whole, kills.outcome(self.project, run_id))
+        return "; ".join(wrong[:3])
+
+    def _new_run(self) -> str:
+        from tests.engine.conftest import add_run
+
+        return add_run(self.project, self.config)
+
+
+def report(trials: Trials, num_random: int) -> str:
+    import torch
+
+    from tests.engine import kills
+
+    points = kills.points_of(trials.trace)
+    lines, wrong = [], 0
+    for point, times in points.items():
+        tried = sorted({1, (times + 1) // 2, times})
+        found = {number: trials.killed_at(point, number) for number in tried}
+        wrong += sum(map(bool, found.values()))
+        verdict = "; ".join(f"time {number}: {text}" for number, text in found.items() if text) or "bit-equal"
+        lines.append(f"| {point} | {times} | {', '.join(map(str, tried))} | {verdict} |")
+        print(lines[-1], flush=True)
+    chance, steps = random.Random(20261125), []
+    for _ in range(num_random):
+        step, text = trials.killed_after(chance.random() * trials.whole_seconds)
+        steps.append(step)
+        wrong += bool(text)
+        print(f"random: step {step} {text or 'bit-equal'}", flush=True)
+    num_named = sum(len({1, (times + 1) // 2, times}) for times in points.values())
+    reached = ", ".join("ended" if step < 0 else str(step) for step in steps)
+    return "\n".join(
+        [
+            "# Killed and resumed",
+            "",
+            f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python "
+            f"{platform.python_version()}, torch {torch.__version__}; CPU, float32, one thread. Made by "
+            "`python benchmarks/kills.py`.",
+            "",
+            f"A run of {NUM_STEPS} steps (LoRA with dropout; a checkpoint and an evaluation every 2 steps, samples every "
+            "4, the best checkpoint kept) is killed by SIGKILL and resumed. Compared with a run that was left alone, to "
+            "the last bit: weights, optimizer, scaler, random generators, place in the data, counters, every stored "
+            "number and sample (none lost, none doubled), the rows of checkpoints, and the names of all files left.",
+            "",
+            f"**{num_named + num_random} kills, {num_named + num_random - wrong} bit-equal, {wrong} not.** "
+            f"{num_named} at {len(points)} fault points, {num_random} at random moments.",
+            "",
+            "| fault point | passed in a run | killed at time | resumed |",
+            "| --- | --- | --- | --- |",
+            *lines,
+            "",
+            f"Random moments: the last step stored when the kill came was {reached}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
