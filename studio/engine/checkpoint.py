@@ -95,10 +95,11 @@ class CheckpointFolder:
         sizes = [folder_bytes(path) if path.is_dir() else path.stat().st_size for _, path in listed(self.run_dir)]
         require_free_space(self.run_dir, 2 * max([num_bytes, *sizes]), what)
 
-    def go_on_from(self, step: int, path: Path) -> None:
+    def go_on_from(self, step: int, path: Path, keep: Collection[int] = ()) -> None:
         """The run goes on after this checkpoint: later ones belong to a way that was left, and are deleted.
 
-        Files and rows of the others are made to agree again, where a process died between the two.
+        What a process that died while it saved did not come to is done: files and rows of the others agree again, and
+        the oldest are gone, but for the steps in `keep`.
         """
         for later, left in listed(self.run_dir):
             if later > step:
@@ -106,6 +107,7 @@ class CheckpointFolder:
         self.match_rows()
         self._clear_manifests()
         atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
+        self._rotate(step, keep)
 
     def find_resumable(self) -> Found:
         """The newest checkpoint that verifies."""

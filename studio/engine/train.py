@@ -214,7 +214,7 @@ class Training:
         # Saving comes last at a border: everything else that was due at this step is done and stored.
         self._saved_step = self._sampled_step = self._evaluated_step = self._probed_step = self.step
         self.saved = path
-        self.checkpoints.go_on_from(self.step, path)
+        self.checkpoints.go_on_from(self.step, path, self.best.kept)
         self._mark_best()
 
     def _take_weights(self, path: Path) -> None:

@@ -14,9 +14,10 @@ import numpy
 import pytest
 import torch
 
+from studio import faults
 from studio.engine import checkpoint
 from studio.engine.checkpoint import CheckpointFolder, find_resumable, load_checkpoint, verify
-from studio.errors import CheckpointError, DiskFullError
+from studio.errors import CheckpointError, DiskFullError, StoreBusyError
 from studio.projects import Project
 from studio.store import checkpoints, open_db
 
@@ -95,6 +96,42 @@ def test_going_on_from_one_that_was_never_registered(
     with open_db(project.folder) as db:
         row = checkpoints.get(db, "tiny-1", 5)
     assert (row.path, row.sha256, row.size_bytes) == (saved.path, saved.sha256, saved.size_bytes)
+
+
+def test_what_a_killed_save_left_is_put_in_order(project: Project, folder: CheckpointFolder) -> None:
+    """A manifest whose file never came, a row of a file that is gone, a file without its row, one too many."""
+    first, *_, last = [folder.save(step, content(step), keep=(2, 4, 6)) for step in (2, 4, 6, 8)]
+    (folder.run_dir / "step_10.manifest.json").write_text("{}")
+    with open_db(project.folder) as db:
+        checkpoints.remove(db, "tiny-1", 8)
+        checkpoints.put(db, checkpoints.Checkpoint("tiny-1", 5, "runs/tiny-1/step_5.pth", "0" * 64, 1))
+    folder.go_on_from(8, last, keep=(2,))
+    assert steps_in_db(project) == [2, 6, 8] and first.is_file()
+    assert names(folder) == ["last_checkpoint"] + [
+        f"step_{n}.{end}" for n in (2, 6, 8) for end in ("manifest.json", "pth")
+    ]
+
+
+def test_a_database_that_is_busy_after_a_save_is_told_at_the_next(
+    project: Project, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "put", refuse)
+        assert folder.save(5, content(5)).is_file()
+    assert steps_in_db(project) == []
+    folder.save(6, content(6))
+    assert steps_in_db(project) == [5, 6]
+
+
+def refuse(*_: object) -> None:
+    raise StoreBusyError("The database cannot be used: database is locked.")
+
+
+def test_a_save_that_breaks_off_leaves_no_manifest(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_plan", faults.Plan.read("full@rename step_N.pth"))
+    with pytest.raises(DiskFullError, match="unharmed"):
+        folder.save(5, content(5))
+    assert names(folder) == []
 
 
 def damage(path: Path, how: str) -> None:
