@@ -7,6 +7,7 @@ from studio.ui.frame import frame
 project = frame("Home", ":material/home:", needs_project=False)
 
 from studio.ui import home
+from studio.ui.queue_view import queue_view
 from studio.ui.widgets import guarded
 
 with guarded():
@@ -16,6 +17,8 @@ with guarded():
         home.continue_here(project)
     else:
         home.welcome()
+with guarded():
+    queue_view("home.queue")
 with guarded():
     st.divider()
     home.projects_and_new(project)

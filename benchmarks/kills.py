@@ -140,7 +140,7 @@ def report(trials: Trials, num_random: int) -> str:
             f"A run of {NUM_STEPS} steps (LoRA with dropout; a checkpoint and an evaluation every 2 steps, samples "
             "every 4, the best checkpoint kept) is killed by SIGKILL and resumed. Compared with a run that was left "
             "alone, to the last bit: weights, optimizer, scaler, random generators, place in the data, counters, every "
-            "stored number and sample (none lost, none doubled), the rows of checkpoints, and the names of all files left.",
+            "stored number and sample (none lost, none doubled), the rows of checkpoints, and the names of files left.",
             "",
             f"**{num_named + num_random} kills, {num_named + num_random - wrong} bit-equal, {wrong} not.** "
             f"{num_named} at {len(points)} fault points, {num_random} at random moments.",

@@ -9,6 +9,7 @@ project = frame("Train", ":material/model_training:")
 from studio import runs
 from studio.ui import state
 from studio.ui.i18n import _
+from studio.ui.queue_view import queue_view
 from studio.ui.run_list import KEPT, NEW_RUN, choose_run
 from studio.ui.run_start import start_panel
 from studio.ui.run_view import run_view
@@ -18,6 +19,7 @@ with guarded():
     left, right = st.columns([1, 4], gap="medium")
     with left:
         chosen = choose_run(runs.list_runs(project))
+        queue_view("train.queue")
     with right:
         if chosen != NEW_RUN:
             run_view(project, chosen)

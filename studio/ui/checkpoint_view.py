@@ -82,6 +82,7 @@ def choose_row(rows: Sequence[Row]) -> Row:
             "loss": st.column_config.NumberColumn(_("Validation loss"), format="%.3f"),
             "run": st.column_config.TextColumn(_("Run"), width="medium"),
             "step": st.column_config.NumberColumn(_("Step"), format="%d"),
+            "best": st.column_config.TextColumn(_("Best"), help=_("The best one of its run by record.best_by.")),
             "method": st.column_config.TextColumn(_("Method")),
             "size": st.column_config.TextColumn(_("Size")),
             "saved": st.column_config.TextColumn(_("Saved")),
@@ -100,6 +101,7 @@ def _table_row(row: Row) -> dict[str, object]:
     return {
         "run": each.run_id,
         "step": each.step,
+        "best": f"★ {each.score:.3f}" if each.is_best and each.score is not None else "",
         "method": row.method,
         "loss": row.valid_loss,
         "size": human_bytes(each.size_bytes),

@@ -16,6 +16,9 @@ from studio.data.lint.findings import Finding
 from studio.errors import StudioError
 from studio.paths import human_bytes
 from studio.projects import Project
+from studio.store import checkpoints, open_db
+from studio.store import runs as store_runs
+from studio.store.checkpoints import Checkpoint
 from studio.store.runs import Run
 from studio.ui import state
 from studio.ui.base_model import offer_model
@@ -49,7 +52,7 @@ def start_panel(project: Project) -> Run | None:
         found = checks(project, config)
         _show_checks(found)
         offer_model(config.model.base, "train.fetch")
-        return _start_button(project, config, found)
+        return _start_button(project, config, found, _choose_weights(project, config))
     return None
 
 
@@ -69,6 +72,25 @@ def _choose_config(project: Project) -> RunConfig:
     if saved:
         return load_config(runs.config_path(project, name))
     return load_text(runs.preset_text(project, name), name)
+
+
+def _choose_weights(project: Project, config: RunConfig) -> Checkpoint | None:
+    """The checkpoint whose weights the run begins with; None for the base model alone."""
+    with open_db(project.folder) as db:
+        same = {run.id for run in store_runs.listed(db) if (run.base, run.method) == (config.model.base, config.method)}
+        found = {f"{each.run_id}/step_{each.step}": each for each in checkpoints.listed(db) if each.run_id in same}
+    if not found:
+        return None
+    with st.expander(_("Begin with the weights of a checkpoint")):
+        chosen = st.selectbox(
+            _("Begin with"), ["", *found], format_func=lambda name: name or _("the base model"), key="train.weights",
+            help=_("For another batch size, packing or number of processes, with which a run cannot be resumed."),
+        )  # fmt: skip
+        if chosen:
+            st.caption(
+                _("Only the weights are carried over; optimizer, schedule, place in the data and chance begin anew.")
+            )
+    return found.get(chosen or "")
 
 
 def _summary(project: Project, config: RunConfig) -> None:
@@ -181,7 +203,9 @@ def _show_findings(findings: Sequence[Finding]) -> None:
             link(DATA, _("See all on the Data page"))
 
 
-def _start_button(project: Project, config: RunConfig, found: Sequence[Check]) -> Run | None:
+def _start_button(
+    project: Project, config: RunConfig, found: Sequence[Check], weights: Checkpoint | None
+) -> Run | None:
     stands_in_way = [check for check in found if check.state == "error"]
     despite = False
     if stands_in_way and all(check.overridable for check in stands_in_way):
@@ -189,22 +213,26 @@ def _start_button(project: Project, config: RunConfig, found: Sequence[Check]) -
         despite = st.checkbox(label, key="train.override")
     disabled = bool(stands_in_way) and not despite
     if st.button(_("Start"), type="primary", icon=":material/play_arrow:", disabled=disabled, key="train.start"):
-        return start_once(project, config, despite)
+        return start_once(project, config, despite, weights)
     return None
 
 
-def start_once(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> Run:
+def start_once(
+    project: Project, config: RunConfig, allow_lint_errors: bool = False, weights: Checkpoint | None = None
+) -> Run:
     """Start a run; a second press within a few seconds, here or in another window, returns the same one."""
     with FileLock(project.path(".start.lock"), timeout=30):
-        if same := _just_started(project, config):
+        if same := _just_started(project, config, weights):
             return same
-        run, _job = runs.start_run(project, config, allow_lint_errors)
+        run, _job = runs.start_run(project, config, allow_lint_errors, weights)
     return run
 
 
-def _just_started(project: Project, config: RunConfig) -> Run | None:
+def _just_started(project: Project, config: RunConfig, weights: Checkpoint | None) -> Run | None:
+    begins_with = weights.path if weights else ""
     for run in runs.list_runs(project):
         age = (datetime.now(UTC) - datetime.fromisoformat(run.created_at)).total_seconds()
-        if age < SAME_START_SECONDS and run.name == config.name and runs.run_config(project, run.id) == config:
+        alike = run.name == config.name and run.detail.get("weights", {}).get("path", "") == begins_with
+        if age < SAME_START_SECONDS and alike and runs.run_config(project, run.id) == config:
             return run
     return None

@@ -1,6 +1,7 @@
 """One run as the person watches it: state, progress, curves, samples, log, and what may be asked of it."""
 
 import html
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import streamlit as st
 from studio import charts, forecast, jobs, runs
 from studio.paths import human_bytes
 from studio.projects import Project
-from studio.store import checkpoints, metrics, open_db, samples
+from studio.store import checkpoints, metrics, open_db, run_events, samples
 from studio.store import runs as store_runs
 from studio.store.jobs import LIVE_STATES, Job
 from studio.store.metrics import Point
@@ -19,6 +20,7 @@ from studio.store.samples import Sample
 from studio.ui import state
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
 from studio.ui.i18n import _
+from studio.ui.run_events import events_view
 from studio.ui.widgets import ago, duration, guarded, plain, progress_text, state_label
 
 LIVE_SECONDS = 1.5
@@ -26,7 +28,11 @@ SILENT_SECONDS = 20
 NUM_STEPS_FOR_SPEED = 20
 LATEST_SAMPLE_COLUMNS = 3
 LOG_HEIGHT = 280
-SERIES = ("train/loss", "valid/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")
+LITTLE_SPACE_BYTES = 64 * 2**20
+SERIES = (
+    "train/loss", "valid/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second",
+    "probe/identity", "probe/leakage",
+)  # fmt: skip
 
 
 def run_view(project: Project, run_id: str) -> None:
@@ -109,10 +115,14 @@ def _close_popover() -> None:
 
 def _ended(project: Project, run: Run, job: Job | None) -> None:
     with open_db(project.folder) as db:
-        steps = [checkpoint.step for checkpoint in checkpoints.listed(db, run.id)]
+        kept = checkpoints.listed(db, run.id)
+    steps = [checkpoint.step for checkpoint in kept]
+    _best(kept)
     if run.state == "finished":
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
-            st.markdown(f":material/check_circle: **{_('Finished.')}** " + _("See what it became:"), width="content")
+            early = bool(job and job.result.get("early_stop"))
+            word = _("Finished early.") if early else _("Finished.")
+            st.markdown(f":material/check_circle: **{word}** " + _("See what it became:"), width="content")
             link(CHECKPOINTS, _("Convert its checkpoint"))
             link(COMPARE, _("Compare it with its base"))
         return
@@ -125,7 +135,18 @@ def _ended(project: Project, run: Run, job: Job | None) -> None:
             _button(label, "resume", ":material/resume:", lambda: _resume(project, run.id))
         else:
             st.caption(_("It saved no checkpoint, so there is nothing to resume from. Start it again."))
+            _button(_("Start again"), "again", ":material/replay:", lambda: _resume(project, run.id))
             link(CONFIG)
+
+
+def _best(kept: Sequence[checkpoints.Checkpoint]) -> None:
+    best = next((each for each in kept if each.is_best and each.score is not None), None)
+    if best:
+        measure = {"valid_loss": _("Validation loss"), "probe_score": _("Identity minus leakage")}.get(
+            best.score_name, ""
+        )
+        text = _("Best checkpoint: step {step} ({measure} {score}). It is kept.")
+        st.markdown(":material/star: " + text.format(step=best.step, measure=measure, score=f"{best.score:.3f}"))
 
 
 def _resume(project: Project, run_id: str) -> None:
@@ -141,12 +162,15 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
             st.rerun()
         with open_db(project.folder) as db:
             series = {name: metrics.series(db, run_id, name) for name in SERIES}
-            said = samples.listed(db, run_id)
+            said, happened = samples.listed(db, run_id), run_events.listed(db, run_id)
         if job:
             _progress(run, job, series["train/loss"])
+            _disk(project, job)
         _numbers(series)
         _outcome(project, run)
+        events_view(happened)
         _curves(series)
+        _probes(series)
         _samples(said)
         if job:
             _log(job)
@@ -163,6 +187,14 @@ def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
         st.warning(_("No sign of life for {time}.").format(time=duration(silent)), icon=":material/heart_broken:")
     else:
         st.caption(_("Last sign of life: {time} ago").format(time=duration(silent)))
+
+
+def _disk(project: Project, job: Job) -> None:
+    """A full disk keeps even the state of the run from being stored, so the page looks for itself."""
+    free = shutil.disk_usage(project.folder).free
+    if job.live and free < LITTLE_SPACE_BYTES:
+        text = _("The disk is full ({free} free). The run waits with what it could not store; free some space.")
+        st.warning(text.format(free=human_bytes(free)), icon=":material/disc_full:")
 
 
 def _progress_words(run: Run, job: Job, losses: Sequence[Point]) -> str:
@@ -246,6 +278,17 @@ def _curves(series: dict[str, list[Point]]) -> None:
     for column, (name, label, color, form) in zip(st.columns(len(small)), small, strict=True):
         with column:
             _plot(charts.small_chart(series[name], _("Step"), label, color, form), name, label)
+
+
+def _probes(series: dict[str, list[Point]]) -> None:
+    """What it answers to held-out questions on the way, where the config asks for that."""
+    lines = [
+        charts.Line(_("identity"), series["probe/identity"], charts.GREEN, markers=True),
+        charts.Line(_("leakage"), series["probe/leakage"], charts.ORANGE, markers=True),
+    ]
+    if shown := [line for line in lines if line.points]:
+        st.markdown(f"**{_('Held-out questions')}**", help=_("Identity should rise to 1, leakage stay at 0."))
+        _plot(charts.line_chart(shown, _("Step"), _("Share of answers"), height=220), "probes", _("Held-out questions"))
 
 
 def _plot(figure: object, key: str, alt: str) -> None:

@@ -48,3 +48,39 @@ def test_a_job_is_killed(retune: Retune, project: Project, monkeypatch: pytest.M
     with open_db(project.folder) as db:
         assert (jobs.get(db, job_id).state, jobs.get(db, job_id).cause) == ("stopped", doors.KILLED)
     assert "jobs list" in retune("jobs", "stop", job_id, code=1)
+
+
+def waiting_job(project: Project, run_id: str) -> str:
+    """A job in line whose process is this one."""
+    me = psutil.Process()
+    with open_db(project.folder) as db:
+        return jobs.add(db, Job("train", run_id, run_id=run_id, pid=me.pid, process_created=me.create_time())).id
+
+
+def test_the_queue_is_moved_held_and_released(retune: Retune, project: Project) -> None:
+    first, second, third = (
+        waiting_job(project, "a"),
+        waiting_job(create_project("Other"), "b"),
+        waiting_job(project, "c"),
+    )
+    assert "moved first" in retune("jobs", "move", third, "first")
+    assert [job.id for _, job in doors.waiting()] == [third, first, second]
+    retune("jobs", "move", third, "down"), retune("jobs", "move", first, "last")
+    assert [job.id for _, job in doors.waiting()] == [third, second, first]
+    assert "held" in retune("jobs", "hold", second)
+    assert "held" in retune("jobs", "list")
+    assert "released" in retune("jobs", "release", second)
+    assert "Allowed: up, down, first, last" in retune("jobs", "move", second, "sideways", code=1)
+    assert "no job" in retune("jobs", "hold", "x", code=1)
+    assert "does not wait" in retune("jobs", "move", live_job(project), "up", code=1)
+
+
+def test_an_ended_job_is_tried_again(retune: Retune, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_db(project.folder) as db:
+        ended = jobs.add(db, Job("fetch", state="failed", cause="No net.", args={"base": "x"})).id
+    assert "No net." in retune("jobs", "list", "--all")
+    monkeypatch.setattr(doors, "_start_process", lambda *_: None)
+    assert "tried again as" in retune("jobs", "retry", ended)
+    (again,) = [job for job in doors.refresh(project.folder) if job.id != ended]
+    assert (again.kind, again.args, again.state) == ("fetch", {"base": "x"}, "queued")
+    assert "Only a job that has ended" in retune("jobs", "retry", again.id, code=1)

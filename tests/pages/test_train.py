@@ -1,18 +1,20 @@
 """The Train page: empty, ready, running, failed, in Chinese; and a start that happens once."""
 
+import shutil
+
 import psutil
 import pytest
 
-from studio import dataset_checks, datasets, runs
+from studio import dataset_checks, datasets, jobs, runs
 from studio.config.catalog import preset
 from studio.config.yaml import load_config, save_config, with_settings
 from studio.data.conversation import Conversation
 from studio.data.identity import Identity
 from studio.projects import create_project
+from studio.store import checkpoints, metrics, open_db, run_events, samples
 from studio.store import jobs as store_jobs
-from studio.store import metrics, open_db, samples
 from studio.store import runs as store_runs
-from studio.ui import run_start
+from studio.ui import run_start, run_view
 from studio.ui.run_view import samples_table, seconds_left
 from studio.ui.widgets import plain
 
@@ -95,7 +97,7 @@ def test_two_presses_start_one_run(project, monkeypatch):
     config = ready(project, monkeypatch)
     started = []
 
-    def start(project, config, allow_lint_errors):
+    def start(project, config, allow_lint_errors, weights):
         started.append(config)
         return add_run(project, "running", f"starter_lora-{len(started)}"), None
 
@@ -226,3 +228,76 @@ def test_another_project_shows_its_own_configs_and_runs(open_page, project):
     assert not at.exception
     assert len(at.radio(key="train.choice").options) == 1
     assert at.selectbox(key="train.config").value == "there"
+
+
+def test_what_happened_to_a_run_is_told(open_page, project):
+    add_run(project)
+    run_id = "starter_lora-1"
+    happened = [
+        ("bad_step", 3, {"reason": "loss nan"}), ("bad_step", 4, {"reason": "loss nan"}),
+        ("smaller_micro_batch", 5, {"before": 8, "now": 4}), ("save_put_off", 6, {"reason": "The disk is **full**."}),
+        ("early_stop", 12, {"reason": "Stopped early."}),
+    ]  # fmt: skip
+    with open_db(project.folder) as db:
+        for kind, step, detail in happened:
+            run_events.add(db, run_events.RunEvent(run_id, step, kind, detail))
+        metrics.record(db, run_id, 4, {"train/loss": float("nan")})
+        metrics.record(db, run_id, 8, {"probe/identity": 0.5, "probe/leakage": 0.0})
+        checkpoints.put(db, checkpoints.Checkpoint(run_id, 8, "runs/x/step_8.pth", "0", 1))
+        checkpoints.mark_best(db, run_id, 8, "valid_loss", 1.25)
+        db.table("jobs").update(store_runs.get(db, run_id).job_id, {"result_json": '{"early_stop": "yes"}'})
+    at = open_page(PAGE)
+    told = texts(at)
+    assert plain("2 steps were not taken (3, 4)") in told
+    assert plain("micro-batches of 4 from there on, not 8") in told
+    assert plain("The disk is **full**.") in told and "Finished early." in told
+    assert "Best checkpoint: step 8 (Validation loss 1.250)" in told and "Held-out questions" in told
+    chinese = texts(open_page(PAGE, lang="zh"))
+    assert "第 3, 4 步没有执行" in chinese and "最好的检查点：第 8 步" in chinese
+
+
+def test_the_queue_is_moved_held_and_left_on_the_page(open_page, project):
+    me = psutil.Process()
+    waiting = [
+        store_jobs.Job("train", run_id=f"run-{n}", pid=me.pid, process_created=me.create_time()) for n in (1, 2, 3)
+    ]
+    with open_db(project.folder) as db:
+        for job in waiting:
+            store_jobs.add(db, job)
+    at = open_page(PAGE)
+    assert "One job at a time" in texts(at)
+    first, _second, third = (f"train.queue.{job.id}" for job in waiting)
+    assert at.button(key=f"{first}.up").disabled and at.button(key=f"{third}.down").disabled
+    at.button(key=f"{third}.up").click().run()
+    assert [job.run_id for _, job in jobs.waiting()] == ["run-1", "run-3", "run-2"]
+    at.button(key=f"{first}.hold").click().run()
+    assert jobs.waiting()[0][1].held and "held" in texts(at)
+    at.button(key=f"{first}.go").click().run()
+    assert not jobs.waiting()[0][1].held
+    at.button(key=f"{third}.cancel").click().run()
+    assert [job.run_id for _, job in jobs.waiting()] == ["run-1", "run-2"]
+    assert "Waiting in line" in texts(open_page("app.py"))
+
+
+def test_a_full_disk_is_said_while_a_run_goes_on(open_page, project, monkeypatch):
+    add_run(project, "running")
+    real = shutil.disk_usage
+    monkeypatch.setattr(run_view.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    assert "The disk is full (1000 B free)" in texts(open_page(PAGE))
+
+
+def test_a_new_run_may_begin_with_the_weights_of_a_checkpoint(open_page, project, monkeypatch):
+    add_run(project)
+    with open_db(project.folder) as db:
+        checkpoints.put(db, checkpoints.Checkpoint("starter_lora-1", 8, "runs/x/step_8.pth", "0", 1))
+    ready(project, monkeypatch)
+    monkeypatch.setattr(runs, "require", lambda base: None)
+    started = []
+    monkeypatch.setattr(runs, "_start_training", lambda project, run_id, resume: started.append(run_id))
+    at = open_page(PAGE)
+    at.radio(key="train.choice").set_value("").run()
+    at.selectbox(key="train.weights").set_value("starter_lora-1/step_8").run()
+    assert "Only the weights are carried over" in texts(at)
+    at.button(key="train.start").click().run()
+    with open_db(project.folder) as db:
+        assert store_runs.get(db, started[0]).detail["weights"]["path"] == "runs/x/step_8.pth"
