@@ -1,7 +1,6 @@
 """What a person does with configs, runs and checkpoints; pages and command line call these, jobs do the work."""
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -118,13 +117,10 @@ def planned_steps(project: Project, config: RunConfig) -> int:
     return mix.num_steps(epoch_rows(project, config), config.train.num_epochs or 1, config.examples_per_step)
 
 
-def start_run(
-    project: Project, config: RunConfig, allow_lint_errors: bool = False, weights: Checkpoint | None = None
-) -> tuple[Run, Job]:
+def start_run(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> tuple[Run, Job]:
     """Freeze a config with a new run, which remembers the version of each dataset, and start its job.
 
-    With `weights` it begins with the weights of that checkpoint, and nothing else of it: for another batch size,
-    packing or number of processes, with which a run cannot be resumed. Raises ConfigError, ModelError, or DataError
+    Raises ConfigError, ModelError, or DataError
     when the rows have errors, before anything is made; with `allow_lint_errors` the errors are recorded with the run.
     A run that continues from weights (`model.continue_from`) gets the shape of their adapter.
     """
@@ -135,8 +131,6 @@ def start_run(
     if problems := problems_before_start(project, config):
         raise ConfigError(problems, config.name)
     detail = {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
-    if weights:
-        detail |= {"weights": {"run_id": weights.run_id, "step": weights.step, "path": weights.path}}
     detail |= {"continued_from": config.model.continue_from} if config.model.continue_from else {}
     detail |= {"predicted": forecast.prediction(project, config)}
     with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
@@ -190,28 +184,21 @@ def retry(folder: Path, job_id: str) -> Job:
     return resume_run(open_project(folder.name), job.run_id)
 
 
-def weights_of(project: Project, text: str) -> Checkpoint:
-    """The checkpoint that RUN or RUN/step_N.pth names, the newest of a run alone. Raises JobError, CheckpointError."""
-    run_id, _, file = text.partition("/")
-    get_run(project, run_id)
-    with open_db(project.folder) as db:
-        found = store_checkpoints.listed(db, run_id)
-        if not file and found:
-            return max(found, key=lambda each: each.step)
-        number = re.fullmatch(r"step_(\d+)(\.pth)?", file or "step_0")
-        if number is None:
-            raise JobError(f"{file!r} names no checkpoint.", "For example starter_lora-1/step_40.pth.")
-        return store_checkpoints.get(db, run_id, int(number[1]))
+def with_weights(project: Project, config: RunConfig, weights: Checkpoint | None) -> RunConfig:
+    """A config that begins with the weights of a checkpoint, and nothing else of it: for another batch size, packing
+    or number of processes, with which a run cannot be resumed."""
+    if weights is None:
+        return config
+    model = config.model.model_copy(update={"continue_from": str(project.path(weights.path))})
+    return config.model_copy(update={"model": model})
 
 
 def _start_training(project: Project, run_id: str, resume: str) -> Job:
     config_file = project.relative(run_folder(project, run_id) / CONFIG_FILE)
-    with open_db(project.folder) as db:
-        weights = store.get(db, run_id).detail.get("weights", {}).get("path", "")
     job = jobs.start(
         project.folder,
         "train",
-        {"config": config_file, "resume": resume, "weights": weights},
+        {"config": config_file, "resume": resume},
         title=f"train {run_id}",
         run_id=run_id,
         log_path=run_folder(project, run_id) / LOG_FILE,

@@ -28,17 +28,15 @@ def train(
     config: Annotated[str, typer.Argument(help="A config of the project, a file, or a preset; a run with --resume.")],
     project: ProjectOption = "",
     continue_from: Annotated[
-        str, typer.Option(help="Begin with these weights: an adapter folder, a .pth (XTuner's too), a run, RUN:STEP.")
-    ] = "",
-    resume: Annotated[str, typer.Option(help="auto, or a checkpoint of the run (step_40.pth).")] = "",
-    resume_weights: Annotated[
         str,
         typer.Option(
+            "--continue-from",
             "--resume-weights",
-            help="Begin a new run with the weights of RUN or RUN/step_N.pth; optimizer, schedule and place in the data "
-            "are not carried over.",
+            help="Begin with these weights: an adapter folder, a .pth (XTuner's too), a run, RUN:STEP; optimizer, schedule "
+            "and place in the data begin anew.",
         ),
     ] = "",
+    resume: Annotated[str, typer.Option(help="auto, or a checkpoint of the run (step_40.pth).")] = "",
     set: SetOption = None,
     detach: DetachOption = False,
     allow_lint_errors: Annotated[
@@ -49,16 +47,16 @@ def train(
 
     With --resume, CONFIG is a run (starter_lora-1), or a config whose newest run is resumed. Ctrl-C stops the run
     at its next step and saves; a second one kills it. A run that goes on from an earlier checkpoint
-    gives up its later ones. Where a run cannot be resumed, for another batch size or packing, --resume-weights begins
-    a new run with its weights. With --continue-from a new run begins with weights of any origin (an adapter folder, a
-    `.pth` of XTuner, a run), and its adapter has their shape.
+    gives up its later ones. With --continue-from a new run begins with weights of any origin (an adapter folder, a
+    `.pth` of XTuner, a run), and its adapter has their shape: the way where a run cannot be resumed, for another batch
+    size or packing.
 
     Example: retune train starter_lora --set train.num_steps=40
     """
     workspace = chosen(project)
     if resume:
-        if resume_weights or continue_from:
-            raise JobError("--resume goes on with a run, the other begins a new one.", "Give one of the two.")
+        if continue_from:
+            raise JobError("--resume goes on with a run, --continue-from begins a new one.", "Give one of the two.")
         if set:
             raise JobError("A resumed run keeps the config it began with.", "Leave --set out, or start a new run.")
         return resume_run(workspace, _run_of(workspace, config), resume, detach)
@@ -68,8 +66,7 @@ def train(
         found = found.model_copy(update={"model": begun})
     if sys.stdin.isatty():
         offer_data(workspace, found)
-    weights = runs.weights_of(workspace, resume_weights) if resume_weights else None
-    run, job = runs.start_run(workspace, found, allow_lint_errors, weights)
+    run, job = runs.start_run(workspace, found, allow_lint_errors)
     return _watch(workspace, run.id, job, detach)
 
 

@@ -103,22 +103,22 @@ class RunState:
                 f"The checkpoint is one of run {run_id!r}, not of {wanted!r}.",
                 f"Choose one of {wanted}, or resume {run_id}.",
             )
-        self.require_same_base(expected)
+        self._require_same_base(expected)
         here = expected.data.fingerprints
         if changed := [name for name, print_ in self.data.fingerprints.items() if here.get(name) != print_]:
             raise DataError(
                 f"The dataset {', '.join(changed)} changed since the checkpoint was saved, so the run cannot go on.",
-                "Put the old data back, or start a new run from its weights (--resume-weights).",
+                "Put the old data back, or start a new run from its weights (--continue-from).",
             )
         if self.schedule != expected.schedule or self.data.position != expected.data.position:
             raise CheckpointError(
                 f"The checkpoint is of a run of {self.schedule.num_steps} steps, at row {self.data.position} of its "
                 f"data; this run is one of {expected.schedule.num_steps} steps, and would be at row "
                 f"{expected.data.position}.",
-                "Put the run's config back as it was, or start a new run from its weights (--resume-weights).",
+                "Put the run's config back as it was, or start a new run from its weights (--continue-from).",
             )
 
-    def require_same_base(self, expected: "RunState") -> None:
+    def _require_same_base(self, expected: "RunState") -> None:
         """Raises CheckpointError unless the weights belong to the base and the method of `expected`."""
         ours, theirs = self.about, expected.about
         if ours["method"] != theirs["method"] or ours["base_fingerprint"] != theirs["base_fingerprint"]:

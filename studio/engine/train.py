@@ -55,17 +55,13 @@ class Requests:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Train, from the start or on from a checkpoint.
-
-    args: config (path in the project), resume ("", "auto", path), weights (path of a checkpoint in the project whose
-    weights a new run begins with, "").
-    """
+    """Train, from the start or on from a checkpoint. args: config (path in the project), resume ("", "auto", path)."""
     started = time.monotonic()
     config = load_config(inside(job.folder, job.args["config"]))
     devices.set_threads()
     devices.seed_all(config.train.seed)
     training = Training.prepare(job, config)
-    training.resume(job.args.get("resume", ""), job.args.get("weights", ""))
+    training.resume(job.args.get("resume", ""))
     training.run()
     result = training.result(round(time.monotonic() - started, 3))
     if training.requests.stop:
@@ -126,11 +122,8 @@ class Training:
         _print_plan(config, corpus, trainer, device, dtype)
         return cls(job, config, loaded, model, trainer, corpus)
 
-    def resume(self, source: str, weights: str = "") -> None:
-        """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project.
-
-        A run that starts anew may take the weights of the checkpoint at `weights`, and nothing else of it.
-        """
+    def resume(self, source: str) -> None:
+        """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project."""
         clear_leftovers(self.checkpoints.run_dir, older_than_seconds=0)  # only this process writes there
         path, notices = self._chosen(source)
         state = RunState.read(checkpoint.load_checkpoint(path)) if path else None
@@ -140,11 +133,8 @@ class Training:
         self.recorder.begin(self.num_steps, self.step, state.counters.stored if state else {})
         if path:
             self.recorder.event(self.step, "resumed", file=path.name)
-        elif weights:
-            self._take_weights(inside(self.job.folder, weights))
         elif self.config.model.continue_from:
-            self.job.phase("reading the weights to continue from")
-            begin(self.model, Path(self.config.model.continue_from).expanduser(), self._base_fingerprint())
+            self._take_weights(Path(self.config.model.continue_from).expanduser())
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
         self._require_space()
@@ -218,16 +208,11 @@ class Training:
         self._mark_best()
 
     def _take_weights(self, path: Path) -> None:
-        """Begin a new run with the weights of another's checkpoint."""
-        saved = RunState.read(checkpoint.load_checkpoint(path))
-        saved.require_same_base(self._expected_at(0))
-        adapters.load_trainable_state(self.model, saved.weights)
-        self.recorder.event(0, "weights_only", run=saved.about["run_id"], from_step=saved.step)
-        print(
-            f"The run begins with the weights of {saved.about['run_id']} after step {saved.step}; {NOT_CARRIED} are "
-            "not carried over.",
-            flush=True,
-        )
+        """Begin a new run with the weights of a checkpoint or an adapter, and nothing else of it."""
+        self.job.phase("reading the weights to continue from")
+        begin(self.model, path, model_fingerprint(self.loaded.folder))
+        self.recorder.event(0, "weights_only", path=str(path))
+        print(f"The run begins with the weights of {path}; {NOT_CARRIED} are not carried over.", flush=True)
 
     def _expected_at(self, step: int) -> RunState:
         """What a checkpoint of this run says of itself at a step; without tensors."""

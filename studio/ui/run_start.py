@@ -51,8 +51,9 @@ def start_panel(project: Project) -> Run | None:
         _summary(project, config)
         found = checks(project, config)
         _show_checks(found)
+        config = runs.with_weights(project, config, _choose_weights(project, config))
         offer_model(config.model.base, "train.fetch")
-        return _start_button(project, config, found, _choose_weights(project, config))
+        return _start_button(project, config, found)
     return None
 
 
@@ -203,9 +204,7 @@ def _show_findings(findings: Sequence[Finding]) -> None:
             link(DATA, _("See all on the Data page"))
 
 
-def _start_button(
-    project: Project, config: RunConfig, found: Sequence[Check], weights: Checkpoint | None
-) -> Run | None:
+def _start_button(project: Project, config: RunConfig, found: Sequence[Check]) -> Run | None:
     stands_in_way = [check for check in found if check.state == "error"]
     despite = False
     if stands_in_way and all(check.overridable for check in stands_in_way):
@@ -213,26 +212,22 @@ def _start_button(
         despite = st.checkbox(label, key="train.override")
     disabled = bool(stands_in_way) and not despite
     if st.button(_("Start"), type="primary", icon=":material/play_arrow:", disabled=disabled, key="train.start"):
-        return start_once(project, config, despite, weights)
+        return start_once(project, config, despite)
     return None
 
 
-def start_once(
-    project: Project, config: RunConfig, allow_lint_errors: bool = False, weights: Checkpoint | None = None
-) -> Run:
+def start_once(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> Run:
     """Start a run; a second press within a few seconds, here or in another window, returns the same one."""
     with FileLock(project.path(".start.lock"), timeout=30):
-        if same := _just_started(project, config, weights):
+        if same := _just_started(project, config):
             return same
-        run, _job = runs.start_run(project, config, allow_lint_errors, weights)
+        run, _job = runs.start_run(project, config, allow_lint_errors)
     return run
 
 
-def _just_started(project: Project, config: RunConfig, weights: Checkpoint | None) -> Run | None:
-    begins_with = weights.path if weights else ""
+def _just_started(project: Project, config: RunConfig) -> Run | None:
     for run in runs.list_runs(project):
         age = (datetime.now(UTC) - datetime.fromisoformat(run.created_at)).total_seconds()
-        alike = run.name == config.name and run.detail.get("weights", {}).get("path", "") == begins_with
-        if age < SAME_START_SECONDS and alike and runs.run_config(project, run.id) == config:
+        if age < SAME_START_SECONDS and run.name == config.name and runs.run_config(project, run.id) == config:
             return run
     return None

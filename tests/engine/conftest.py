@@ -154,9 +154,9 @@ def add_run(project: Project, config: RunConfig) -> str:
     return run_id
 
 
-def train_here(project: Project, run_id: str, resume: str = "", weights: str = "", **requests: object) -> Job:
+def train_here(project: Project, run_id: str, resume: str = "", **requests: object) -> Job:
     """The `train` verb on a run, in this process, from its job's row to its end; returns the ended job."""
-    args = {"config": f"runs/{run_id}/config.yaml", "resume": resume, "weights": weights}
+    args = {"config": f"runs/{run_id}/config.yaml", "resume": resume}
     job = Job(kind="train", run_id=run_id, args=args, **requests)  # type: ignore[arg-type]
     job_dir = project.path("jobs", job.id)
     job_dir.mkdir(parents=True)

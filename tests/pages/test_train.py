@@ -97,7 +97,7 @@ def test_two_presses_start_one_run(project, monkeypatch):
     config = ready(project, monkeypatch)
     started = []
 
-    def start(project, config, allow_lint_errors, weights):
+    def start(project, config, allow_lint_errors):
         started.append(config)
         return add_run(project, "running", f"starter_lora-{len(started)}"), None
 
@@ -291,13 +291,16 @@ def test_a_new_run_may_begin_with_the_weights_of_a_checkpoint(open_page, project
     with open_db(project.folder) as db:
         checkpoints.put(db, checkpoints.Checkpoint("starter_lora-1", 8, "runs/x/step_8.pth", "0", 1))
     ready(project, monkeypatch)
-    monkeypatch.setattr(runs, "require", lambda base: None)
     started = []
-    monkeypatch.setattr(runs, "_start_training", lambda project, run_id, resume: started.append(run_id))
+
+    def start(project, config, allow_lint_errors):
+        started.append(config)
+        return store_runs.Run("starter_lora-1", "starter_lora", "starter", "lora"), None
+
+    monkeypatch.setattr(runs, "start_run", start)
     at = open_page(PAGE)
     at.radio(key="train.choice").set_value("").run()
     at.selectbox(key="train.weights").set_value("starter_lora-1/step_8").run()
     assert "Only the weights are carried over" in texts(at)
     at.button(key="train.start").click().run()
-    with open_db(project.folder) as db:
-        assert store_runs.get(db, started[0]).detail["weights"]["path"] == "runs/x/step_8.pth"
+    assert started[0].model.continue_from == str(project.path("runs/x/step_8.pth"))
