@@ -32,7 +32,7 @@ def train(
         typer.Option(
             "--continue-from",
             "--resume-weights",
-            help="Begin with these weights: an adapter folder, a .pth (XTuner's too), a run, RUN:STEP; optimizer, schedule "
+            help="Begin with these weights: an adapter folder, a .pth (XTuner's too), a run, RUN:STEP; optimizer "
             "and place in the data begin anew.",
         ),
     ] = "",
