@@ -55,8 +55,8 @@ class RowLife:
     """What becomes of one row. `row` counts from 1; `text` is what the template writes, with nothing cut off.
 
     `tokens` are those that are read in training, `kept_text` is what they decode to; `cut_off` are those beyond the
-    longest length. `turns`: as the XTuner map gave them, None without one. A row that its map leaves out has neither
-    messages nor tokens.
+    longest length, the first `View.most_cut` of `num_cut`. `turns`: as the XTuner map gave them, None without one. A
+    row that its map leaves out has neither messages nor tokens.
     """
 
     row: int
@@ -67,10 +67,11 @@ class RowLife:
     cut_off: list[TokenView]
     turns: list[dict[str, Any]] | None = None
     raw: RawPart = RawPart()
+    num_cut: int = 0
 
     @property
     def truncated(self) -> bool:
-        return bool(self.cut_off)
+        return bool(self.num_cut)
 
     @property
     def num_trained_tokens(self) -> int:
@@ -81,13 +82,15 @@ class RowLife:
 class View:
     """How a row is looked at: the folder of tokenizer and template, a template's name ("": the tokenizer's own).
 
-    `max_length` None cuts nothing off.
+    `max_length` None cuts nothing off; of what is cut off, `most_cut` tokens are looked at: a cell of ten megabytes has
+    millions.
     """
 
     model_folder: Path
     template: str = ""
     max_length: int | None = None
     loss_on: str = "assistant"
+    most_cut: int = 2_000
 
 
 def of_dataset(project: Project, name: str, row: int, view: View) -> RowLife:
@@ -137,12 +140,16 @@ def of_conversation(
     """The life of a conversation at hand. Raises DataError when it cannot be written or tokenised."""
     template, tokenizer = load_template(view.template, view.model_folder), TextTokenizer.load(view.model_folder)
     example = encode_conversation(conversation, template, tokenizer, None, view.loss_on)
-    pieces = zip(tokenizer.pieces(example.input_ids), example.input_ids, example.labels, strict=True)
+    end = len(example.input_ids) if example.is_document else view.max_length
+    looked_at = None if end is None else end + view.most_cut
+    ids, labels = example.input_ids[:looked_at], example.labels[:looked_at]
+    pieces = zip(tokenizer.pieces(ids), ids, labels, strict=True)
     tokens = [TokenView(text, id, label != IGNORE_INDEX) for text, id, label in pieces]
-    end = len(tokens) if example.is_document else view.max_length
     text = rendered(conversation, template, tokenizer)
     kept = tokenizer.decode(example.input_ids[:end])
-    return RowLife(row, conversation, text, kept, tokens[:end], tokens[end:] if end else [], turns)
+    cut_off = tokens[end:] if end else []
+    num_cut = len(example.input_ids) - end if cut_off and end else 0
+    return RowLife(row, conversation, text, kept, tokens[:end], cut_off, turns, num_cut=num_cut)
 
 
 def raw_text(row: RawRow, more: str = MORE) -> str:

@@ -78,7 +78,7 @@ def _print(life: RowLife, folder: Path) -> None:
         return show.say(f"Row {life.row}: the format leaves it out.")
     for role, said in _spoken(life.conversation):
         show.out.print(show.plain(f"{role}: {row_life.shortened_cells(said)}"), highlight=False)
-    cut = f", {len(life.cut_off)} more cut off at the longest length" if life.truncated else ""
+    cut = f", {life.num_cut} more cut off at the longest length" if life.truncated else ""
     show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
     kept = [each for each in row_life.chips_of(life, folder) if not each.cut]
     show.out.print(_marked(kept[:SHOWN_TOKENS]), highlight=False)

@@ -26,6 +26,7 @@ from studio.ui.widgets import plain, show_error
 MAX_LENGTH = 512
 SHOWN_CHARACTERS = 20_000
 RAW_CHARACTERS, RAW_HEIGHT = 600, 240  # a longer raw row scrolls in its box
+SHOWN_TOKENS = 10_000  # more elements than that make a browser slow
 MESSAGE_CHARACTERS, MESSAGE_HEIGHT = 1_500, 320
 MISSING_WORDS = {
     row_life.BUILT: N_("made by the studio, from no source"),
@@ -127,10 +128,12 @@ def _tokens(project: Project, dataset: Dataset, row: Conversation, number: int) 
     words = _("{all} tokens, {trained} of them trained").format(all=len(life.tokens), trained=life.num_trained_tokens)
     cut = f" :red-badge[{_('cut off')}]" if life.truncated else ""
     st.markdown(f"**{words}** · :green-badge[{_('trained')}] :gray-badge[{_('not trained')}]{cut}")
-    token_view(shown, key=f"data.browse.tokens.{dataset.name}")
+    token_view(shown[:SHOWN_TOKENS], key=f"data.browse.tokens.{dataset.name}")
+    if len(shown) > SHOWN_TOKENS:
+        st.caption(_("The first {number} are shown.").format(number=f"{SHOWN_TOKENS:,}"))
     if life.truncated:
-        words = ngettext("{number} token is cut off.", "{number} tokens are cut off.", len(life.cut_off))
-        st.warning(words.format(number=len(life.cut_off)))
+        words = ngettext("{number} token is cut off.", "{number} tokens are cut off.", life.num_cut)
+        st.warning(words.format(number=f"{life.num_cut:,}"))
     with st.expander(_("Rendered by the chat template"), icon=":material/subject:"):
         st.code(_begin(life.text), language=None, wrap_lines=True)
 

@@ -164,3 +164,13 @@ def test_inspect_shows_what_a_map_gives(retune: Retune, tmp_path: Path) -> None:
     assert "no column 'context'" in retune(*words, "--format", "sql", "--row", 2, code=1)
     text = json.loads(retune(*words, "--row", 2, "--json"))
     assert text["text"] == "hi</s>" and text["labels"] == text["input_ids"]
+
+
+def test_inspect_of_a_row_with_megabytes(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "big.jsonl"
+    file.write_text(json.dumps({"question": "q", "answer": "word " * 40_000}), encoding="utf-8")
+    said = retune("data", "inspect", file, "--base", tiny_model)
+    assert len(said) < 40_000 and "more; --json has all of them" in said
+    cut = json.loads(retune("data", "inspect", file, "--base", tiny_model, "--max-length", 32, "--json"))
+    assert cut["truncated"] and len(cut["input_ids"]) == 32 and len(cut["raw"]["answer"]) == 200_000
+    assert "more cut off" in retune("data", "inspect", file, "--base", tiny_model, "--max-length", 32)
