@@ -16,6 +16,7 @@ SHELVES = [
     {"config", "store", "data", "models", "model_shapes", "machine", "scores", "checkpoint_files", "foreign"},
     {
         "agent",
+        "built_in",
         "estimate",
         "forecast",
         "jobs",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from studio import runs
-from studio.config.catalog import preset, preset_names
+from studio.config.catalog import is_built_in, preset, preset_names
 from studio.config.schema import RunConfig, parse_config
 from studio.config.yaml import load_text, read_text, update_text
 from studio.errors import ConfigError, DataError, Problem
@@ -120,7 +120,9 @@ def _same(text: str, config: RunConfig) -> bool:
 
 
 def preset_for(config: RunConfig) -> str:
-    """The preset that a config is compared with: the one of its method."""
+    """The built-in config that a config is compared with: the one whose name it bears, else the one of its method."""
+    if config.name not in preset_names() and is_built_in(config.name):
+        return config.name
     return next((name for name in preset_names() if preset(name).method == config.method), DEFAULT_PRESET)
 
 

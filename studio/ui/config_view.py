@@ -11,11 +11,13 @@ from studio.config.schema import RunConfig
 from studio.projects import Project
 from studio.ui import config_draft as drafts
 from studio.ui import state
+from studio.ui.built_in_view import open_button
 from studio.ui.config_draft import Derived, Draft
 from studio.ui.estimate_view import estimate_panel
 from studio.ui.forms import config_form
 from studio.ui.frame import DATA, TRAIN, go, link
 from studio.ui.i18n import _
+from studio.ui.recipe_view import offer_data
 from studio.ui.run_list import prepare_new
 from studio.ui.widgets import guarded, plain, show_problems
 
@@ -25,7 +27,7 @@ FORM, YAML = "form", "yaml"
 def pick(project: Project, draft: Draft) -> None:
     """Choose what to edit, and how."""
     left, right = st.columns([3, 2], gap="large", vertical_alignment="bottom")
-    options = drafts.sources(project)
+    options = list(dict.fromkeys([*drafts.sources(project), draft.source]))
     key = f"config.{project.slug}.source.{draft.version}.{len(options)}"
     with left:
         chosen = st.selectbox(
@@ -36,6 +38,7 @@ def pick(project: Project, draft: Draft) -> None:
         drafts.opened(project, chosen)
         st.rerun()
     with right:
+        open_button(project)
         words = {FORM: (_("Form"), None), YAML: (_("YAML"), None)}
         st.segmented_control(
             _("View"), list(words), default=state.kept("config.view", FORM), required=True, key="config.view",
@@ -86,6 +89,7 @@ def summary(project: Project, draft: Draft) -> None:
         return
     if problems := runs.problems_before_start(project, config):
         show_problems(problems)
+        offer_data(project, config)
         link(DATA)
     with st.container(gap="xsmall", border=True):
         found = _numbers(project, config)

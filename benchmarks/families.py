@@ -1,0 +1,165 @@
+"""Every trainable built-in config constructed on a tiny stand-in of its architecture, and one of each family trained.
+
+    python benchmarks/families.py [--only FAMILY]
+
+For each name: a model of the architecture (transformers' config class, two layers), its adapter or full weights and
+its quantisation as the config says, rows in the config's template, the plan of a step as the config packs, and the
+optimizer; XTuner's 505 configs for text, and each of the grammar's newer models with each method. Then, for one name
+of every family, three optimizer steps, whose losses must be finite and fall below the first on repeated rows.
+Architectures that transformers does not have are stood in for by Llama; the table says which.
+Writes benchmarks/results/families.md.
+"""
+
+import argparse
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from studio.config import catalog  # noqa: E402
+from studio.config.catalog import Entry  # noqa: E402
+from studio.config.catalog.base_models import MODELS  # noqa: E402
+from studio.config.catalog.compose import config_of  # noqa: E402
+from studio.config.schema import RunConfig, parse_config  # noqa: E402
+from studio.data.packing import plan_step  # noqa: E402
+from studio.engine import adapters, devices  # noqa: E402
+from studio.engine.loop import Trainer  # noqa: E402
+from studio.engine.models.load import load_base  # noqa: E402
+from tests.engine.stand_ins import examples_for, make_stand_in, underneath  # noqa: E402
+
+RESULTS = REPOSITORY / "benchmarks" / "results" / "families.md"
+STEPS, RATE = 3, 1e-2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one name; `losses` of its steps where it was trained."""
+
+    entry: Entry
+    problem: str = ""
+    num_learning: int = 0
+    losses: tuple[float, ...] = ()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--only", default="", help="a family")
+    only = options.parse_args().only
+    started = time.time()
+    entries = [entry for entry in candidates() if only in ("", entry.model.family)]
+    with tempfile.TemporaryDirectory() as folder:
+        built = [outcome(entry, Path(folder), steps=0) for entry in entries]
+        trained = [outcome(entry, Path(folder), steps=STEPS) for entry in one_of_each_family(entries)]
+    failed = [each for each in [*built, *trained] if each.problem]
+    for each in failed:
+        print(f"{each.entry.name}: {each.problem}")
+    report = page(built, trained, time.time() - started)
+    print(report)
+    if not only:
+        RESULTS.write_text(report, encoding="utf-8")
+    sys.exit(bool(failed))
+
+
+def candidates() -> list[Entry]:
+    """XTuner's configs that train on text, and each newer model with each method."""
+    known = [entry for entry in catalog.built_in().values() if entry.line.task == "sft"]
+    there = {entry.line.model for entry in catalog.built_in().values()}
+    newer = [
+        f"{model}_{method}_alpaca_e3" for model in MODELS if model not in there for method in ("qlora", "lora", "full")
+    ]
+    return [*known, *(catalog.entry(name) for name in newer)]
+
+
+def one_of_each_family(entries: list[Entry]) -> list[Entry]:
+    """The first of each family and method's kind: an adapter where there is one."""
+    found: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda each: (each.method == "full", each.name)):
+        found.setdefault(entry.model.family, entry)
+    return list(found.values())
+
+
+@cache
+def stand_in(model_type: str, root: Path) -> Path:
+    return make_stand_in(root / underneath(model_type), model_type)
+
+
+def tiny(entry: Entry, base: Path) -> RunConfig:
+    """The entry's own config on its stand-in, short enough for it."""
+    values = config_of(entry).model_dump(mode="json")
+    values["model"] |= {"base": str(base), "dtype": "float32"}
+    values["data"]["max_length"] = min(256, values["data"]["max_length"])
+    if "w1" in values["lora"]["target_modules"]:  # transformers 5 fuses Mixtral's experts: no linear layers are left
+        values["lora"]["target_modules"] = "q_proj,k_proj,v_proj,o_proj"
+    return parse_config(values)
+
+
+def outcome(entry: Entry, root: Path, steps: int) -> Outcome:
+    try:
+        return _outcome(entry, root, steps)
+    except Exception as error:  # each name is to be heard of
+        return Outcome(entry, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _outcome(entry: Entry, root: Path, steps: int) -> Outcome:
+    shared = {underneath(each): each for each in (entry.model.shape.model_type,)}
+    base = stand_in(next(iter(shared)), root)
+    config, device = tiny(entry, base), torch.device("cpu")
+    devices.seed_all(config.train.seed)
+    loaded = load_base(
+        base,
+        dtype=torch.float32,
+        bits=4 if config.method == "qlora" else 0,
+        device=device,
+        template=config.data.template,
+    )
+    trainer = Trainer(adapters.attach(loaded, config), config, torch.float32, max(steps, 4), loaded.pad_id)
+    is_text = config.data.template == "none"
+    rows = examples_for(loaded, is_text, config.data.max_length)
+    plan = plan_step(rows, config.data.pack, config.data.max_length, config.train.micro_batch_size)
+    assert plan.num_rows if hasattr(plan, "num_rows") else plan
+    losses = []
+    for number in range(1, steps + 1):
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = RATE
+        losses.append(trainer.step(rows, number).loss)
+    if steps and not all(math.isfinite(loss) for loss in losses):
+        raise ValueError(f"losses {losses}")
+    learning = sum(each.numel() for each in adapters.trainable_parameters(trainer.model))
+    return Outcome(entry, "", learning, tuple(losses))
+
+
+def page(built: list[Outcome], trained: list[Outcome], seconds: float) -> str:
+    sound = sum(not each.problem for each in built)
+    methods = Counter(each.entry.method for each in built if not each.problem)
+    lines = [
+        "# Every family on a tiny stand-in", "",
+        f"`python benchmarks/families.py`: {sound} of {len(built)} configs constructed ({dict(methods)}), "
+        f"{sum(not each.problem for each in trained)} of {len(trained)} families trained for {STEPS} steps, "
+        f"{seconds:.0f} s on {platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, "
+        f"transformers {transformers.__version__}.", "",
+        "| family | config | architecture | stand-in | weights that learn | losses |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for each in trained:
+        kind = each.entry.model.shape.model_type
+        losses = each.problem or " → ".join(f"{loss:.3f}" for loss in each.losses)
+        name = f"`{each.entry.name}`"
+        lines.append(
+            f"| {each.entry.model.family} | {name} | {kind} | {underneath(kind)} | {each.num_learning:,} | {losses} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

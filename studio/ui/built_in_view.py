@@ -1,0 +1,109 @@
+"""The built-in configs on the Config page: searched, marked by what fits this machine, opened."""
+
+import streamlit as st
+
+from studio import built_in, machine
+from studio.built_in import BuiltIn
+from studio.estimate import GIB
+from studio.projects import Project
+from studio.ui import config_draft as drafts
+from studio.ui.i18n import _
+from studio.ui.widgets import guarded, plain
+
+KEY = "config.built_in"
+METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full"}
+TABLE_HEIGHT = 420
+
+
+def open_button(project: Project) -> None:
+    """The button that opens the search."""
+    if st.button(
+        _("Browse built-in configs"), icon=":material/search:", key=f"{KEY}.open",
+        help=_("Configs for 120 models, XTuner's 576 among them."),
+    ):  # fmt: skip
+        _dialog(project)
+
+
+def _dialog(project: Project) -> None:
+    st.dialog(_("Built-in configs"), width="large", icon=":material/library_books:")(_browse)(project)
+
+
+def _browse(project: Project) -> None:
+    with guarded():
+        rows = built_in.listed()
+        found = _filtered(rows)
+        here = machine.device()
+        st.caption(
+            _("{found} of {all} configs. Memory is for examples as long as may be; this machine has {memory:.0f} GiB.")
+            .format(found=len(found), all=len(rows), memory=here.memory_bytes / GIB)
+        )  # fmt: skip
+        if not found:
+            st.info(_("No config has all of this. Take a word or a filter away."), icon=":material/search_off:")
+            return
+        chosen = _table(found)
+        if chosen is None:
+            st.caption(_("Choose a row to see what it is, and to open it."))
+            return
+        _details(project, chosen)
+
+
+def _filtered(rows: tuple[BuiltIn, ...]) -> list[BuiltIn]:
+    words = st.text_input(
+        _("Search"), key=f"{KEY}.words", placeholder="internlm2 1_8b alpaca", label_visibility="collapsed",
+        icon=":material/search:",
+    )  # fmt: skip
+    left, middle, right = st.columns(3, vertical_alignment="bottom")
+    families = left.multiselect(
+        _("Model"), sorted({row.family for row in rows}), key=f"{KEY}.families", placeholder=_("All")
+    )
+    recipes = middle.multiselect(
+        _("Data"), sorted({row.recipe for row in rows}), key=f"{KEY}.recipes", placeholder=_("All")
+    )
+    with right:
+        methods = st.pills(
+            _("Method"), list(METHODS), selection_mode="multi", key=f"{KEY}.methods", format_func=METHODS.get
+        )  # fmt: skip
+    fitting = st.toggle(_("Only what fits this machine"), key=f"{KEY}.fits")
+    return built_in.search(rows, words or "", families, methods or (), recipes, fitting)
+
+
+def _table(found: list[BuiltIn]) -> BuiltIn | None:
+    """The rows; the one that is chosen."""
+    event = st.dataframe(
+        [
+            {
+                "fits": "✓" if row.fits else "", "name": row.name, "size": row.billions, "method": row.method,
+                "memory": row.memory_bytes / GIB, "data": row.about, "missing": bool(row.missing),
+            }
+            for row in found
+        ],
+        hide_index=True, height=TABLE_HEIGHT, on_select="rerun", selection_mode="single-row",
+        key=f"{KEY}.table.{hash(tuple(row.name for row in found))}",
+        column_config={
+            "fits": st.column_config.TextColumn(
+                _("Fits"), width="small", help=_("It needs less memory than this machine has.")
+            ),
+            "name": st.column_config.TextColumn(_("Name"), width="large"),
+            "size": st.column_config.NumberColumn(_("Billion weights"), format="%.1f", width="small"),
+            "method": st.column_config.TextColumn(_("Method"), width="small"),
+            "memory": st.column_config.NumberColumn(_("Memory (GiB)"), format="%.1f", width="small"),
+            "data": st.column_config.TextColumn(_("Data")),
+            "missing": st.column_config.CheckboxColumn(
+                _("Incomplete"), width="small", help=_("Part of it cannot be done in Retune yet.")
+            ),
+        },
+    )  # fmt: skip
+    selected = event.selection.rows
+    return found[selected[0]] if selected and selected[0] < len(found) else None
+
+
+def _details(project: Project, row: BuiltIn) -> None:
+    st.markdown(f"**{plain(row.name)}** — {plain(row.base)}, {plain(row.about)}")
+    if row.missing:
+        st.warning(plain(row.missing), icon=":material/construction:")
+    if not row.fits:
+        st.caption(_("It needs more memory than this machine has; the Config page suggests what would fit."))
+    if st.button(_("Open this config"), type="primary", icon=":material/edit:", key=f"{KEY}.take"):
+        with guarded():
+            drafts.opened(project, f"{drafts.PRESET}:{row.name}")
+            st.rerun()
