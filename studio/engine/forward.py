@@ -170,7 +170,8 @@ class Forward:
                     return True
             except (RuntimeError, ValueError, TypeError, IndexError):  # an architecture that takes no such thing
                 continue
-        self.kind = attention.adopt(self._core, name if name == "eager" else "sdpa")
+        is_eager = name == "eager" or not getattr(self._core, "_supports_sdpa", True)  # Gemma 2 caps its scores
+        self.kind = attention.adopt(self._core, "eager" if is_eager else "sdpa")
         self.why = "as transformers computes it: this model follows no layout of ours"
         return False
 

@@ -84,9 +84,9 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
                 _("Fits"), width="small", help=_("It needs less memory than this machine has.")
             ),
             "name": st.column_config.TextColumn(_("Name"), width="large"),
-            "size": st.column_config.NumberColumn(_("Billion weights"), format="%.1f", width="small"),
+            "size": st.column_config.NumberColumn(_("Size"), format="%.1f B", width="small"),
             "method": st.column_config.TextColumn(_("Method"), width="small"),
-            "memory": st.column_config.NumberColumn(_("Memory (GiB)"), format="%.1f", width="small"),
+            "memory": st.column_config.NumberColumn(_("Memory"), format="%.1f GiB", width="small"),
             "data": st.column_config.TextColumn(_("Data")),
             "missing": st.column_config.CheckboxColumn(
                 _("Incomplete"), width="small", help=_("Part of it cannot be done in Retune yet.")

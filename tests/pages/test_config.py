@@ -3,9 +3,12 @@
 import pytest
 
 from studio import datasets, runs
+from studio.config.catalog.base_models import FAMILIES
 from studio.config.schema import NOT_IN_FORM, RunConfig
 from studio.config.yaml import load_config, load_text
 from studio.data.formats import Conversation, Message
+from studio.store import jobs as store_jobs
+from studio.store import open_db
 
 PAGE = "pages/2_Config.py"
 
@@ -160,3 +163,27 @@ def test_in_chinese(open_page, project):
     at = open_page(PAGE, lang="zh")
     assert field(at, "train.learning_rate").label == "学习率"
     assert field(at, "train.learning_rate").help.startswith("学习率峰值")
+
+
+def test_built_in_configs_are_listed_in_a_dialog(opened):
+    opened.button(key="config.built_in.open").click().run()
+    names = [list(frame.value["name"]) for frame in opened.dataframe if "name" in frame.value]
+    assert len(names[0]) > 800 and "internlm2_1_8b_qlora_alpaca_e3" in names[0]
+    assert opened.text_input(key="config.built_in.words") is not None
+    assert opened.multiselect(key="config.built_in.families").options == sorted(FAMILIES)
+
+
+def test_data_that_a_config_says_where_to_find_comes_with_a_button(opened, project, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 12, encoding="utf-8")
+    recipe = f"{{mine: {{source: '{rows}', format: code_alpaca}}}}"
+    area = yaml_area(opened)
+    area.set_value(f"name: mine\ndata:\n  sources: {{mine: all}}\n  recipes: {recipe}\n").run()
+    assert "is not in this project yet" in texts(opened.error)
+    opened.button(key="config.data").click().run()
+    with open_db(project.folder) as db:
+        [job] = store_jobs.listed(db, kind="import")
+    runs.wait(project.folder, job)
+    assert datasets.get(project, "mine").num_rows == 12
+    opened.run()
+    assert "is not in this project yet" not in texts(opened.error)

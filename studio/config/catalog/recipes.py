@@ -84,11 +84,11 @@ _MOSS = {"template": "moss_sft", "pack": False}
 
 RECIPES = {
     "alpaca": Recipe((ALPACA,), "52,000 instructions with answers, English", system="alpaca"),
-    "alpaca_zh": Recipe((ALPACA_ZH,), "the same in Chinese, answered by GPT-4", system="alpaca"),
-    "alpaca_enzh": Recipe((ALPACA, ALPACA_ZH), "both", system="alpaca"),
-    "alpaca_enzh_oasst1": Recipe((ALPACA, ALPACA_ZH, OASST1), "both, and conversations of people", system="alpaca"),
+    "alpaca_zh": Recipe((ALPACA_ZH,), "Alpaca in Chinese, by GPT-4", system="alpaca"),
+    "alpaca_enzh": Recipe((ALPACA, ALPACA_ZH), "Alpaca in English and Chinese", system="alpaca"),
+    "alpaca_enzh_oasst1": Recipe((ALPACA, ALPACA_ZH, OASST1), "Alpaca in both languages, and oasst1", system="alpaca"),
     "oasst1": Recipe((OASST1,), "conversations written by people (Guanaco)"),
-    "oasst1_512": Recipe((OASST1,), "the same in short sequences", terms={"max_length": 512, "pack": False}),
+    "oasst1_512": Recipe((OASST1,), "oasst1 in short sequences", terms={"max_length": 512, "pack": False}),
     "oasst1_mmlu": Recipe(
         (OASST1,), "oasst1, scored on MMLU questions", missing="XTuner also scores on MMLU while it trains; not here."
     ),

@@ -14,6 +14,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import (  # noqa: E402
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -135,12 +136,20 @@ def _load_weights(
         if found := native(folder):
             model = _of_family(folder, found, arguments)
         else:
+            arguments["attn_implementation"] = _supported(folder, attention)
             model = AutoModelForCausalLM.from_pretrained(str(folder), **arguments)
         return model if "device_map" in arguments else model.to(device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a foreign folder makes transformers raise, the person needs its cause
         raise _model_error(folder, error) from error
+
+
+def _supported(folder: Path, attention: str) -> str:
+    """`attention`, or eager for an architecture that has no sdpa, such as Gemma 2 with its capped scores."""
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "eager" if attention == "sdpa" and not getattr(kind, "_supports_sdpa", True) else attention
 
 
 def _of_family(folder: Path, found: Native, arguments: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,21 @@
+"""Built-in configs on a tiny model of their architecture: built, planned, and trained for three steps.
+
+All families and names: benchmarks/families.py. Here two, one of which (Gemma 2) has no SDPA attention.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.families import outcome
+from studio.config import catalog
+
+
+@pytest.mark.parametrize("name", ["gemma2_2b_it_lora_alpaca_e3", "qwen3_0_6b_full_alpaca_zh_e1",
+                                  "internlm2_chat_1_8b_qlora_alpaca_e3"])  # fmt: skip
+def test_a_config_of_the_family_trains(name: str, tmp_path: Path) -> None:
+    found = outcome(catalog.entry(name), tmp_path, steps=3)
+    assert found.problem == ""
+    assert len(found.losses) == 3 and all(math.isfinite(loss) for loss in found.losses)
+    assert found.losses[-1] < found.losses[0] and found.num_learning > 0
