@@ -1,11 +1,11 @@
 """Memory, disk and what would fit, from a config and a model's sizes. Plain arithmetic: no torch, no model, no data."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from studio.config.schema import RunConfig, parse_config
+from studio.config.schema import VIRTUAL_METHODS, RunConfig, parse_config
 from studio.errors import ConfigError, Problem
 from studio.machine import Device
 from studio.model_shapes import Shapes
@@ -14,19 +14,21 @@ GIB, MIB = 2**30, 2**20
 FLOAT32, ADAMW_BYTES, ADAMW_8BIT_BYTES = 4, 8, 2
 # NF4: half a byte a weight; each 64 weights share an 8-bit scale, each 256 scales a float32 one.
 NF4_BYTES, NF4_CONSTANT_BYTES = 1 / 2, 1 / 64 + 4 / (64 * 256)
-HEAD_ROWS = 1024  # positions that go through the output head at once, as in the trainer
+ROW_TOKENS = 1024  # tokens of a row on a CPU, as in the trainer
+HEAD_ROWS = 256  # positions that go through the output head at once, as in the trainer
 
 
 @dataclass(frozen=True)
 class Load:
-    """The largest micro-batch of a run: `rows` of `width` tokens, with padding; `num_trained` of them ask the head.
+    """The most that is computed at once: `rows` of `width` tokens; `num_trained` of them ask the head.
 
-    `tokens_per_step`: of the examples of one step, on average. `is_counted`: from the datasets' stored tokens; else
-    every example is taken to be as long as may be.
+    `longest`: tokens of the longest example. `tokens_per_step`: of the examples of one step, on average. `is_counted`:
+    from the datasets' stored tokens; else every example is taken to be as long as may be.
     """
 
     rows: int
     width: int
+    longest: int
     num_trained: int
     tokens_per_step: float
     is_counted: bool = False
@@ -88,15 +90,42 @@ def num_trainable(config: RunConfig, shapes: Shapes) -> int:
     """Weights that learn."""
     if config.method == "full":
         return shapes.num_weights
-    linears = shapes.targets(config.lora.target_modules)
-    return shapes.num_layers * config.lora.rank * sum(linear.num_out + linear.num_in for linear in linears)
+    if config.method == "prompt_tuning":
+        return config.prompt.num_virtual_tokens * shapes.hidden
+    if config.method == "prefix_tuning":
+        return config.prompt.num_virtual_tokens * 2 * shapes.num_layers * shapes.num_kv_heads * shapes.head_dim
+    linears, lora = shapes.targets(config.lora.target_modules), config.lora
+    per_layer = sum(lora.rank * (each.num_out + each.num_in) + lora.dora * each.num_out for each in linears)
+    return shapes.num_layers * per_layer
 
 
-def longest_load(config: RunConfig) -> Load:
+def longest_load(config: RunConfig, device: Device) -> Load:
     """The most that a step can be, where nothing is known of the data: every example as long as may be."""
-    train, length = config.train, config.data.max_length
-    rows = train.micro_batch_size
-    return Load(rows, length, rows * (length - 1), config.examples_per_step * length)
+    count, length = config.train.micro_batch_size, config.data.max_length
+    return make_load(config, device, [length] * count, length, count * (length - 1), config.examples_per_step * length)
+
+
+def make_load(
+    config: RunConfig,
+    device: Device,
+    lines: Sequence[int],
+    longest: int,
+    num_trained: int,
+    tokens_per_step: float,
+    is_counted: bool = False,
+) -> Load:
+    """The load of a micro-batch with these lines (their tokens), as the trainer lays it out.
+
+    Lines follow one another in one row without padding, on a CPU in several rows of ROW_TOKENS. Behind virtual tokens
+    each line is a row of its own, padded.
+    """
+    if config.method in VIRTUAL_METHODS:
+        width = max(lines) + config.prompt.num_virtual_tokens
+        return Load(len(lines), width, longest, num_trained, tokens_per_step, is_counted)
+    width = sum(lines)
+    if device.kind == "cpu":
+        width = min(width, max(ROW_TOKENS, *lines))
+    return Load(1, width, longest, min(num_trained, width), tokens_per_step, is_counted)
 
 
 @dataclass(frozen=True)
@@ -114,11 +143,13 @@ class Kept:
     rank: float
 
 
-# Counted with torch's saved_tensors_hooks on the starter, 256 tokens, SDPA: see benchmarks/estimate.py.
+# Counted with torch.autograd.graph.saved_tensors_hooks on the starter in bfloat16, 255 tokens in a row.
 KEPT = {
-    "full": Kept(wide=4, hidden=3, queries=3, keys=2, intermediate=4, rank=0),
-    "adapter": Kept(wide=2, hidden=2, queries=2, keys=2, intermediate=4, rank=7),
+    "full": Kept(wide=4, hidden=4, queries=2, keys=2, intermediate=4, rank=0),
+    "adapter": Kept(wide=0, hidden=4, queries=2, keys=2, intermediate=4, rank=7),
+    "virtual": Kept(wide=0, hidden=2, queries=2, keys=2, intermediate=3, rank=0),
 }
+BLOCK_TOKENS, KEPT_KEYS = 128, 512  # attention in blocks keeps its weights up to so many keys a token on average
 # While a layer's gradient is formed, these many numbers of its widest part are there at once.
 BACKWARD_INTERMEDIATES = 3
 # Of each logit, at the peak: the number itself, its float32 form, log-softmax and gradient, and the gradient again.
@@ -151,7 +182,7 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
         "adapter": 0 if is_full else learning * FLOAT32,
         "gradients": learning * FLOAT32,
         "optimizer": learning * optimizer,
-        "activations": _activations(config, shapes, load, number),
+        "activations": _activations(config, shapes, load, number, device.kind),
         "logits": min(load.num_trained, HEAD_ROWS) * shapes.vocabulary * (2 * number + LOGIT_WIDE * FLOAT32),
     }
     cost = OVERHEAD[device.kind]
@@ -161,10 +192,11 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     )
 
 
-def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int) -> float:
+def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str) -> float:
     """What the forward pass leaves for the backward one, with the copies of weights that a layer computes with."""
     is_full = config.method == "full"
-    kept = load.num_tokens * (_kept_bytes(config, shapes, number) + _attention_bytes(config, shapes, load, number))
+    attention = _attention_bytes(config, shapes, load, number, kind)
+    kept = load.num_tokens * (_kept_bytes(config, shapes, number) + attention)
     working = load.num_tokens * shapes.intermediate * BACKWARD_INTERMEDIATES * number
     cast = (shapes.num_linear if is_full else num_trainable(config, shapes)) * (number if number < FLOAT32 else 0)
     dequantised = shapes.largest_linear * number if config.method == "qlora" else 0
@@ -176,7 +208,8 @@ def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int) -> 
 
 def _kept_bytes(config: RunConfig, shapes: Shapes, number: int) -> float:
     """Bytes that one layer keeps of one token, attention between tokens aside."""
-    kept = KEPT["full" if config.method == "full" else "adapter"]
+    kind = "virtual" if config.method in VIRTUAL_METHODS else "full" if config.method == "full" else "adapter"
+    kept = KEPT[kind]
     narrow = (
         kept.hidden * shapes.hidden
         + kept.queries * shapes.num_heads * shapes.head_dim
@@ -187,11 +220,13 @@ def _kept_bytes(config: RunConfig, shapes: Shapes, number: int) -> float:
     return FLOAT32 * kept.wide * shapes.hidden + number * narrow
 
 
-def _attention_bytes(config: RunConfig, shapes: Shapes, load: Load, number: int) -> float:
-    """Bytes that the attention of one layer keeps of one token: its sums, or (eager) its weight for every other."""
+def _attention_bytes(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str) -> float:
+    """Bytes that the attention of one layer keeps of one token: its sum, or its weights for the tokens it sees."""
     if config.model.attention == "eager":
         return shapes.num_heads * load.width * (FLOAT32 + number)
-    return shapes.num_heads * FLOAT32
+    keys = load.longest / 2 + BLOCK_TOKENS / 2
+    is_blocks = kind == "cpu" and config.model.attention in ("auto", "blocks") and config.method not in VIRTUAL_METHODS
+    return shapes.num_heads * (keys * number if is_blocks and keys <= KEPT_KEYS else FLOAT32)
 
 
 def disk(config: RunConfig, shapes: Shapes) -> Disk:
@@ -235,13 +270,13 @@ def _changes(config: RunConfig) -> Iterator[dict[str, Any]]:
     for size in _halves(train.micro_batch_size, 1):
         steps = -(-config.examples_per_step // size)
         yield {"train.micro_batch_size": size, "train.gradient_accumulation_steps": steps}
-    if not train.gradient_checkpointing:
+    if not train.gradient_checkpointing and config.method != "prefix_tuning":
         yield {"train.gradient_checkpointing": True}
     if config.method in ("full", "lora"):
         yield {"method": "qlora"}
     for length in _halves(config.data.max_length, SHORTEST_LENGTH):
         yield {"data.max_length": length}
-    for rank in _halves(config.lora.rank, SMALLEST_RANK):
+    for rank in _halves(config.lora.rank, SMALLEST_RANK) if config.method not in VIRTUAL_METHODS else ():
         yield {"lora.rank": rank}
 
 

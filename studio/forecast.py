@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from studio import estimate, jobs
-from studio.config.schema import RunConfig
+from studio.config.schema import VIRTUAL_METHODS, RunConfig
 from studio.data import cache, mix
 from studio.data.cache import TokenCache
 from studio.data.packing import plan_step, row_tokens
@@ -68,7 +68,7 @@ class Forecast:
 def forecast(project: Project | None, config: RunConfig, on: Device | None = None) -> Forecast:
     """Memory, disk and pace of a config, on this machine or another device. Raises ModelError without config.json."""
     on, shapes = on or device(), shapes_of(config)
-    load = load_of(project, config)
+    load = load_of(project, config, on)
     here = project is not None and on == device()
     return Forecast(
         estimate.memory(config, shapes, load, on),
@@ -82,7 +82,7 @@ def forecast(project: Project | None, config: RunConfig, on: Device | None = Non
 
 def suggestions(project: Project | None, config: RunConfig, on: Device, budget: int) -> list[Suggestion]:
     """What to change so that the config fits into `budget` bytes; empty when it does."""
-    return estimate.suggestions(config, shapes_of(config), lambda each: load_of(project, each), on, budget)
+    return estimate.suggestions(config, shapes_of(config), lambda each: load_of(project, each, on), on, budget)
 
 
 def shapes_of(config: RunConfig) -> Shapes:
@@ -96,15 +96,15 @@ def shapes_of(config: RunConfig) -> Shapes:
     return read_shapes(model.folder)
 
 
-def load_of(project: Project | None, config: RunConfig) -> Load:
+def load_of(project: Project | None, config: RunConfig, on: Device) -> Load:
     """The largest micro-batch: counted on the first steps where all sources are tokenised, else the longest one."""
     keys = _stored(project, config) if project else None
     if project is None or keys is None:
-        return estimate.longest_load(config)
+        return estimate.longest_load(config, on)
     try:
-        return _counted(project.folder, keys, config.model_dump_json(include={"data", "train"}))
+        return _counted(project.folder, keys, config.model_dump_json(include={"method", "prompt", "data", "train"}), on)
     except (OSError, ValueError, DataError):  # a cache that is deleted or damaged: the run will build it again
-        return estimate.longest_load(config)
+        return estimate.longest_load(config, on)
 
 
 def _stored(project: Project, config: RunConfig) -> tuple[tuple[str, str], ...] | None:
@@ -120,11 +120,11 @@ def _stored(project: Project, config: RunConfig) -> tuple[tuple[str, str], ...] 
 
 
 @lru_cache(maxsize=64)
-def _counted(folder: Path, keys: tuple[tuple[str, str], ...], settings: str) -> Load:
+def _counted(folder: Path, keys: tuple[tuple[str, str], ...], settings: str, on: Device) -> Load:
     config = RunConfig.model_validate_json(settings)
     data, seed = config.data, config.train.seed
     train = {name: split(_opened(folder, key), name, data.valid_share, seed)[0] for name, key in keys}
-    return _largest(config, train)
+    return _largest(config, train, on)
 
 
 def _opened(folder: Path, key: str) -> TokenCache:
@@ -132,19 +132,20 @@ def _opened(folder: Path, key: str) -> TokenCache:
     return TokenCache(info, TokenFiles(folder / cache.FOLDER / key, info.dtype))
 
 
-def _largest(config: RunConfig, train: Mapping[str, StoredRows]) -> Load:
+def _largest(config: RunConfig, train: Mapping[str, StoredRows], on: Device) -> Load:
+    pack = "none" if config.method in VIRTUAL_METHODS else config.data.pack
     data, sizes = config.data, {name: len(rows) for name, rows in train.items()}
     order = mix.iterate(sizes, data.sources, config.train.seed)
-    widest = rows = trained = tokens = 0
+    lines: list[int] = []
+    longest = trained = tokens = 0
     for _ in range(COUNTED_STEPS):
         examples = [train[name][row] for name, row in islice(order, config.examples_per_step)]
         tokens += sum(len(example.input_ids) for example in examples)
-        for batch in plan_step(examples, data.pack, data.max_length, config.train.micro_batch_size):
-            width = max(row_tokens(examples, row, data.pack) for row in batch)
-            if width * len(batch) > widest * rows:
-                widest, rows = width, len(batch)
+        longest = max(longest, *(len(example.input_ids) for example in examples))
+        for batch in plan_step(examples, pack, data.max_length, config.train.micro_batch_size):
+            lines = max(lines, [row_tokens(examples, row, pack) for row in batch], key=sum)
             trained = max(trained, sum(_num_trained(examples[index]) for row in batch for index in row))
-    return Load(rows, widest, min(trained, rows * widest), tokens / COUNTED_STEPS, is_counted=True)
+    return estimate.make_load(config, on, lines, longest, trained, tokens / COUNTED_STEPS, is_counted=True)
 
 
 def _num_trained(example: Example) -> int:

@@ -133,7 +133,7 @@ def _basis(made: Forecast) -> str:
     load = made.load
     basis = "counted on the stored tokens" if load.is_counted else "every example taken to be as long as may be"
     known = "" if made.is_known_architecture else " This architecture is counted as if it were a Llama."
-    return f"The largest micro-batch: {load.rows} rows of {load.width} tokens, {basis}.{known}"
+    return f"At most {load.num_tokens} tokens are computed at once, {basis}.{known}"
 
 
 def _time(made: Forecast, num_steps: int | None) -> str:

@@ -20,7 +20,9 @@ from pydantic import (
 
 from studio.errors import ConfigError, Problem
 
-Method = Literal["lora", "qlora", "full"]
+Method = Literal["lora", "qlora", "full", "prompt_tuning", "prefix_tuning"]
+VIRTUAL_METHODS = ("prompt_tuning", "prefix_tuning")
+ADAPTER_METHODS = ("lora", "qlora", *VIRTUAL_METHODS)
 Task = Literal["sft", "dpo", "orpo", "reward", "vision"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TemplateName = Literal[
@@ -77,6 +79,31 @@ class LoraSection(Section):
         pattern=r"^(all-linear|[A-Za-z0-9_.]+(,[A-Za-z0-9_.]+)*)$",
         description="Layers that get an adapter: all-linear, or names with commas (q_proj,v_proj).",
         json_schema_extra=ADVANCED,
+    )
+    dora: bool = Field(
+        False,
+        description="DoRA: length and direction of each weight learn apart; often better at low ranks, slower.",
+        json_schema_extra=ADVANCED,
+    )
+    rslora: bool = Field(
+        False,
+        description="rsLoRA: scale by alpha / √rank, which keeps high ranks from learning too little.",
+        json_schema_extra=ADVANCED,
+    )
+    plus_ratio: float = Field(
+        1.0,
+        ge=1,
+        le=1000,
+        description="LoRA+: the second matrix of the adapter learns this many times faster; 16 is usual, 1 is off.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class PromptSection(Section):
+    """Tokens that only the model sees, for prompt_tuning and prefix_tuning."""
+
+    num_virtual_tokens: int = Field(
+        20, ge=1, le=4096, description="Learned tokens before every text: more learn more and cost as many tokens."
     )
 
 
@@ -326,7 +353,11 @@ class RunConfig(Section):
 
     name: Slug = Field("starter_lora", description="Name of the config; runs are numbered after it.")
     method: Method = Field(
-        "lora", description="lora: small adapter. qlora: adapter on a 4-bit base. full: every weight."
+        "lora",
+        description=(
+            "lora: small adapter. qlora: adapter on a 4-bit base. full: every weight. prompt_tuning: a few learned "
+            "tokens before every text. prefix_tuning: their keys and values in every layer."
+        ),
     )
     task: Task = Field(
         "sft",
@@ -335,6 +366,7 @@ class RunConfig(Section):
     )
     model: ModelSection = Field(default_factory=ModelSection)
     lora: LoraSection = Field(default_factory=LoraSection)
+    prompt: PromptSection = Field(default_factory=PromptSection)
     data: DataSection = Field(default_factory=DataSection)
     train: TrainSection = Field(default_factory=TrainSection)
     record: RecordSection = Field(default_factory=RecordSection)
@@ -351,8 +383,18 @@ class RunConfig(Section):
                 f"it must be below num_steps = {self.train.num_steps}, for example 0"
             )
         self._check_distributed()
+        self._check_virtual_tokens()
         self._require_measured_best()
         return self
+
+    def _check_virtual_tokens(self) -> None:
+        if self.method == "prefix_tuning" and self.train.gradient_checkpointing:
+            raise ValueError(
+                "train.gradient_checkpointing: does not work with prefix_tuning, whose keys and values it would drop; "
+                "switch it off, or take prompt_tuning"
+            )
+        if self.method in VIRTUAL_METHODS and self.distributed.strategy != "none":
+            raise ValueError(f"distributed.strategy: {self.method} trains in one process; take none")
 
     def _check_distributed(self) -> None:
         spread = self.distributed

@@ -17,6 +17,7 @@ from studio.paths import sha256_of
 OLD_ADAPTER_WEIGHTS = "adapter_model.bin"
 # Settings of an adapter that name Python modules to import; ours never have them.
 IMPORTING_SETTINGS = ("auto_mapping", "megatron_config", "megatron_core")
+VIRTUAL_KINDS = ("PROMPT_TUNING", "PREFIX_TUNING")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{ADAPTER_CONFIG} in {folder.name!r} cannot be read: {error}.") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        if kind in VIRTUAL_KINDS:
+            raise CheckpointError(
+                f"{folder.name!r} holds virtual tokens ({kind}): they stand before every text and change no weight of "
+                "the base, so there is nothing to merge.",
+                "Use it as an adapter: chat and serve load it beside the base. Only LoRA can be merged.",
+            )
         raise CheckpointError(f"{folder.name!r} holds a {kind} adapter, which cannot be merged.", "Allowed: LORA.")
     if asking := [name for name in IMPORTING_SETTINGS[:2] if config.get(name)]:
         raise UnsafeFileError(

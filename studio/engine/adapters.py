@@ -1,11 +1,20 @@
-"""What of a model learns: every weight, or a LoRA adapter on a frozen (perhaps 4-bit) base."""
+"""What learns: every weight, a LoRA adapter on a frozen (perhaps 4-bit) base, or virtual tokens before it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import Tensor, nn
 
 from studio.config.schema import LoraSection, RunConfig
@@ -26,7 +35,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> nn.Module:
         return loaded.model.requires_grad_(True).float()
     loaded.model.requires_grad_(False)
     try:
-        return get_peft_model(loaded.model, _lora_config(config.lora, layout_of(loaded.model)))
+        return get_peft_model(loaded.model, _peft_config(config, layout_of(loaded.model)))
     except ValueError as error:
         names = ", ".join(_linear_names(loaded.model))
         raise ConfigError(
@@ -95,6 +104,7 @@ def load_adapter(model: nn.Module, folder: Path, name: str) -> PeftModel:
         if layout_of(core_of(model)):
             return _load_translated(model, folder, name)
         if isinstance(model, PeftModel):
+            _require_same_kind(model, folder)
             model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
             return model
         return PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
@@ -124,6 +134,37 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def learning_rate_factors(model: nn.Module, config: RunConfig) -> dict[nn.Parameter, float]:
+    """LoRA+: the factor on the learning rate of each B matrix; empty where all weights learn at one rate."""
+    factor = config.lora.plus_ratio
+    if factor == 1 or config.method not in ("lora", "qlora"):
+        return {}
+    learning = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+    return {each: factor for name, each in learning if "lora_B" in name}
+
+
+def _require_same_kind(model: PeftModel, folder: Path) -> None:
+    """PEFT puts adapters of one kind on a base. Raises ModelError."""
+    kind = PeftConfig.from_pretrained(str(folder)).peft_type
+    if kind != model.peft_type:
+        raise ModelError(
+            f"The base wears {model.peft_type.value} adapters, {folder.name!r} is {kind.value}: kinds cannot be mixed.",
+            "Load them one after the other: stop the model server, or score them in two goes.",
+        )
+
+
+def _peft_config(config: RunConfig, layout: Native | None) -> PeftConfig:
+    if config.method == "prompt_tuning":
+        return PromptTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=config.prompt.num_virtual_tokens,
+            prompt_tuning_init="SAMPLE_VOCAB",  # RANDOM begins tens of times longer than any token's embedding
+        )
+    if config.method == "prefix_tuning":
+        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.prompt.num_virtual_tokens)
+    return _lora_config(config.lora, layout)
+
+
 def _lora_config(lora: LoraSection, layout: Native | None) -> LoraConfig:
     names = lora.target_modules
     if layout and names != "all-linear":
@@ -132,6 +173,8 @@ def _lora_config(lora: LoraSection, layout: Native | None) -> LoraConfig:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
         target_modules=names if names == "all-linear" else names.split(","),
         task_type="CAUSAL_LM",
     )

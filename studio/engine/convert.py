@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from studio.checkpoint_files import manifest_path
-from studio.config.schema import RunConfig, parse_config
+from studio.config.schema import ADAPTER_METHODS, RunConfig, parse_config
 from studio.config.yaml import load_config
 from studio.data.talk import talk_of
 from studio.engine.card import model_card, shown_base
@@ -39,7 +39,6 @@ from studio.paths import atomic_write_json, inside
 from studio.store import checkpoints as store
 from studio.store import open_db
 
-ADAPTER_METHODS = ("lora", "qlora")
 DEFAULT_SHARD_SIZE = "2GB"
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
 EMBEDDING = "model.embed_tokens.weight"

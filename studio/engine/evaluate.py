@@ -24,6 +24,7 @@ from studio.engine.distill import MAX_NEW_TOKENS
 from studio.engine.generate import quiet, wearing
 from studio.engine.job import JobContext
 from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.virtual import has_virtual_tokens, read_virtual_tokens
 from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions, weights_hash
 from studio.errors import DataError, ModelError
 from studio.models import require
@@ -192,12 +193,13 @@ def answer_losses(
     loaded: LoadedModel, model: nn.Module, examples: Sequence[tuple[list[int], list[int]]]
 ) -> list[tuple[float, int]]:
     """For each (ids, labels): cross-entropy summed over labelled tokens, and how many there are."""
-    shared = _common_beginning(examples)
+    shared = 0 if has_virtual_tokens(model) else _common_beginning(examples)
     ids = _padded([ids[shared:] for ids, _ in examples], loaded.pad_id, loaded.device)
     labels = _padded([labels[shared:] for _, labels in examples], IGNORE_INDEX, loaded.device)
     mask = _padded([[1] * len(ids) for ids, _ in examples], 0, loaded.device)
     core, cache = core_of(model), growing_cache()
     with torch.no_grad(), quiet(model):
+        mask = torch.cat([read_virtual_tokens(model, cache, [None] * len(examples)), mask], dim=1)
         if shared:  # a system message, mostly: read once for all rows
             beginning = torch.tensor([examples[0][0][:shared]], device=loaded.device)
             core(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -24,6 +24,7 @@ from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
 from studio.engine.fused import fuse, unfuse
 from studio.engine.generate import quiet
+from studio.engine.virtual import has_virtual_tokens, with_virtual_tokens
 
 # Two examples that share their first two tokens, and where a tree of both has the nodes of the second.
 FIRST = Example([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
@@ -54,7 +55,7 @@ class Forward:
         self._core = core_of(model)
         unfused = fuse(model) if is_adapter(model) else 1
         self._casts = dtype != torch.float32 and unfused > 0
-        self.kind = self.why = ""
+        self.kind, self.why = self._core.config._attn_implementation, ""
         self.traits = self._find_traits()
         self.packing = self._choose_packing()
 
@@ -122,11 +123,12 @@ class Forward:
 
     def _hidden(self, batch: Batch) -> Tensor:
         """What the head is asked about: (trained tokens, hidden size), or their logits where the head is not apart."""
+        inputs = with_virtual_tokens(self.model, self._inputs(batch))
         if self.traits.splits_head:
-            states = self._core.get_decoder()(**self._inputs(batch)).last_hidden_state
+            states = self._core.get_decoder()(**inputs).last_hidden_state
         else:
-            states = self._core(**self._inputs(batch)).logits
-        return states.flatten(0, 1)[batch.places]
+            states = self._core(**inputs).logits
+        return states[:, -batch.input_ids.shape[1] :].flatten(0, 1)[batch.places]
 
     def _head_gradient(self, hidden: Tensor, targets: Tensor, factors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss, weighted by `factors`, and its gradient at `hidden`."""
@@ -149,14 +151,13 @@ class Forward:
     @torch.no_grad()
     def _find_traits(self) -> Traits:
         alone, packed = collate([[SECOND]], 0), collate([[FIRST, SECOND]], 0)
+        is_own = not has_virtual_tokens(self.model)  # else every example needs them before it, in a row of its own
         with quiet(self.model), self.precision():
-            whole = self._states(alone)
+            whole, of_second = self._states(alone), -len(SECOND.input_ids)
             return Traits(
                 splits_head=_has_parts(self._core) and self._close(self._split(alone), whole),
-                isolates_packed=self._close(
-                    [each[:, -len(SECOND.input_ids) :] for each in self._states(packed)], whole
-                ),
-                layouts=self._follows_layouts([each[:, : len(NODES_OF_SECOND)] for each in whole]),
+                isolates_packed=is_own and self._close([each[:, of_second:] for each in self._states(packed)], whole),
+                layouts=is_own and self._follows_layouts([each[:, : len(NODES_OF_SECOND)] for each in whole]),
             )
 
     def _follows_layouts(self, expected: list[Tensor]) -> bool:
@@ -190,6 +191,10 @@ class Forward:
         pack = self._config.data.pack
         if self.traits.layouts:
             return pack
+        if has_virtual_tokens(self.model):
+            if pack != "none":
+                print("Virtual tokens stand before every example, so examples are padded (pack: none).", flush=True)
+            return "none"
         if pack == "tree":
             pack = "sequence"
             print("This model's attention cannot follow a tree, so examples are packed as sequences.", flush=True)

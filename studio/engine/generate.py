@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from studio.engine.adapters import core_of, is_adapter
 from studio.engine.cache import growing_cache
+from studio.engine.virtual import has_virtual_tokens, read_virtual_tokens
 
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 
@@ -68,9 +69,11 @@ class Decoding:
         self._cache = growing_cache()
         self._device = next(model.parameters()).device
         self._shared = self._common_beginning(prompts)
-        self._input, self._mask = _left_padded(
-            [prompt[len(self._shared) :] for prompt in prompts], pad_id, self._device
-        )
+        own = [prompt[len(self._shared) :] for prompt in prompts]
+        self._input, mask = _left_padded(own, pad_id, self._device)
+        with quiet(model):
+            before = read_virtual_tokens(model, self._cache, adapter_names or [None] * len(prompts))
+        self._mask = torch.cat([before, mask], dim=1)
 
     @property
     def running(self) -> list[int]:
@@ -120,7 +123,7 @@ class Decoding:
 
     def _common_beginning(self, prompts: Sequence[Sequence[int]]) -> Sequence[int]:
         """What all prompts begin with (a system message, mostly): it is read once for all rows of one adapter."""
-        if len(prompts) < 2 or len(set(self._adapter_names or ())) > 1:
+        if len(prompts) < 2 or len(set(self._adapter_names or ())) > 1 or has_virtual_tokens(self._model):
             return []
         shortest = min(len(prompt) for prompt in prompts) - 1  # each row keeps a token of its own to go on from
         first = prompts[0]
@@ -234,8 +237,8 @@ def _is_four_bit(kind: type) -> bool:
 
 def adapters_of_rows(model: nn.Module, names: list[str] | None) -> AbstractContextManager[Any]:
     """Send each row of the batch through its adapter."""
-    if names is None or not is_adapter(model):
-        return nullcontext()
+    if names is None or not is_adapter(model) or has_virtual_tokens(model):
+        return nullcontext()  # virtual tokens are in the cache
     return model.base_model._enable_peft_forward_hooks(adapter_names=names)
 
 
@@ -247,7 +250,9 @@ def wearing(model: nn.Module, adapter: str | None) -> Iterator[None]:
         yield
         return
     model.set_adapter(adapter)
-    folded = next(model.parameters()).dtype == torch.float32 and not any(_is_four_bit(type(m)) for m in model.modules())
+    is_lora = not has_virtual_tokens(model)
+    in_float32 = next(model.parameters()).dtype == torch.float32
+    folded = is_lora and in_float32 and not any(_is_four_bit(type(m)) for m in model.modules())
     if folded:
         model.merge_adapter()
     try:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from studio.config.schema import RunConfig, TrainSection
 from studio.data.tokens import Example
-from studio.engine.adapters import core_of, trainable_parameters
+from studio.engine.adapters import core_of, learning_rate_factors, trainable_parameters
 from studio.engine.attention import following
 from studio.engine.batches import Batch
 from studio.engine.distributed import Alone
@@ -63,7 +63,8 @@ class Trainer:
         self._dtype = dtype
         self._device = next(model.parameters()).device
         self._parameters = trainable_parameters(model)
-        self.optimizer = make_optimizer(self._parameters, config.train, self._device)
+        factors = learning_rate_factors(model, config)
+        self.optimizer = make_optimizer(self._parameters, config.train, self._device, factors)
         scales = dtype == torch.float16 and not self.ranks.takes_steps
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=scales)
         if config.train.gradient_checkpointing:  # the non-reentrant kind needs no gradient at the inputs
@@ -85,7 +86,7 @@ class Trainer:
         loss = self.ranks.sums(float(torch.stack(losses).sum()))[0]
         rate = learning_rate(self._config.train, number, self.num_steps, self.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)  # checkpoints of older versions have none
         grad_norm = self._update(loss, number)
         seconds = time.perf_counter() - started
         return StepResult(loss, grad_norm, rate, num_tokens, num_trained, num_computed, seconds)
@@ -182,23 +183,33 @@ def learning_rate(train: TrainSection, step: int, num_steps: int, num_warmup: in
     return train.learning_rate * (lowest + (1 - lowest) * falling)
 
 
-def make_optimizer(parameters: list[nn.Parameter], train: TrainSection, device: torch.device) -> Any:
-    """AdamW, or its 8-bit kin of bitsandbytes. Raises ConfigError where that cannot run."""
-    groups = [
-        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
+def make_optimizer(
+    parameters: list[nn.Parameter],
+    train: TrainSection,
+    device: torch.device,
+    factors: Mapping[nn.Parameter, float] | None = None,
+) -> Any:
+    """AdamW, or its 8-bit kin of bitsandbytes, whose groups bear `lr_factor`: `factors`, 1 for all other weights.
+
+    Raises ConfigError where that cannot run.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for each in parameters:
+        groups.setdefault(((factors or {}).get(each, 1.0), each.ndim < 2), []).append(each)
+    settings = [
+        {"params": members, "weight_decay": 0.0 if is_vector else train.weight_decay, "lr_factor": factor}
+        for (factor, is_vector), members in sorted(groups.items(), key=lambda group: group[0])
     ]
-    groups = [group for group in groups if group["params"]]
     arguments = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2)}
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=True, **arguments)
+        return torch.optim.AdamW(settings, fused=True, **arguments)
     if train.optimizer == "paged_adamw_8bit" and device.type != "cuda":
         raise _optimizer_error(train.optimizer, "pages between GPU and CPU memory, and there is no GPU here")
     try:
         from bitsandbytes import optim  # imported here: it costs seconds, and few runs need it
 
         kind = optim.AdamW8bit if train.optimizer == "adamw_8bit" else optim.PagedAdamW8bit
-        return kind(groups, **arguments)
+        return kind(settings, **arguments)
     except (ImportError, RuntimeError, OSError) as error:
         raise _optimizer_error(train.optimizer, f"cannot run here: {' '.join(str(error).split())[:200]}") from error
 

@@ -97,11 +97,11 @@ def _size(num_bytes: int) -> str:
 def _basis(made: Forecast) -> str:
     load = made.load
     basis = (
-        _("counted on your data's tokens: at most {rows} rows of {width} tokens at once")
+        _("at most {tokens} tokens at once, counted on your data")
         if load.is_counted
-        else _("for the longest rows that may come: {rows} of {width} tokens at once")
+        else _("for the longest rows that may come: {tokens} tokens at once")
     )
-    notes = [basis.format(rows=load.rows, width=load.width)]
+    notes = [basis.format(tokens=load.num_tokens)]
     if not made.is_known_architecture:
         notes.append(_("this architecture is counted as if it were a Llama"))
     if made.device.kind == "cuda":

@@ -10,14 +10,17 @@ import streamlit as st
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from studio.config.schema import RunConfig, Section
+from studio.config.schema import VIRTUAL_METHODS, RunConfig, Section
 from studio.ui.i18n import _
 
 WIDE = ("sources", "sample_prompts", "target_modules")
 SPELT_OUT = {
-    "lora": "LoRA", "deepspeed": "DeepSpeed", "num": "number of", "max": "maximum", "grad": "gradient",
-    "valid": "validation",
+    "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "deepspeed": "DeepSpeed", "num": "number of", "max": "maximum",
+    "grad": "gradient", "valid": "validation",
 }  # fmt: skip
+
+
+SHOWN_FOR = {"lora": ("lora", "qlora"), "prompt": VIRTUAL_METHODS}  # sections that only some methods use
 
 
 def label_of(name: str) -> str:
@@ -44,8 +47,8 @@ def config_form(values: dict[str, Any], datasets: list[str], key: str) -> dict[s
 def _section(
     name: str, section: Any, values: dict[str, Any], datasets: list[str], key: str, above: dict[str, Any]
 ) -> dict[str, Any]:
-    if name == "lora" and above.get("method") == "full":
-        return values  # kept, and not shown: every weight learns, there is no adapter
+    if name in SHOWN_FOR and above.get("method") not in SHOWN_FOR[name]:
+        return values  # kept, and not shown: nothing of it is used
     plain_fields = {n: f for n, f in section.model_fields.items() if not _is_advanced(f)}
     advanced = {n: f for n, f in section.model_fields.items() if _is_advanced(f)}
     with st.container(border=True, gap="small"):

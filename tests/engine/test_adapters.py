@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
 
 from studio.config.schema import RunConfig
+from studio.data.tokens import Example
 from studio.engine import adapters
+from studio.engine.fused import unfuse
+from studio.engine.loop import Trainer
 from studio.engine.models.load import LoadedModel
 from studio.errors import CheckpointError, ConfigError, ModelError
 
@@ -79,3 +84,46 @@ def test_a_folder_without_an_adapter_is_refused(load_tiny: Load, tmp_path: Path)
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match="adapter_model.safetensors missing"):
         adapters.load_adapter(load_tiny().model, tmp_path, "one")
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"rslora": True}, {"dora": True, "rslora": True}], ids=str)
+def test_options_of_lora_are_pefts(load_tiny: Load, tiny_config: Make, tmp_path: Path, options: dict) -> None:
+    """They are trained, saved, and mean the same to plain PEFT."""
+    torch.manual_seed(0)
+    config = tiny_config(lora={"rank": 4, "alpha": 8, **options})
+    model = adapters.attach(load_tiny(), config)
+    trainer = Trainer(model, config, torch.float32, 8, 0)
+    example = Example([5, 9, 30, 41, 7, 8], [-100, -100, 30, 41, 7, 8])
+    first = trainer.evaluate([example])
+    for number in range(1, 5):
+        trainer.step([example], number)
+    last = trainer.evaluate([example])
+    assert last < first - 0.1
+    written = adapters.adapter_config(model)
+    assert written and written["use_dora"] == bool(options.get("dora"))
+    assert written["use_rslora"] == bool(options.get("rslora"))
+    unfuse(model)
+    model.save_pretrained(tmp_path / "adapter")
+    alone = PeftModel.from_pretrained(load_tiny().model, str(tmp_path / "adapter")).eval()
+    ids = torch.tensor([example.input_ids])
+    with torch.no_grad():
+        logits = alone(input_ids=ids).logits[0, :-1]
+    assert float(cross_entropy(logits, torch.tensor(example.labels[1:]))) == pytest.approx(last, rel=1e-4)
+
+
+def test_lora_plus_lets_the_second_matrix_learn_faster(load_tiny: Load, tiny_config: Make) -> None:
+    config = tiny_config(lora={"rank": 4, "alpha": 8, "plus_ratio": 16})
+    model = adapters.attach(load_tiny(), config)
+    trainer = Trainer(model, config, torch.float32, 8, 0)
+    example = Example([5, 9, 30, 41], [-100, 9, 30, 41])
+    trainer.step([example], 2)
+    rates = {id(each): group["lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
+    learning = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+    assert len(rates) == len(learning)
+    for name, each in learning:
+        assert rates[id(each)] == pytest.approx(0.01 * (16 if "lora_B" in name else 1)), name
+    state = trainer.optimizer.state_dict()
+    other = Trainer(adapters.attach(load_tiny(), config), config, torch.float32, 8, 0)
+    other.optimizer.load_state_dict(state)
+    assert [group["lr_factor"] for group in other.optimizer.param_groups] == [1.0, 16.0]
+    assert adapters.learning_rate_factors(model, tiny_config()) == {}

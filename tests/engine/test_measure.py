@@ -12,6 +12,7 @@ from studio.config.schema import RunConfig
 from studio.engine import devices
 from studio.engine.__main__ import main
 from studio.estimate import longest_load
+from studio.machine import cpu
 from studio.paths import atomic_write_json
 from studio.projects import Project
 from studio.store import jobs, metrics, open_db, runs
@@ -64,17 +65,18 @@ def test_the_load_is_counted_once_the_data_is_tokenised(
     training_project: Project, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(**{"data.pack": "none"})
-    assert forecast.load_of(training_project, config) == longest_load(config)
+    assert forecast.load_of(training_project, config, cpu()) == longest_load(config, cpu())
     measure_here(training_project, config, monkeypatch)
-    load = forecast.load_of(training_project, config)
-    assert load.is_counted and load.rows == 2 and load.width < 128
-    assert 4 <= load.tokens_per_step <= 4 * load.width
-    larger = forecast.load_of(training_project, tiny_config(**{"data.pack": "none", "train.micro_batch_size": 4}))
+    load = forecast.load_of(training_project, config, cpu())
+    assert load.is_counted and load.rows == 1 and load.longest < 128 and load.width <= 2 * load.longest
+    assert 4 <= load.tokens_per_step <= 4 * load.longest
+    wider = tiny_config(**{"data.pack": "none", "train.micro_batch_size": 4})
+    larger = forecast.load_of(training_project, wider, cpu())
     assert larger.num_tokens > load.num_tokens
     for file in training_project.path("cache").glob("*/ids.bin"):
         file.unlink()
     forecast._counted.cache_clear()
-    assert forecast.load_of(training_project, config) == longest_load(config)
+    assert forecast.load_of(training_project, config, cpu()) == longest_load(config, cpu())
 
 
 def test_a_finished_run_tells_how_fast_the_next_one_is_and_how_right_its_forecast_was(

@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from studio.config.catalog.base_models import BY_ID
-from studio.config.schema import EVERY_ROW, RunConfig, parse_config
+from studio.config.schema import EVERY_ROW, VIRTUAL_METHODS, RunConfig, parse_config
 from studio.config.xtuner.importing import OWN_NAME, config_name, import_text
 from studio.config.xtuner.terms import NO_TEMPLATE
 from studio.errors import ConfigError, Problem
@@ -27,6 +27,9 @@ def export_text(config: RunConfig, name: str = "") -> str:
     """The text of NAME.py. Raises ConfigError for a task that has no such form."""
     if config.task != "sft":
         raise ConfigError([Problem("task", f"{config.task} has no export to XTuner", "sft")], config.name)
+    if config.method in VIRTUAL_METHODS:
+        problem = Problem("method", f"{config.method} has no form in XTuner", "full, lora, qlora")
+        raise ConfigError([problem], config.name)
     name = name or config.name
     plain = _rendered(config, {})
     read_back = import_text(plain, config_name(name)).config
