@@ -100,6 +100,8 @@ def in_layout(content: dict[str, Any], layout: Native | None) -> dict[str, Any]:
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None, name: str, path: Path) -> torch.Tensor:
+    if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        tensor = tensor.clone()  # a view of the file's flat piece would be saved with all of it
     if dtype is None or not tensor.is_floating_point():
         return tensor
     cast = tensor.to(dtype)

@@ -210,3 +210,22 @@ def test_a_checkpoint_outside_the_project_is_refused(training_project: Project, 
     run_id = add_run(training_project, tiny_config())
     job = train_here(training_project, run_id, resume="../../../etc/passwd")
     assert job.state == "failed" and "outside" in job.cause
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_new_run_continues_from_the_weights_of_another(
+    training_project: Project, tiny_config: Make, method: str
+) -> None:
+    first = train_here(training_project, add_run(training_project, tiny_config(method=method)))
+    source = training_project.path(first.result["checkpoint"])
+    still = {
+        "train.learning_rate": 1e-12,
+        "train.num_steps": 1,
+        "train.warmup_steps": 0,
+        "model.continue_from": str(source),
+    }
+    second = train_here(training_project, add_run(training_project, tiny_config(method=method, **still)))
+    assert (second.state, second.result["steps"]) == ("finished", 1)
+    before, after = (load_pth(training_project.path(job.result["checkpoint"])) for job in (first, second))
+    assert all(torch.allclose(after["state_dict"][name], each) for name, each in before["state_dict"].items())
+    assert after["meta"]["step"] == 1

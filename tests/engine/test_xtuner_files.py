@@ -190,6 +190,12 @@ def test_an_imported_checkpoint_is_one_of_ours(imported: Path) -> None:
     assert found(imported / "hf/lora-1-step_6") == expected("hf/lora_fp32_safetensors")  # as it was trained
 
 
+def test_an_imported_folder_takes_no_more_room_than_its_weights() -> None:
+    """Weights of a DeepSpeed folder are views of flat pieces, which torch would save whole with each of them."""
+    state = in_our_format(open_checkpoint(ZERO2), "")["state_dict"]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
+
+
 @pytest.mark.parametrize("source", [LORA, ZERO2], ids=["file", "folder"])
 def test_a_run_begins_with_the_weights_of_an_xtuner_checkpoint(source: Path) -> None:
     config = fitted(source)

@@ -10,6 +10,7 @@ from studio import runs
 from studio.store import checkpoints, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
+from tests.foreign.places import LORA, TINY_LLAMA
 
 PAGE = "pages/4_Checkpoints.py"
 
@@ -132,3 +133,28 @@ def test_shell_lines_are_commands_of_the_product(open_page, checkpoint):
 def test_chinese(open_page, checkpoint):
     at = open_page(PAGE, lang="zh")
     assert "转换" in [button.label for button in at.button] and "第 20 步" in at.subheader[0].value
+
+
+def test_a_checkpoint_of_xtuner_is_looked_into_and_brought_in(open_page, project, started):
+    at = open_page(PAGE)
+    at.text_input(key="checkpoints.import.path").set_value(str(LORA)).run()
+    at.button(key="checkpoints.import.look").click().run()
+    row = at.dataframe[0].value.iloc[0]
+    assert (row["method"], row["iteration"], row["step"], row["adapter"]) == ("lora", 96, 6, "r 8, alpha 16")
+    at.button(key="checkpoints.import.start").click().run()
+    assert "needs its base model" in at.error[0].value and not started
+    at.text_input(key="checkpoints.import.base").set_value(str(TINY_LLAMA)).run()
+    at.button(key="checkpoints.import.start").click().run()
+    assert [(kind, args["path"], args["base"]) for kind, args in started] == [
+        ("import_checkpoint", str(LORA), str(TINY_LLAMA))
+    ]
+    with open_db(project.folder) as db:
+        assert store_runs.listed(db)[0].detail["imported"]["iteration"] == 96
+
+
+def test_a_file_that_is_none_is_named(open_page, project, tmp_path):
+    (tmp_path / "x.pth").write_text("hello")
+    at = open_page(PAGE)
+    at.text_input(key="checkpoints.import.path").set_value(str(tmp_path / "x.pth")).run()
+    at.button(key="checkpoints.import.look").click().run()
+    assert "is not a" in at.error[0].value
