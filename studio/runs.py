@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from studio import dataset_checks, datasets, forecast, jobs
 from studio.chat_client import Connection
-from studio.config import catalog
+from studio.config import catalog, launch
 from studio.config.schema import Recipe, RunConfig
 from studio.config.yaml import load_config, load_text, save_config, update_text
 from studio.data import mix
@@ -160,8 +160,14 @@ def _versions(project: Project, config: RunConfig) -> dict[str, dict[str, Any]]:
     return {name: {"version": each.version, "fingerprint": each.fingerprint} for name, each in found.items()}
 
 
-def resume_run(project: Project, run_id: str, checkpoint: str = "auto") -> Job:
-    """Go on with a run from its newest sound checkpoint, or from one that is named. Raises JobError while it runs."""
+def resume_run(
+    project: Project, run_id: str, checkpoint: str = "auto", distributed: dict[str, Any] | None = None
+) -> Job:
+    """Go on with a run from its newest sound checkpoint, or from one that is named. Raises JobError while it runs.
+
+    `distributed` are settings of that section to change: the rows of a step stay, who computes them is another.
+    """
+    launch.spread_anew(run_config(project, run_id), distributed or {})
     run = get_run(project, run_id)
     if run.state in store_jobs.LIVE_STATES:
         raise JobError(f"Run {run_id} is {run.state}.", "Stop it first, or let it finish.")
@@ -170,7 +176,7 @@ def resume_run(project: Project, run_id: str, checkpoint: str = "auto") -> Job:
             f"Run {run_id} was trained elsewhere, and its optimizer is not here.",
             "Continue from its weights in a new run: --continue-from.",
         )
-    return _start_training(project, run_id, resume=checkpoint)
+    return _start_training(project, run_id, resume=checkpoint, distributed=distributed)
 
 
 def retry(folder: Path, job_id: str) -> Job:
@@ -193,12 +199,12 @@ def with_weights(project: Project, config: RunConfig, weights: Checkpoint | None
     return config.model_copy(update={"model": model})
 
 
-def _start_training(project: Project, run_id: str, resume: str) -> Job:
+def _start_training(project: Project, run_id: str, resume: str, distributed: dict[str, Any] | None = None) -> Job:
     config_file = project.relative(run_folder(project, run_id) / CONFIG_FILE)
     job = jobs.start(
         project.folder,
         "train",
-        {"config": config_file, "resume": resume},
+        {"config": config_file, "resume": resume, "distributed": distributed or {}},
         title=f"train {run_id}",
         run_id=run_id,
         log_path=run_folder(project, run_id) / LOG_FILE,

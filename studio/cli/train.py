@@ -14,6 +14,7 @@ from studio.cli.data import fetch_data
 from studio.cli.follow import follow, numbers_table
 from studio.cli.lazy import runs
 from studio.cli.options import ProjectOption, SetOption, chosen
+from studio.cli.spread import DeepspeedOption, LauncherOption, SbatchOption, asked, spread_out, write_sbatch
 from studio.errors import JobError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def train(
     ] = "",
     resume: Annotated[str, typer.Option(help="auto, or a checkpoint of the run (step_40.pth).")] = "",
     set: SetOption = None,
+    launcher: LauncherOption = "",
+    deepspeed: DeepspeedOption = "",
+    print_sbatch: SbatchOption = False,
     detach: DetachOption = False,
     allow_lint_errors: Annotated[
         bool, typer.Option("--allow-lint-errors", help="Start although rows have errors; they are recorded.")
@@ -51,6 +55,9 @@ def train(
     `.pth` of XTuner, a run), and its adapter has their shape: the way where a run cannot be resumed, for another batch
     size or packing.
 
+    Several processes: NPROC_PER_NODE=2 retune train CONFIG, with --deepspeed zero2 to share out memory too; a resumed
+    run may be spread anew. See docs/scale.md.
+
     Example: retune train starter_lora --set train.num_steps=40
     """
     workspace = chosen(project)
@@ -59,8 +66,10 @@ def train(
             raise JobError("--resume goes on with a run, --continue-from begins a new one.", "Give one of the two.")
         if set:
             raise JobError("A resumed run keeps the config it began with.", "Leave --set out, or start a new run.")
-        return resume_run(workspace, _run_of(workspace, config), resume, detach)
-    found = with_settings(find_config(config, workspace), set)
+        return resume_run(workspace, _run_of(workspace, config), resume, detach, launcher, deepspeed)
+    found = spread_out(with_settings(find_config(config, workspace), set), launcher, deepspeed)
+    if print_sbatch:
+        return write_sbatch(workspace, found)
     if continue_from:
         begun = found.model.model_copy(update={"continue_from": runs.beginning(workspace, continue_from)})
         found = found.model_copy(update={"model": begun})
@@ -81,9 +90,12 @@ def offer_data(workspace: Project, config: RunConfig) -> None:
         fetch_data(workspace, config)
 
 
-def resume_run(workspace: Project, run_id: str, checkpoint: str, detach: bool) -> None:
+def resume_run(
+    workspace: Project, run_id: str, checkpoint: str, detach: bool, launcher: str = "", deepspeed: str = ""
+) -> None:
     """Go on with a run from `auto` (its newest sound checkpoint) or a checkpoint of it, and watch."""
-    job = runs.resume_run(workspace, run_id, _checkpoint_of(workspace, run_id, checkpoint))
+    spread = asked(runs.run_config(workspace, run_id).distributed, launcher, deepspeed)
+    job = runs.resume_run(workspace, run_id, _checkpoint_of(workspace, run_id, checkpoint), spread)
     _watch(workspace, run_id, job, detach)
 
 

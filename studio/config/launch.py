@@ -9,8 +9,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from studio.config.schema import DistributedSection
+from studio.config.schema import DistributedSection, RunConfig, parse_config
 from studio.errors import ConfigError, Problem
 
 MODULE = "studio.engine.ranks"
@@ -41,6 +42,22 @@ def with_environment(spread: DistributedSection, environment: Mapping[str, str] 
         if (number := _number(environment, keys, 1)) is not None
     }
     return DistributedSection.model_validate({**spread.model_dump(), **found}) if found else spread
+
+
+def spread_anew(config: RunConfig, distributed: Mapping[str, Any]) -> RunConfig:
+    """The config with other distribution settings and the same rows in every step. Raises ConfigError."""
+    if not distributed:
+        return config
+    spread = DistributedSection.model_validate({**config.distributed.model_dump(), **distributed})
+    rows, per_pass = config.examples_per_step, config.train.micro_batch_size * spread.world_size
+    if rows % per_pass:
+        problem = f"{spread.world_size} processes cannot share the run's {rows} rows a step evenly"
+        allowed = f"a divisor of {rows // config.train.micro_batch_size}"
+        raise ConfigError([Problem("distributed.processes_per_node", problem, allowed)])
+    values = config.model_dump(mode="json")
+    values["distributed"] = spread.model_dump()
+    values["train"]["gradient_accumulation_steps"] = rows // per_pass
+    return parse_config(values, config.name)
 
 
 def meeting(spread: DistributedSection, environment: Mapping[str, str] = os.environ) -> Meeting:
@@ -103,17 +120,15 @@ def sbatch_script(spread: DistributedSection, name: str, train: list[str], folde
         f"#SBATCH --ntasks-per-node={size}",
         f"#SBATCH --gres=gpu:{size}",
         f"#SBATCH --output={folder / (name + '-%j.log')}",
-        "#SBATCH --signal=B:TERM@120",
+        "#SBATCH --signal=TERM@120",
         "",
-        "# The project's folder must be seen by every machine. Two minutes before its time is over the run is told to",
-        "# save and stop; submit this file again with --resume auto to go on.",
+        "# The project's folder must be seen by every machine. Two minutes before its time is over the processes are",
+        "# told to save and stop; `retune train RUN --resume auto` in such a file goes on.",
         "set -euo pipefail",
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         f"export MASTER_PORT={DEFAULT_PORT}",
         f"cd {shlex.quote(str(folder))}",
-        f"{shlex.join(train)} &",
-        "trap 'kill -TERM %1' TERM",
-        "wait %1 || wait %1",
+        shlex.join(train),
         "",
     ]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ VERBS = {
     "tokenize": "studio.engine.tokenize",
     "check": "studio.engine.checking",
     "report": "studio.engine.counting",
-    "train": "studio.engine.train",
+    "train": "studio.engine.launch",
     "measure": "studio.engine.measure",
     "distill": "studio.engine.distill",
     "convert": "studio.engine.convert",

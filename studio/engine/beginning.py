@@ -11,7 +11,7 @@ from studio.engine.adapter_files import read_adapter
 from studio.engine.checkpoint import verify
 from studio.engine.foreign import in_our_format, is_foreign
 from studio.engine.models.families import layout_of
-from studio.engine.safe_load import load_pth
+from studio.engine.zero_folder import read_own
 from studio.errors import CheckpointError
 from studio.foreign.xtuner import open_checkpoint
 
@@ -41,7 +41,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
         return adapter.tensors, adapter.config, str(adapter.seal.get("base_fingerprint", ""))
     if manifest_path(path).is_file():
         verify(path)
-    content = in_our_format(open_checkpoint(path), "") if is_foreign(path) else load_pth(path)
+    content = in_our_format(open_checkpoint(path), "") if is_foreign(path) else read_own(path)
     meta, state = content["meta"], content.get("state_dict")
     if not isinstance(state, dict):
         raise CheckpointError(f"{path.name} holds no weights.", "Give another checkpoint.")

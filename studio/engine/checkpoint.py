@@ -40,6 +40,7 @@ from studio.store import open_db
 
 FORMAT = "retune/1"
 LAST_CHECKPOINT = "last_checkpoint"
+STATE_FILE = "retune_state.pth"  # in a folder: what a single file holds, but for weights and optimizer
 FILE_NAME = re.compile(r"step_(\d+)\.pth")
 PACKAGES = ("torch", "transformers", "peft", "retune")
 
@@ -192,9 +193,12 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Verify and read one of our checkpoints. Raises CheckpointError or UnsafeFileError."""
+    """Verify and read one of our checkpoints; a folder's weights stay where they are.
+
+    Raises CheckpointError or UnsafeFileError.
+    """
     verify(path)
-    content = load_pth(path)
+    content = load_pth(path / STATE_FILE if path.is_dir() else path)
     written = content.get("meta", {}).get("format") if isinstance(content.get("meta"), dict) else None
     if written != FORMAT:
         raise CheckpointError(

@@ -15,7 +15,6 @@ from studio.engine.checkpoint import FORMAT, verify
 from studio.engine.foreign import in_our_format, is_foreign
 from studio.engine.job import JobContext
 from studio.engine.models.families import native
-from studio.engine.safe_load import load_pth
 from studio.engine.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -32,6 +31,7 @@ from studio.engine.weights import (
     tokenizer_bytes,
     write_named_template,
 )
+from studio.engine.zero_folder import read_own
 from studio.errors import CheckpointError, ConfigError, ModelError, Problem, StudioError
 from studio.foreign.xtuner import XTunerCheckpoint, open_checkpoint
 from studio.models import resolve
@@ -152,7 +152,7 @@ def read_source(pth: Path, out: Path, config: RunConfig | None = None, run_id: s
     """Check and load a checkpoint. Raises CheckpointError, or UnsafeFileError for one that would run code."""
     if manifest_path(pth).is_file():
         verify(pth)
-    content = load_pth(pth)
+    content = read_own(pth)
     meta, tensors = content.get("meta"), content.get("state_dict")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None

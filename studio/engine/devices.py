@@ -15,9 +15,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The first GPU when there is one, else the CPU. Raises ConfigError for a device that is not here."""
+    """The first GPU when there is one (that of this rank, among several), else the CPU.
+
+    Raises ConfigError for a device that is not here.
+    """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -31,7 +31,8 @@ class Alone:
 
     world, rank, local_rank = 1, 0, 0
     partitions_weights = False  # a weight is whole only while its module computes
-    takes_steps = False  # clips and steps by itself
+    takes_steps = False  # clips, steps and saves by itself
+    stage: int | None = None  # of ZeRO
 
     @property
     def is_first(self) -> bool:
@@ -145,7 +146,8 @@ class Sharded(Copies):
         super().__init__()
         self._values = zero.chosen(config)
         self._engine: Any = None
-        self.partitions_weights = zero.stage_of(self._values) == 3
+        self.stage = zero.stage_of(self._values)
+        self.partitions_weights = self.stage == 3
 
     def join(self, device: torch.device) -> None:
         if device.type == "cpu":
@@ -249,7 +251,9 @@ def _safe_checkpoints() -> Any:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location=map_location, weights_only=True)
 
-    return SafeCheckpoints()
+    engine = SafeCheckpoints()
+    engine.zipfile_serialization = True  # with a checksum for every member
+    return engine
 
 
 def _learned(optimizer: Optimizer) -> Iterator[nn.Parameter]:

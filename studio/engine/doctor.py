@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -57,7 +58,15 @@ def _bitsandbytes() -> str:
 
 def _deepspeed() -> str:
     _must_be_installed("deepspeed", "pip install --no-build-isolation deepspeed")
-    return f"version {importlib.import_module('deepspeed').__version__}"
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = importlib.import_module("deepspeed")
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    device = "NCCL between GPUs" if torch.cuda.is_available() else "gloo between processes of the CPU"
+    compiles = shutil.which("g++") is not None and CPUAdamBuilder().is_compatible(verbose=False)
+    offload = "its own operators compile" if compiles else "its own operators do not compile here (g++ is needed)"
+    return f"version {deepspeed.__version__}; ZeRO 1 to 3 with {device}; {offload}"
 
 
 def _flash_attn() -> str:

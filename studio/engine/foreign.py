@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from studio.engine.checkpoint import FORMAT
+from studio.engine.checkpoint import FORMAT, STATE_FILE
 from studio.engine.models.families import Native
 from studio.errors import CheckpointError
 from studio.foreign.deepspeed_folder import Piece, Weight
@@ -53,7 +53,7 @@ def _read_piece(piece: Piece) -> torch.Tensor:
 def is_foreign(path: Path) -> bool:
     """Whether a checkpoint is not in our own format. Raises CheckpointError, UnsafeFileError."""
     if path.is_dir():
-        return True
+        return not (path / STATE_FILE).is_file()
     meta = open_dictionary(path).content.get("meta")
     return not isinstance(meta, dict) or "format" not in meta
 

@@ -104,6 +104,15 @@ class JobContext:
         except TimeoutError:
             return False
 
+    @property
+    def stop_signals(self) -> int:
+        """How often the system asked this process to end."""
+        return self._stop_signals
+
+    def hand_over(self) -> None:
+        """Another process writes phase and progress from here on; this one only shows that it lives."""
+        self._progress = {}
+
     def phase(self, phase: str, total: int = 0, unit: str = "", current: int = 0) -> None:
         """Begin a phase: what is being done now, in words, how much of it there is and how much is done already."""
         if self._progress.get("phase") != phase:

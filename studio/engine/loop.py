@@ -126,8 +126,7 @@ class Trainer:
     def _update(self, loss: float, number: int) -> float:
         """Change the weights and return the gradient's norm. Raises NotFiniteError when they were not changed."""
         if self.ranks.takes_steps:
-            self._require_finite(loss, 0.0, number)
-            grad_norm = self.ranks.step()
+            grad_norm = self.ranks.step()  # skipped, and the gradient forgotten, where it is not finite
             self._require_finite(loss, grad_norm, number)
             return grad_norm
         self.scaler.unscale_(self.optimizer)

@@ -23,6 +23,30 @@ from studio.store.samples import Sample
 RETRY_SECONDS = 5.0
 
 
+class Silence:
+    """A rank that does not record: another one does."""
+
+    def begin(self, num_steps: int, step: int, stored: dict[str, int]) -> None: ...
+
+    def stored(self, step: int) -> dict[str, int]:
+        return {}
+
+    def step(self, step: int, result: StepResult) -> None: ...
+
+    def bad_step(self, step: int, reason: str) -> None: ...
+
+    def measured(self, step: int, values: dict[str, float]) -> None: ...
+
+    def samples(self, step: int, texts: list[Sample]) -> None: ...
+
+    def event(self, step: int, kind: str, **detail: Any) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def latest(self) -> dict[str, float]:
+        return {}
+
+
 class Recorder:
     """Writes for one run; each call is one short transaction."""
 

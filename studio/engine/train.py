@@ -10,24 +10,26 @@ from torch import nn
 
 from studio import faults
 from studio.config.schema import RunConfig
-from studio.config.yaml import load_config
 from studio.data import mix
 from studio.data.tokens import Example
 from studio.engine import adapters, checkpoint, devices
 from studio.engine.batches import Corpus, describe_packing, examples_from, load_corpus
 from studio.engine.beginning import begin
 from studio.engine.best import Best
-from studio.engine.checkpoint import CheckpointFolder
+from studio.engine.checkpoint import CheckpointFolder, Found
+from studio.engine.distributed import Alone, ranks_of
 from studio.engine.health import Health
 from studio.engine.job import JobContext
+from studio.engine.launch import configured
 from studio.engine.loop import NotFiniteError, StepResult, Trainer
 from studio.engine.memory_full import until_it_fits, what_fits
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.probing import Prober, score_of
-from studio.engine.record import Recorder
+from studio.engine.record import Recorder, Silence
 from studio.engine.sampling import take_samples
 from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
 from studio.engine.tokenize import reporting
+from studio.engine.zero_folder import read_own, write_state
 from studio.errors import DiskFullError, StoreBusyError
 from studio.models import model_fingerprint, require
 from studio.paths import clear_leftovers, inside
@@ -53,16 +55,25 @@ class Requests:
         self.save |= bool(asked.save_request)
         self.sample |= bool(asked.sample_request)
 
+    def agree(self, ranks: Alone) -> None:
+        """All ranks do the same: what rank 0 was asked for, and a stop that the system asked any of them for."""
+        if ranks.world == 1:
+            return
+        asked = (self.stop == "save", self.stop == "discard", self.save, self.sample)
+        save, discard, self.save, self.sample = (bool(each) for each in ranks.sums(*map(float, asked)))
+        self.stop = "discard" if discard else "save" if save else ""
+
 
 def run(job: JobContext) -> dict[str, Any]:
     """Train, from the start or on from a checkpoint. args: config (path in the project), resume ("", "auto", path)."""
     started = time.monotonic()
-    config = load_config(inside(job.folder, job.args["config"]))
+    config = configured(job)
     devices.set_threads()
     devices.seed_all(config.train.seed)
     training = Training.prepare(job, config)
     training.resume(job.args.get("resume", ""))
     training.run()
+    training.ranks.leave()
     result = training.result(round(time.monotonic() - started, 3))
     if training.requests.stop:
         saved = "Stopped on request." if training.requests.stop == "save" else "Stopped on request, without saving."
@@ -85,7 +96,9 @@ class Training:
         self.job, self.config = job, config
         self.loaded, self.model, self.trainer, self.corpus = loaded, model, trainer, corpus
         self.requests = Requests()
-        self.recorder = Recorder(job.folder, job.run_id, loaded.device)
+        self.ranks = trainer.ranks
+        first = self.ranks.is_first
+        self.recorder = Recorder(job.folder, job.run_id, loaded.device) if first else Silence()
         run_dir = inside(job.folder, job.args["config"]).parent
         self.checkpoints = CheckpointFolder(job.folder, job.run_id, run_dir, config.record.keep_last)
         self.prober = Prober(job.folder, config, loaded)
@@ -118,26 +131,33 @@ class Training:
         corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job), versions)
         num_steps = count_steps(corpus, config)
         model = adapters.attach(loaded, config)
-        trainer = Trainer(model, config, dtype, num_steps, loaded.pad_id)
+        trainer = Trainer(model, config, dtype, num_steps, loaded.pad_id, ranks_of(config))
         _print_plan(config, corpus, trainer, device, dtype)
         return cls(job, config, loaded, model, trainer, corpus)
 
     def resume(self, source: str) -> None:
         """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project."""
-        clear_leftovers(self.checkpoints.run_dir, older_than_seconds=0)  # only this process writes there
+        self.ranks.join(self.loaded.device)
+        if self.ranks.is_first:
+            clear_leftovers(self.checkpoints.run_dir, older_than_seconds=0)  # only this process writes there
         path, notices = self._chosen(source)
         state = RunState.read(checkpoint.load_checkpoint(path)) if path else None
         if path and state:
             self.job.phase(f"resuming from {path.name}")
-            self._restore(state, path)
+            notices += self._restore(state, path)
         self.recorder.begin(self.num_steps, self.step, state.counters.stored if state else {})
         if path:
             self.recorder.event(self.step, "resumed", file=path.name)
         elif self.config.model.continue_from:
             self._take_weights(Path(self.config.model.continue_from).expanduser())
+        if not path:
+            self.trainer.join(self.ranks)
+            if self.ranks.rank:  # what is dropped differs from rank to rank
+                torch.manual_seed(self.config.train.seed + self.ranks.rank)
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
-        self._require_space()
+        if self.ranks.is_first:
+            self._require_space()
 
     def run(self) -> None:
         """Train to the last step, or to the border where a person asked to stop or nothing gets better."""
@@ -171,16 +191,16 @@ class Training:
             "seconds": seconds,
         }
 
-    def state(self) -> RunState:
+    def state(self, rng: dict[str, Any]) -> RunState:
         """All that is needed to go on after this step. Raises StoreBusyError while rows wait to be stored."""
         return RunState(
             about=self._about(),
-            weights=adapters.trainable_state(self.model),
-            optimizer=self.trainer.optimizer.state_dict(),
+            weights={} if self.ranks.takes_steps else adapters.trainable_state(self.model),
+            optimizer={} if self.ranks.takes_steps else self.trainer.optimizer.state_dict(),
             scaler=self.trainer.scaler.state_dict(),
             schedule=self._schedule_at(self.step),
             data=DataPlace(self._position_at(self.step), self.tokens_seen, self.corpus.fingerprints),
-            rng=checkpoint.rng_state(),
+            rng=rng,
             counters=Counters(
                 micro_batch_size=self.trainer.micro_batch_size,
                 health=self.health.state(),
@@ -189,13 +209,14 @@ class Training:
             ),
         )
 
-    def _restore(self, saved: RunState, path: Path) -> None:
-        """Put everything where it was: what is computed from here on is the same as without a break."""
+    def _restore(self, saved: RunState, path: Path) -> list[str]:
+        """Put everything where it was: what is computed from here on is the same as without a break.
+
+        Returns a notice when something could not be taken along.
+        """
         saved.require_same_run(self._expected_at(saved.step))
-        adapters.load_trainable_state(self.model, saved.weights)
-        self.trainer.optimizer.load_state_dict(saved.optimizer)
-        self.trainer.scaler.load_state_dict(saved.scaler)
-        checkpoint.set_rng_state(saved.rng)
+        notices = self._restore_weights(saved, path)
+        self._set_rng(saved.rng)
         counters = saved.counters
         self.trainer.micro_batch_size = counters.micro_batch_size or self.trainer.micro_batch_size
         self.health.restore(counters.health)
@@ -204,8 +225,51 @@ class Training:
         # Saving comes last at a border: everything else that was due at this step is done and stored.
         self._saved_step = self._sampled_step = self._evaluated_step = self._probed_step = self.step
         self.saved = path
-        self.checkpoints.go_on_from(self.step, path, self.best.kept)
-        self._mark_best()
+        if self.ranks.is_first:
+            self.checkpoints.go_on_from(self.step, path, self.best.kept)
+            self._mark_best()
+        return notices
+
+    def _restore_weights(self, saved: RunState, path: Path) -> list[str]:
+        """Weights and optimizer, in the very pieces that they were saved in, or whole."""
+        there, here = saved.about.get("ranks", {"world": 1, "zero_stage": None}), self._layout()
+        if self.ranks.takes_steps and there == here:
+            self.trainer.join(self.ranks)
+            self.ranks.load(path, only_learned=adapters.is_adapter(self.model))
+            return []
+        whole = saved.weights or read_own(path)["state_dict"]
+        adapters.load_trainable_state(self.model, whole)
+        self.trainer.join(self.ranks)
+        if saved.optimizer and not self.ranks.takes_steps:
+            self.trainer.optimizer.load_state_dict(saved.optimizer)
+            self.trainer.scaler.load_state_dict(saved.scaler)
+            return [] if there == here else [f"saved by {there['world']} processes, resumed by {here['world']}"]
+        notice = (
+            f"{path.name} was saved by {_shown_layout(there)} and is resumed by {_shown_layout(here)}: the weights, "
+            "the place in the data and the schedule go on, the optimizer's memory begins anew"
+        )
+        print(f"{notice}.", flush=True)
+        return [notice]
+
+    def _layout(self) -> dict[str, Any]:
+        """How weights and optimizer are shared out: what an exact resume must find again."""
+        return {"world": self.ranks.world, "zero_stage": self.ranks.stage}
+
+    def _rng(self) -> dict[str, Any]:
+        """Every random generator, those of all ranks too."""
+        state = checkpoint.rng_state()
+        if self.ranks.world > 1:
+            state["ranks"] = self.ranks.gather(torch.get_rng_state())
+            if self.loaded.device.type == "cuda":
+                state["gpus"] = self.ranks.gather(torch.cuda.get_rng_state(self.loaded.device))
+        return state
+
+    def _set_rng(self, state: dict[str, Any]) -> None:
+        checkpoint.set_rng_state(state)
+        if len(state.get("ranks", [])) == self.ranks.world > 1:
+            torch.set_rng_state(state["ranks"][self.ranks.rank])
+            if self.loaded.device.type == "cuda" and "gpus" in state:
+                torch.cuda.set_rng_state(state["gpus"][self.ranks.rank], self.loaded.device)
 
     def _take_weights(self, path: Path) -> None:
         """Begin a new run with the weights of a checkpoint or an adapter, and nothing else of it."""
@@ -223,12 +287,13 @@ class Training:
         """The checkpoint to go on from, and why newer ones were passed over."""
         if source != "auto":
             return (inside(self.job.folder, source) if source else None), []
-        found = self.checkpoints.find_resumable()
+        found = self.checkpoints.find_resumable() if self.ranks.is_first else Found(None, [])
         for notice in found.notices:
             self.job.phase(notice)
-        if found.path is None:
+        name = self.ranks.share(found.path.name if found.path else "")
+        if not name:
             print("There is no checkpoint to resume from; the run starts at the first step.", flush=True)
-        return found.path, found.notices
+        return (self.checkpoints.run_dir / name if name else None), found.notices
 
     def _train_step(self, examples: list[Example]) -> None:
         number = self.step + 1
@@ -252,6 +317,8 @@ class Training:
             faults.hit("step")
             return self.trainer.step(examples, number)
 
+        if self.ranks.world > 1:  # the others would wait for a rank that tries again
+            return step()
         result = until_it_fits(self.trainer, step)
         fitting = self.trainer.micro_batch_size
         if fitting < wanted:
@@ -289,6 +356,7 @@ class Training:
 
     def _stop_asked(self) -> bool:
         self.requests.read(self.job)
+        self.requests.agree(self.ranks)
         return bool(self.requests.stop)
 
     def _training_phase(self) -> None:
@@ -305,7 +373,10 @@ class Training:
         if not self.corpus.valid or not self.config.record.evaluate_every_steps or self._evaluated_step == self.step:
             return
         self.phase("evaluating")
-        loss = until_it_fits(self.trainer, lambda: self.trainer.evaluate(self.corpus.valid))
+        if self.ranks.world > 1:
+            loss = self.trainer.evaluate(self.corpus.valid)
+        else:
+            loss = until_it_fits(self.trainer, lambda: self.trainer.evaluate(self.corpus.valid))
         self.recorder.measured(self.step, {"valid/loss": loss})
         self._evaluated_step = self.step
         self._save_due |= self.best.see("valid_loss", self.step, loss)
@@ -316,16 +387,24 @@ class Training:
             return
         self.phase("asking held-out questions")
         with self.trainer.forward.precision():
-            found = self.prober.measure(self.model)
+            found = self.ranks.share(self.prober.measure(self.model) if self._generates else {})
         self.recorder.measured(self.step, found)
         self._probed_step = self.step
         self._save_due |= self.best.see("probe_score", self.step, score_of(found))
         shown = "  ".join(f"{name.split('/')[1]} {share:.0%}" for name, share in found.items())
         print(f"step {self.step}/{self.num_steps}  {shown}", flush=True)
 
+    @property
+    def _generates(self) -> bool:
+        """Whether this rank writes answers: the first, and all of them where each has a part of the weights."""
+        return self.ranks.is_first or self.ranks.partitions_weights
+
     def _sample(self) -> None:
         self.requests.sample = False
         if not self.config.record.sample_prompts or self._sampled_step == self.step:
+            return
+        if not self._generates:
+            self._sampled_step = self.step
             return
         self.phase("sampling")
         with self.trainer.forward.precision():
@@ -342,24 +421,61 @@ class Training:
         if self.health.in_a_row and not adapters.is_finite(self.model):
             print(f"step {self.step} is not saved: its weights are not finite", flush=True)
             return
-        if not must and (self.health.suspicious or time.monotonic() - self._save_tried_at < SAVE_AGAIN_SECONDS):
+        soon = self.ranks.share(time.monotonic() - self._save_tried_at < SAVE_AGAIN_SECONDS)
+        if not must and (self.health.suspicious or soon):
             self._save_due = True
             return
         while not self._try_to_save() and must and self.requests.stop != "discard":
-            self._wait_for_space()
+            self._wait_together()
 
     def _try_to_save(self) -> bool:
         """Whether it could be saved now."""
         self.phase("saving")
+        rng = self._rng()
+        commit = self._commit_folder if self.ranks.takes_steps else self._commit_file
         try:
-            self.saved = self.checkpoints.save(self.step, self.state().content(), keep=self.best.kept)
+            done = commit(rng) if self.ranks.is_first else True
         except (DiskFullError, StoreBusyError) as error:
             self._put_off(error)
+            done = False
+        if self.ranks.takes_steps and not self.ranks.is_first:
+            self._write_shards(self.ranks.share(None), {})
+        if not self.ranks.share(done):
             return False
+        self.saved = self.checkpoints.run_dir / f"step_{self.step}.pth"
         self._saved_step, self._save_due, self._save_tried_at = self.step, False, -SAVE_AGAIN_SECONDS
-        self._mark_best()
+        if self.ranks.is_first:
+            self._mark_best()
         print(f"saved {self.saved.name}", flush=True)
         return True
+
+    def _commit_file(self, rng: dict[str, Any]) -> bool:
+        self.checkpoints.save(self.step, self.state(rng).content(), keep=self.best.kept)
+        return True
+
+    def _commit_folder(self, rng: dict[str, Any]) -> bool:
+        """Rank 0's part of saving a folder: the others are told where to write once it is known that they can."""
+        told = False
+
+        def write(temporary: Path) -> None:
+            nonlocal told
+            told = True
+            self._write_shards(self.ranks.share(str(temporary)), content)
+            write_state(temporary, content)
+
+        try:
+            content = self.state(rng).content()
+            self.checkpoints.commit(self.step, write, keep=self.best.kept)
+        finally:
+            if not told:
+                self.ranks.share("")
+        return True
+
+    def _write_shards(self, folder: str, content: dict[str, Any]) -> None:
+        """This rank's files of a folder; none when there is no folder."""
+        if folder:
+            meta = {"meta": content["meta"]} if content else {}
+            self.ranks.save(Path(folder), meta, only_learned=adapters.is_adapter(self.model))
 
     def _put_off(self, error: DiskFullError | StoreBusyError) -> None:
         print(f"step {self.step}: not saved yet. {error}", flush=True)
@@ -372,8 +488,14 @@ class Training:
         time.sleep(SPACE_LOOK_SECONDS)
         self.requests.read(self.job)
 
+    def _wait_together(self) -> None:
+        self._wait_for_space()
+        self.requests.agree(self.ranks)
+
     def _settle(self) -> None:
         """Nothing waits in memory when the run ends."""
+        if not self.ranks.is_first:
+            return
         while self.requests.stop != "discard":
             try:
                 self.recorder.settle()
@@ -405,6 +527,7 @@ class Training:
             "config": self.config.model_dump(mode="json"),
             "adapter_config": adapters.adapter_config(self.model),
             "versions": checkpoint.versions(),
+            "ranks": self._layout(),
         }
 
     def _schedule_at(self, step: int) -> Schedule:
@@ -421,6 +544,11 @@ def count_steps(corpus: Corpus, config: RunConfig) -> int:
         return config.train.num_steps
     rows = mix.epoch_length(corpus.sizes, config.data.sources)
     return mix.num_steps(rows, config.train.num_epochs or 1, config.examples_per_step)
+
+
+def _shown_layout(layout: dict[str, Any]) -> str:
+    stage = layout.get("zero_stage")
+    return f"{layout['world']} processes" + ("" if stage is None else f" with ZeRO-{stage}")
 
 
 def _due(step: int, interval: int) -> bool:

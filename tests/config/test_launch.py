@@ -108,9 +108,18 @@ def test_each_process_knows_its_rank() -> None:
     assert launch.slurm_rank_variables({"RANK": "0", **slurm}) == {}
 
 
+def test_spread_anew_keeps_the_rows_of_a_step() -> None:
+    sizes = {"micro_batch_size": 2, "gradient_accumulation_steps": 2}
+    two = config(sizes, strategy="ddp", processes_per_node=2)
+    one = launch.spread_anew(two, {"processes_per_node": 1})
+    assert one.examples_per_step == two.examples_per_step == 8 and one.train.gradient_accumulation_steps == 4
+    with pytest.raises(ConfigError, match="cannot share the run's 8 rows"):
+        launch.spread_anew(two, {"processes_per_node": 3})
+
+
 def test_an_sbatch_file_is_safe_to_run_from_a_folder_with_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "x; touch y"
     spread = DistributedSection(strategy="ddp", launcher="slurm", nodes=2, processes_per_node=8)
     text = launch.sbatch_script(spread, "luna", ["retune", "train", "luna config"], folder)
-    assert f"cd {shlex.quote(str(folder))}\n" in text and "retune train 'luna config' &" in text
+    assert f"cd {shlex.quote(str(folder))}\n" in text and "retune train 'luna config'\n" in text
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --gres=gpu:8\n" in text

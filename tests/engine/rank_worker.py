@@ -3,8 +3,10 @@
 argv: model folder, output file, names of cases. A case: strategy-method-pack-dtype, as zero2-lora-tree-float32.
 """
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from studio.config.schema import RunConfig, parse_config
 from studio.data.tokens import Example
 from studio.engine import adapters, devices
 from studio.engine.distributed import Alone, ranks_of
-from studio.engine.loop import Trainer
+from studio.engine.loop import StepResult, Trainer
 from studio.engine.models.load import load_base
 
 NUM_STEPS, ROWS = 20, 8
@@ -53,28 +55,53 @@ def rows_of(step: int) -> list[Example]:
     return rows
 
 
-def train(model: Path, case: str, world: int) -> dict[str, object]:
-    """Losses, norms and final learned weights of a case."""
+def start(model: Path, case: str, world: int) -> Trainer:
+    """The model of a case, ready to train together with the other processes."""
     config = config_of(model, case, world)
     devices.seed_all(0)
     dtype = devices.DTYPES[config.model.dtype]
     weights_dtype = torch.float32 if config.method == "full" else dtype
-    device = torch.device("cpu")
     ranks = ranks_of(config)
-    loaded = load_base(model, dtype=weights_dtype, device=device, bits=4 if config.method == "qlora" else 0)
-    attached = adapters.attach(loaded, config)
-    trainer = Trainer(attached, config, dtype, NUM_STEPS, loaded.pad_id)
-    ranks.join(device)
-    trainer.join(ranks)
-    results = [trainer.step(rows_of(step), step + 1) for step in range(NUM_STEPS)]
+    bits = 4 if config.method == "qlora" else 0
+    loaded = load_base(model, dtype=weights_dtype, device=torch.device("cpu"), bits=bits)
+    trainer = Trainer(adapters.attach(loaded, config), config, dtype, NUM_STEPS, loaded.pad_id, ranks)
+    ranks.join(torch.device("cpu"))
+    return trainer
+
+
+def steps(trainer: Trainer, first: int, end: int) -> list[StepResult]:
+    return [trainer.step(rows_of(step), step + 1) for step in range(first, end)]
+
+
+def train(model: Path, case: str, world: int) -> dict[str, Any]:
+    """Losses, norms and final learned weights of a case."""
+    trainer = start(model, case, world)
+    trainer.join(trainer.ranks)
+    results = steps(trainer, 0, NUM_STEPS)
     return {
         "losses": [each.loss for each in results],
         "norms": [each.grad_norm for each in results],
         "tokens": [each.num_tokens for each in results],
         "trained": [each.num_trained_tokens for each in results],
         "valid": trainer.evaluate(rows_of(99)),
-        "weights": learned(attached, ranks),
+        "weights": learned(trainer.model, trainer.ranks),
     }
+
+
+def resume(model: Path, case: str, world: int, folder: Path) -> dict[str, Any]:
+    """As `train`, but saved after half of the steps, and gone on with from the files by a model made anew."""
+    half = NUM_STEPS // 2
+    trainer = start(model, case, world)
+    trainer.join(trainer.ranks)
+    steps(trainer, 0, half)
+    only_learned = adapters.is_adapter(trainer.model)
+    path = folder / case / f"step_{half}.pth"
+    trainer.ranks.save(path, {}, only_learned)
+    trainer = start(model, case, world)
+    trainer.join(trainer.ranks)
+    trainer.ranks.load(path, only_learned)
+    results = steps(trainer, half, NUM_STEPS)
+    return {"losses": [each.loss for each in results], "weights": learned(trainer.model, trainer.ranks)}
 
 
 def learned(model: torch.nn.Module, ranks: Alone) -> dict[str, torch.Tensor]:
@@ -92,14 +119,13 @@ def learned(model: torch.nn.Module, ranks: Alone) -> dict[str, torch.Tensor]:
 
 
 def main(model: str, out: str, *cases: str) -> None:
-    import os
-
     world = int(os.environ.get("WORLD_SIZE", "1"))
     found = {}
     for case in cases:
         found[case] = train(Path(model), case, world)
-        print(case, found[case]["losses"][-1], flush=True)
-    if int(os.environ.get("RANK", "0")) == 0:
+        if case.startswith("zero") and not case.endswith("bfloat16"):
+            found[case]["resumed"] = resume(Path(model), case, world, Path(out).parent)
+    if os.environ.get("RANK", "0") == "0":
         torch.save(found, out)
 
 

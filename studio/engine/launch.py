@@ -1,0 +1,205 @@
+"""The `train` verb's first half, without torch: tokens into the cache, then the run in this process or in its ranks.
+
+Ranks are children of this process, or of the launcher that it starts. One that dies ends the job with that rank's error
+as its cause; none outlives the job.
+"""
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from studio.config import launch
+from studio.config.schema import RunConfig
+from studio.config.yaml import load_config
+from studio.data.named import load_template
+from studio.data.tokens import TextTokenizer
+from studio.engine.job import JobContext
+from studio.engine.tokenize import reporting, stored_sources, tokenise
+from studio.errors import JobError
+from studio.models import require
+from studio.paths import REPOSITORY, inside, remove
+from studio.store import jobs as store
+from studio.store import open_db, runs
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 3.0  # for the other ranks to say what they saw, once one has died
+REPORTS = "ranks"
+ENDED = "The processes of this machine have ended; the first machine's job has the run's numbers."
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Train. args as in studio.engine.train; `distributed` may spread a resumed run over other processes."""
+    config = configured(job)
+    if config.distributed.strategy == "none":
+        return importlib.import_module("studio.engine.train").run(job)
+    _fill_cache(job, config)
+    return _lead(job, config)
+
+
+def configured(job: JobContext) -> RunConfig:
+    """The run's frozen config, spread over processes as this job wants it. Raises ConfigError."""
+    config = load_config(inside(job.folder, job.args["config"]))
+    return launch.spread_anew(config, job.args.get("distributed") or {})
+
+
+def _fill_cache(job: JobContext, config: RunConfig) -> None:
+    """Tokenise before any process group exists: ranks that wait for one of them run into timeouts."""
+    job.phase("tokenising", unit="rows")
+    folder = require(config.model.base)
+    with open_db(job.folder) as db:
+        versions = runs.get(db, job.run_id).detail.get("datasets")
+    sources = stored_sources(job.folder, config.data, versions)
+    template, tokenizer = load_template(config.data.template, folder), TextTokenizer.load(folder)
+    for _ in tokenise(job.folder, config.data, sources, template, tokenizer, reporting(job)):
+        job.check_stop()
+
+
+@dataclass
+class Started:
+    """A process that this one started; `rank` -1 is a launcher with ranks of its own."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+
+
+def _lead(job: JobContext, config: RunConfig) -> dict[str, Any]:
+    """Start the ranks, wait for them, and end as they did."""
+    spread = config.distributed
+    place = launch.meeting(spread)
+    if not place.port:
+        place = launch.Meeting(place.node_rank, place.address, _free_port())
+    reports = job.job_dir / REPORTS
+    remove(reports)
+    reports.mkdir(parents=True)
+    job.phase(f"starting {spread.world_size} processes")
+    job.hand_over()
+    children = _start(job, config, place)
+    try:
+        _wait(job, children, reports)
+    finally:
+        _end(children)
+    return _outcome(job, children, reports, place)
+
+
+def _start(job: JobContext, config: RunConfig, place: launch.Meeting) -> list[Started]:
+    spread = config.distributed
+    if spread.launcher != "none":
+        return [Started(-1, _spawn(launch.command(spread, place, job.job_dir), {}))]
+    line = [sys.executable, "-m", launch.MODULE, str(job.job_dir)]
+    return [
+        Started(place.node_rank * spread.processes_per_node + each, _spawn(line, _variables(config, place, each)))
+        for each in range(spread.processes_per_node)
+    ]
+
+
+def _variables(config: RunConfig, place: launch.Meeting, local_rank: int) -> dict[str, str]:
+    """A rank's variables; the cores are shared out among the ranks unless a person has done so."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    threads = str(max(1, cores // config.distributed.processes_per_node))
+    return launch.rank_variables(config.distributed, place, local_rank) | {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads
+    }
+
+
+def _spawn(line: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    own = {"RETUNE_JOB_PID": str(os.getpid())}
+    try:
+        return subprocess.Popen(line, stdin=subprocess.DEVNULL, cwd=REPOSITORY, env={**os.environ, **variables, **own})
+    except FileNotFoundError as error:
+        raise JobError(f"{line[0]!r} is not on this machine.", "Choose another distributed.launcher.") from error
+
+
+def _wait(job: JobContext, children: list[Started], reports: Path) -> None:
+    """Until all have ended, or one has failed. A stop signal becomes a request that rank 0 reads at a step border."""
+    while any(child.process.poll() is None for child in children):
+        if any(child.process.poll() for child in children) or _failures(reports):
+            return
+        if job.stop_signals:
+            with open_db(job.folder) as db:
+                if not store.get(db, job.id).stop_request:
+                    store.request(db, job.id, stop_request="save")
+        time.sleep(POLL_SECONDS)
+
+
+def _end(children: list[Started]) -> None:
+    """No rank is left: those that still run get a moment to say what they saw, and are killed with all they started."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(child.process.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    for child in children:
+        if child.process.poll() is None:
+            with_own = [*_descendants(child.process.pid), psutil.Process(child.process.pid)]
+            for each in with_own:
+                try:
+                    each.kill()
+                except psutil.NoSuchProcess:
+                    continue
+        child.process.wait()
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _outcome(job: JobContext, children: list[Started], reports: Path, place: launch.Meeting) -> dict[str, Any]:
+    """The result of rank 0. Raises JobError with the cause when a rank failed."""
+    if cause := _cause(children, reports):
+        raise JobError(cause)
+    if place.node_rank:
+        print(ENDED, flush=True)
+        return {}
+    report = _read(reports / "0.json")
+    if report.get("state") == "stopped":
+        job.stopped(report.get("result"), report.get("cause", ""))
+    return report.get("result") or {}
+
+
+def _cause(children: list[Started], reports: Path) -> str:
+    """Why the ranks failed, "" when they did not: who broke first, not who lost its neighbours through that."""
+    failures = _failures(reports)
+    for own in (each for each in failures if not each.get("lost_others")):
+        return f"Rank {own['rank']}: {own['cause']}"
+    for child in children:
+        code = child.process.returncode
+        if code and code < 0 and child.rank >= 0 and not _read(reports / f"{child.rank}.json"):
+            name = signal.Signals(-code).name
+            how = "by a person, or by the system because memory ran out" if -code == signal.SIGKILL else "from outside"
+            return f"Rank {child.rank} was ended by signal {-code} ({name}): {how}. The log says more."
+    if failures:
+        return f"A rank is gone without a word; rank {failures[0]['rank']} lost it: {failures[0]['cause']}"
+    if broken := [child for child in children if child.process.returncode]:
+        who = f"Rank {broken[0].rank}" if broken[0].rank >= 0 else "The launcher"
+        return f"{who} ended with exit code {broken[0].process.returncode}. The log says more."
+    return ""
+
+
+def _failures(reports: Path) -> list[dict[str, Any]]:
+    """What failed ranks said of themselves, the earliest first."""
+    found = [_read(path) for path in reports.glob("*.json")]
+    return sorted((each for each in found if each.get("state") == "failed"), key=lambda each: each.get("at", 0.0))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def _free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])

@@ -1,0 +1,29 @@
+"""A run's checkpoint as a folder: DeepSpeed's files of every rank, and beside them what else a resume needs.
+
+`step_N.pth/` has DeepSpeed's layout and XTuner's names (`llm.…`); `retune_state.pth` in it is `RunState` without
+weights and optimizer. Weights are put together by the reader of foreign files, never by DeepSpeed's own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.engine.checkpoint import STATE_FILE
+from studio.engine.foreign import iter_weights
+from studio.engine.safe_load import load_pth
+from studio.foreign.xtuner import open_checkpoint
+
+
+def write_state(folder: Path, content: dict[str, Any]) -> None:
+    torch.save(content, folder / STATE_FILE)
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """The content of one of our checkpoints, file or folder, with its weights. Raises CheckpointError, UnsafeFileError.
+
+    A folder's are in float32, by the names that PEFT or transformers give them.
+    """
+    if not path.is_dir():
+        return load_pth(path)
+    return load_pth(path / STATE_FILE) | {"state_dict": dict(iter_weights(open_checkpoint(path).weights))}

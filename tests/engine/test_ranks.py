@@ -1,0 +1,101 @@
+"""Runs of several real processes: they learn, save, are resumed bit-equal, and end with the cause when one dies."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from studio import jobs, runs
+from studio.config.schema import RunConfig
+from studio.engine.checkpoint import load_checkpoint
+from studio.engine.zero_folder import read_own
+from studio.projects import Project
+from studio.store import metrics, open_db, samples
+from studio.store.jobs import Job
+
+Make = Callable[..., RunConfig]
+EXACT = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_tokens", "valid/loss")
+NUM_STEPS = 6
+
+
+def spread(make: Make, strategy: str, **settings: Any) -> RunConfig:
+    zero = {"distributed.deepspeed": strategy} if strategy.startswith("zero") else {}
+    chosen = {"distributed.strategy": "deepspeed" if zero else strategy, "distributed.processes_per_node": 2, **zero}
+    steps = {"train.num_steps": NUM_STEPS, "train.gradient_accumulation_steps": 1, "record.save_every_steps": 2}
+    return make(**steps, **chosen, **{"record.keep_last": 9, "lora.dropout": 0.1}, **settings)
+
+
+def numbers(project: Project, run_id: str) -> dict[str, list[tuple[int, float | None]]]:
+    with open_db(project.folder) as db:
+        return {name: [(each.step, each.value) for each in metrics.series(db, run_id, name)] for name in EXACT}
+
+
+def final(project: Project, run_id: str) -> dict[str, torch.Tensor]:
+    return read_own(project.path("runs", run_id, f"step_{NUM_STEPS}.pth"))["state_dict"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def wait_for_step(project: Project, run_id: str, job: Job, step: int) -> Job:
+    while runs.get_run(project, run_id).step < step:
+        current = jobs.get(project.folder, job.id)
+        assert current.live, f"{current.state}: {current.cause}"
+        time.sleep(0.02)
+    return jobs.get(project.folder, job.id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "method"), [("ddp", "lora"), ("zero2", "full"), ("zero3", "lora")])
+def test_two_ranks_learn_save_and_resume_bit_equal(
+    training_project: Project, tiny_config: Make, strategy: str, method: str
+) -> None:
+    config = spread(tiny_config, strategy, method=method)
+    whole, job = runs.start_run(training_project, config)
+    ended = runs.wait(training_project.folder, job, 300)
+    assert ended.state == "finished" and ended.result["steps"] == NUM_STEPS
+    before, weights = numbers(training_project, whole.id), final(training_project, whole.id)
+    assert [step for step, _ in before["train/loss"]] == list(range(1, NUM_STEPS + 1))
+    with open_db(training_project.folder) as db:
+        asked = samples.listed(db, whole.id)
+    assert sorted(each.step for each in asked) == sorted([0, 3, 6] * 2) and not any(each.error for each in asked)
+    path = training_project.path("runs", whole.id, "step_2.pth")
+    assert path.is_dir() == strategy.startswith("zero") and load_checkpoint(path)["meta"]["ranks"]["world"] == 2
+
+    again = runs.resume_run(training_project, whole.id, f"runs/{whole.id}/step_2.pth")
+    assert runs.wait(training_project.folder, again, 300).state == "finished"
+    assert numbers(training_project, whole.id) == before
+    assert same(final(training_project, whole.id), weights)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_weights(
+    training_project: Project, tiny_config: Make
+) -> None:
+    config = spread(tiny_config, "zero1", **{"train.num_steps": 400, "record.sample_every_steps": 0})
+    run, job = runs.start_run(training_project, config)
+    current = wait_for_step(training_project, run.id, job, 5)
+    ranks = psutil.Process(current.pid).children()
+    assert len(ranks) == 2
+    second = next(each for each in ranks if each.environ()["RANK"] == "1")
+    os.kill(second.pid, signal.SIGKILL)
+    *_, ended = jobs.watch(training_project.folder, job.id)
+    assert (ended.state, "Rank 1 was ended by signal 9" in ended.cause) == ("failed", True), ended.cause
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
+
+    job = runs.resume_run(training_project, run.id, "auto", {"processes_per_node": 1})
+    saved = wait_for_step(training_project, run.id, job, 8)
+    assert saved.live
+    jobs.stop(training_project.folder, job.id)
+    *_, ended = jobs.watch(training_project.folder, job.id)
+    assert ended.state == "stopped" and ended.result["steps"] >= 8
+    log = Path(ended.log_path).read_text()
+    assert "the optimizer's memory begins anew" in log
+    assert load_checkpoint(training_project.path(ended.result["checkpoint"]))["meta"]["ranks"]["world"] == 1
