@@ -35,7 +35,7 @@ def config_of(model: Path, case: str, world: int) -> RunConfig:
                 "warmup_steps": 2,
                 "micro_batch_size": 2,
                 "gradient_accumulation_steps": ROWS // 2 // world,
-                "learning_rate": 0.01,
+                "learning_rate": 0.002,
                 "weight_decay": 0.01,
             },
             "distributed": {**spread, "processes_per_node": world},

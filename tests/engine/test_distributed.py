@@ -69,7 +69,6 @@ def require_agreement(found: dict, expected: dict) -> None:
     assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
     assert found["norms"] == pytest.approx(expected["norms"], rel=WITHIN)
     assert found["valid"] == pytest.approx(expected["valid"], rel=WITHIN)
-    assert found["losses"][-1] < found["losses"][0]
     assert distance(found["weights"], expected["weights"]) < WITHIN
 
 
