@@ -65,7 +65,7 @@ def _page(rows: list[str], model: str) -> str:
         f"`python -m benchmarks.ranks`: {rank_worker.NUM_STEPS} steps of {rank_worker.ROWS} rows on {model}; two",
         f"processes on one machine ({versions}). Largest relative difference of a step's loss and gradient norm to one",
         "process, and of all learned weights together at the end. Resumed: saved after half of the steps and gone on",
-        "with by models made anew, compared with not having stopped (float32; DDP's file is that of one process, and its",
+        "with by models made anew, compared with not having stopped (float32; DDP's file is one process's, and its",
         "resume is in tests/engine/test_ranks.py).",
         "",
         "A whole model in bfloat16 has bfloat16 weights with float32 masters under ZeRO, and float32 weights under",
