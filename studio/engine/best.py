@@ -53,6 +53,10 @@ class Best:
             f"than {self.value:.4g} at step {self.step}."
         )
 
+    def stop_detail(self) -> dict[str, Any]:
+        """The same in numbers, for a sentence in any language."""
+        return {"waited": self.waited, "value": self.value, "best_step": self.step}
+
     def state(self) -> dict[str, Any]:
         """What counts on over a resume."""
         return {name: value for name, value in asdict(self).items() if name not in ("measure", "patience")}

@@ -169,7 +169,7 @@ class Training:
             self._train_step(next(steps))
             self._at_border()
         if self.best.should_stop and self.step < self.num_steps:
-            self.recorder.event(self.step, "early_stop", reason=self.best.why_stopped())
+            self.recorder.event(self.step, "early_stop", **self.best.stop_detail())
             print(self.best.why_stopped(), flush=True)
         if self.requests.stop != "discard":
             self._save(must=True)

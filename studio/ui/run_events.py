@@ -69,7 +69,9 @@ def sentence(group: Sequence[RunEvent]) -> str:
         case "rows_missing":
             return _("Some numbers from before step {step} are missing in the database.").format(step=event.step)
         case "early_stop":
-            return _("Stopped early, nothing got better any more. {reason}").format(reason=detail.get("reason", ""))
+            text = _("Stopped early: {waited} measurements in a row were no better than {value} at step {step}.")
+            value = f"{detail.get('value') or 0:.4g}"
+            return text.format(waited=detail.get("waited"), value=value, step=detail.get("best_step"))
         case _other:
             return event.kind.replace("_", " ")
 

@@ -236,7 +236,7 @@ def test_what_happened_to_a_run_is_told(open_page, project):
     happened = [
         ("bad_step", 3, {"reason": "loss nan"}), ("bad_step", 4, {"reason": "loss nan"}),
         ("smaller_micro_batch", 5, {"before": 8, "now": 4}), ("save_put_off", 6, {"reason": "The disk is **full**."}),
-        ("early_stop", 12, {"reason": "Stopped early."}),
+        ("early_stop", 12, {"waited": 2, "value": 1.25, "best_step": 8}),
     ]  # fmt: skip
     with open_db(project.folder) as db:
         for kind, step, detail in happened:
@@ -250,6 +250,7 @@ def test_what_happened_to_a_run_is_told(open_page, project):
     told = texts(at)
     assert plain("2 steps were not taken (3, 4)") in told
     assert plain("micro-batches of 4 from there on, not 8") in told
+    assert plain("2 measurements in a row were no better than 1.25 at step 8") in told
     assert plain("The disk is **full**.") in told and "Finished early." in told
     assert "Best checkpoint: step 8 (Validation loss 1.250)" in told and "Held-out questions" in told
     chinese = texts(open_page(PAGE, lang="zh"))
