@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from studio.config.xtuner import exporting, importing
     from studio.data import arxiv, files, formats, identity, named, phrasings, talk
     from studio.foreign import xtuner
-    from studio.store import checkpoints, evaluations, metrics, samples
+    from studio.store import checkpoints, evaluations, metrics, run_events, samples
 else:
     arxiv = _AtFirstUse("studio.data.arxiv")
     caches = _AtFirstUse("studio.caches")
@@ -76,5 +76,6 @@ else:
     checkpoints = _AtFirstUse("studio.store.checkpoints")
     evaluations = _AtFirstUse("studio.store.evaluations")
     metrics = _AtFirstUse("studio.store.metrics")
+    run_events = _AtFirstUse("studio.store.run_events")
     samples = _AtFirstUse("studio.store.samples")
     xtuner = _AtFirstUse("studio.foreign.xtuner")

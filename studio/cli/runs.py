@@ -9,7 +9,7 @@ import typer
 from studio.cli import show
 from studio.cli.follow import numbers_table
 from studio.cli.group import group
-from studio.cli.lazy import checkpoints, jobs, metrics, runs, samples, store
+from studio.cli.lazy import checkpoints, jobs, metrics, run_events, runs, samples, store
 from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.cli.train import DetachOption, resume_run
 from studio.errors import JobError
@@ -47,20 +47,30 @@ def show_(run: RunArgument, json: JsonOption = False, project: ProjectOption = "
     found = runs.get_run(workspace, run)
     with store.open_db(workspace.folder) as db:
         latest, kept, texts = metrics.latest(db, run), checkpoints.listed(db, run), samples.listed(db, run)
+        happened = run_events.listed(db, run)
     if json:
-        return show.as_json({"run": found, "metrics": latest, "checkpoints": kept, "samples": texts})
+        told = {"run": found, "metrics": latest, "checkpoints": kept, "samples": texts, "events": happened}
+        return show.as_json(told)
     show.say(f"{found.id}: {found.state} at step {found.step}/{found.num_steps}. {found.cause}".rstrip())
     for name, rows in found.detail.get("datasets", {}).items():
         show.say(f"Rows: {name}, version {rows['version']} ({rows['fingerprint'][:12]})")
     for error in found.detail.get("started_despite", []):
         show.say(f"Started despite: {error}")
+    for event in happened:
+        detail = ", ".join(f"{name} {value}" for name, value in event.detail.items())
+        show.say(f"Step {event.step}: {event.kind.replace('_', ' ')}. {detail}".rstrip())
     show.say("")
     show.out.print(numbers_table(workspace.folder, run))
     show.say("")
-    show.table(["checkpoint", "size"], [(c.path, human_bytes(c.size_bytes)) for c in kept])
+    sizes = [(c.path, human_bytes(c.size_bytes), _best(c.is_best, c.score_name, c.score)) for c in kept]
+    show.table(["checkpoint", "size", "best"], sizes)
     for sample in texts:
         show.say(f"\nstep {sample.step}, {sample.prompt}\n  {sample.text or sample.error}")
     return None
+
+
+def _best(is_best: int, name: str, score: float | None) -> str:
+    return f"{name.replace('_', ' ')} {score:.4g}" if is_best and score is not None else ""
 
 
 @app.command()

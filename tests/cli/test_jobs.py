@@ -7,7 +7,7 @@ import pytest
 
 from studio import jobs as doors
 from studio.projects import Project, create_project
-from studio.store import jobs, open_db
+from studio.store import checkpoints, jobs, open_db, run_events, runs
 from studio.store.jobs import Job
 from tests.cli.conftest import Retune
 
@@ -84,3 +84,16 @@ def test_an_ended_job_is_tried_again(retune: Retune, project: Project, monkeypat
     (again,) = [job for job in doors.refresh(project.folder) if job.id != ended]
     assert (again.kind, again.args, again.state) == ("fetch", {"base": "x"}, "queued")
     assert "Only a job that has ended" in retune("jobs", "retry", again.id, code=1)
+
+
+def test_a_run_tells_what_happened_and_which_checkpoint_is_best(retune: Retune, project: Project) -> None:
+    with open_db(project.folder) as db:
+        runs.add(db, runs.Run("tiny-1", "tiny", "starter", "lora"))
+        run_events.add(db, run_events.RunEvent("tiny-1", 5, "smaller_micro_batch", {"before": 8, "now": 4}))
+        for step in (4, 6):
+            checkpoints.put(db, checkpoints.Checkpoint("tiny-1", step, f"runs/tiny-1/step_{step}.pth", "0", 10))
+        checkpoints.mark_best(db, "tiny-1", 4, "valid_loss", 1.5)
+    said = retune("runs", "show", "tiny-1")
+    assert "Step 5: smaller micro batch. before 8, now 4" in said and said.count("valid loss 1.5") == 1
+    (event,) = json.loads(retune("runs", "show", "tiny-1", "--json"))["events"]
+    assert event["detail"] == {"before": 8, "now": 4}
