@@ -233,6 +233,11 @@ class TrainSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, slower."
     )
+    offload_activations: bool = Field(
+        False,
+        description="Keep activations in main memory until they are needed: less GPU memory, slower.",
+        json_schema_extra=ADVANCED,
+    )
     on_out_of_memory: Literal["stop", "smaller_micro_batch"] = Field(
         "stop",
         description=(

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from studio.engine import tuning
 from studio.engine.job import JobContext, PatientOutput
 
 # verb -> module below studio.engine with a function `run(job)`; its result (a dict) is stored in the job's row.
@@ -26,12 +27,11 @@ VERBS = {
     "evaluate": "studio.engine.evaluate",
     "serve": "studio.engine.server",
 }
+COMPUTES = ("train", "measure", "distill", "evaluate")
 
 
 def main(verb: str, job_dir: Path) -> int:
     """Run one job to its end; the exit code is 0 when it finished or was stopped as asked."""
-    # OpenMP threads spin while they wait; on a busy machine that made steps 2-10 times slower (measured).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said out loud, it does not warn when a process is forked
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with contextlib.redirect_stdout(PatientOutput(sys.stdout)), contextlib.redirect_stderr(PatientOutput(sys.stderr)):
@@ -41,6 +41,10 @@ def main(verb: str, job_dir: Path) -> int:
 def _live(verb: str, job_dir: Path) -> int:
     with JobContext.open(job_dir) as job:
         job.wait_for_turn()
+        if verb in COMPUTES:
+            job.phase("preparing the processor")
+            tuning.apply()
+        os.environ.setdefault("GOMP_SPINCOUNT", tuning.DEFAULT_SPIN)
         job.finish(importlib.import_module(VERBS[verb]).run(job))
     return job.exit_code
 

@@ -8,6 +8,7 @@ import numpy
 import psutil
 import torch
 
+from studio.engine import tuning
 from studio.errors import ConfigError, Problem
 
 STATUS = Path("/proc/self/status")
@@ -47,18 +48,22 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """CUDA from compute capability 8.0; a CPU with AVX512-BF16 or AMX. Elsewhere it is emulated, many times slower."""
+    """CUDA from compute capability 8.0; a CPU with AVX512-BF16 or AMX, unless it was measured to be slower here.
+
+    Elsewhere it is emulated, many times slower.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    known = tuning.remembered()
+    slower = known is not None and 0 < known.bfloat16_gain < 1
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) and not slower
 
 
 def set_threads() -> int:
     """Let torch use the cores that this process may use, unless OMP_NUM_THREADS says otherwise; returns the number."""
     if not os.environ.get("OMP_NUM_THREADS"):
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(allowed, psutil.cpu_count(logical=False) or allowed)))
+        torch.set_num_threads(tuning.cores())
     return torch.get_num_threads()
 
 

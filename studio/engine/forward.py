@@ -6,13 +6,14 @@ taken, and said.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from studio.config.schema import RunConfig
@@ -80,7 +81,7 @@ class Forward:
         """
         factors = batch.weights * (scale / num_trained)
         with following(batch.layout):
-            with self.precision():
+            with self.precision(), self._keeping():
                 hidden = self._hidden(batch)
                 loss, gradient = self._head_gradient(hidden, batch.targets, factors)
             if hidden.requires_grad:
@@ -117,6 +118,12 @@ class Forward:
                 if is_adapter(self.model):  # PEFT would cast inputs up to the adapter's float32 first
                     stack.enter_context(disable_input_dtype_casting(self.model))
             yield
+
+    def _keeping(self) -> AbstractContextManager[Any]:
+        """Where what the backward pass needs is kept meanwhile."""
+        if not self._config.train.offload_activations:
+            return nullcontext()
+        return save_on_cpu(pin_memory=self.device.type == "cuda")
 
     def _layout(self, ends: Ints) -> Layout:
         return attention.make_layout(self.kind, ends, self.device)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,16 +72,31 @@ class Trainer:
             core_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
         self.forward = Forward(model, config, dtype, pad_id)
+        self._prepared: tuple[list[Example], int, Future[list[Batch]]] | None = None
 
     @property
     def packing(self) -> str:
         """How examples are laid out: as configured, or what this model can follow."""
         return self.forward.packing
 
+    def ahead(self, steps: Iterator[list[Example]]) -> Iterator[list[Example]]:
+        """The same steps (without end), the batches of each made in a thread while the one before it is taken."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as maker:
+
+            def prepare() -> tuple[list[Example], int, Future[list[Batch]]]:
+                examples = next(steps)
+                return examples, self.micro_batch_size, maker.submit(self._batches, examples)
+
+            upcoming = prepare()
+            while True:
+                self._prepared = upcoming
+                upcoming = prepare()
+                yield self._prepared[0]
+
     def step(self, examples: Sequence[Example], number: int) -> StepResult:
         """Take optimizer step `number` (from 1) on these examples. Raises NotFiniteError before the weights change."""
         started = time.perf_counter()
-        batches = self._batches(examples)
+        batches = self._made(examples)
         num_trained, num_tokens, num_computed = self._count(batches)
         losses = self._gradients(batches, num_trained)
         loss = self.ranks.sums(float(torch.stack(losses).sum()))[0]
@@ -97,6 +113,12 @@ class Trainer:
         if ranks.partitions_weights:
             self.forward.use_own_layers()
         ranks.wrap(self.model, self.optimizer, self.forward.graph, self._config, self._dtype)
+
+    def _made(self, examples: Sequence[Example]) -> list[Batch]:
+        """Batches that were made ahead, unless micro-batches have become smaller since."""
+        if self._prepared and self._prepared[0] is examples and self._prepared[1] == self.micro_batch_size:
+            return self._prepared[2].result()
+        return self._batches(examples)
 
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         return self.forward.batches(examples, self.micro_batch_size, (self.ranks.rank, self.ranks.world))

@@ -163,7 +163,7 @@ class Training:
         """Train to the last step, or to the border where a person asked to stop or nothing gets better."""
         if self.step == 0:
             self._measure(everything=True)
-        steps = examples_from(self.corpus, self.config, self._position_at(self.step))
+        steps = self.trainer.ahead(examples_from(self.corpus, self.config, self._position_at(self.step)))
         self._training_phase()
         while self.step < self.num_steps and not self._stop_asked() and not self.best.should_stop:
             self._train_step(next(steps))

@@ -79,6 +79,7 @@ SPLITS = [
     {"data.pack": "sequence", "train.micro_batch_size": 4},
     {"data.pack": "sequence", "model.attention": "eager"},
     {"data.pack": "tree", "train.gradient_checkpointing": True},
+    {"data.pack": "tree", "train.offload_activations": True},
 ]
 
 
@@ -156,6 +157,22 @@ def test_model_that_cannot_follow_a_tree_is_packed_as_sequences(
     trainer = make_trainer(loaded, tiny_config())
     assert trainer.packing == "sequence"
     assert "cannot follow a tree" in capsys.readouterr().out
+
+
+def test_steps_whose_batches_were_made_ahead_are_the_same(load_tiny: Load, tiny_config: Make) -> None:
+    examples = encode(load_tiny())
+    steps = [examples[number % 3 :: 3] for number in range(5)]
+    plain, ahead = (make_trainer(load_tiny(), tiny_config()) for _ in range(2))
+    expected = [plain.step(step, number).loss for number, step in enumerate(steps, 1)]
+    coming = ahead.ahead(iter([*steps, examples]))
+    found = []
+    for number in range(1, 6):
+        step = next(coming)
+        if number == 3:
+            ahead.micro_batch_size = plain.micro_batch_size = 1  # memory ran out: they are made again
+        found.append(ahead.step(step, number).loss)
+    assert found == pytest.approx(expected, rel=1e-5)
+    coming.close()
 
 
 def test_dropout_leaves_the_packing_as_it_was_chosen(load_tiny: Load, tiny_config: Make) -> None:
