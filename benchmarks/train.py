@@ -177,12 +177,12 @@ class Measurement:
         for setting in self._settings:
             scratch = self._scratch / workload.name / setting.name
             scratch.mkdir(parents=True)
-            steps = 1 + self._rounds_of(setting) * workload.steps
+            steps = 1 + self._rounds_of(setting) * _steps_of(setting, workload)
             mine = {"setting": setting.kind, "scratch": str(scratch), "num_steps": steps}
             self._try(setting, working, kept, lambda tool, mine=mine: tool.begin(job | mine))
         for number in range(self._rounds + 1):
             for setting in [each for each in working if number <= self._rounds_of(each)]:
-                self._round(setting, working, kept, number, workload.steps if number else 1)
+                self._round(setting, working, kept, number, _steps_of(setting, workload) if number else 1)
         for setting in list(working):
             self._try(setting, working, kept, Tool.end)
 
@@ -216,13 +216,17 @@ class Measurement:
             return None
 
     def _rounds_of(self, setting: Setting) -> int:
-        few = setting.kind == "default" and not setting.is_ours
-        return min(DEFAULT_ROUNDS, self._rounds) if few else self._rounds
+        return min(DEFAULT_ROUNDS, self._rounds) if setting.is_slow else self._rounds
 
     def _save(self) -> None:
         self._found["measured"] = time.strftime("%Y-%m-%d")
         RESULTS.mkdir(exist_ok=True)
         atomic_write_json(self._results, self._found)
+
+
+def _steps_of(setting: Setting, workload: Workload) -> int:
+    """Steps of a round; fewer where they take longest and decide nothing."""
+    return max(1, workload.steps // 2) if setting.is_slow else workload.steps
 
 
 def _is_chosen(setting: Setting, wanted: list[str] | None) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 OURS = "retune default"
 BASE_LINE = "transformers best"
-SAME_ROWS = ("trl default", "transformers best")  # that train the same rows in the same order, step by step
+SAME_ORDER = ("trl default", BASE_LINE)  # that train the same rows in the same order, step by step
 SMOOTH = 3  # steps whose mean loss is compared with the target
 NEAR = 1.01  # a loss within 1 % of the target is at the target: runs differ by as much through rounding alone
 
@@ -90,10 +90,10 @@ def target_loss(workload: dict[str, Any]) -> float | None:
     return sum(found[-SMOOTH:]) / SMOOTH if len(found) >= SMOOTH else None
 
 
-def largest_difference(workload: dict[str, Any], name: str) -> tuple[float, int] | None:
-    """(largest difference of a step's loss to the studio's, steps compared); None where one was not measured."""
-    pairs = list(zip(losses(workload, OURS), losses(workload, name), strict=False))
-    return (max(abs(one - other) for one, other in pairs), len(pairs)) if pairs else None
+def largest_difference(workload: dict[str, Any], one: str, other: str) -> tuple[float, int] | None:
+    """(largest difference of a step's loss between two settings, steps compared); None where one is missing."""
+    pairs = list(zip(losses(workload, one), losses(workload, other), strict=False))
+    return (max(abs(left - right) for left, right in pairs), len(pairs)) if pairs else None
 
 
 def _row(workload: dict[str, Any], name: str, target: float | None) -> Row:

@@ -27,6 +27,11 @@ class Setting:
         return f"{self.tool} {self.kind}"
 
     @property
+    def is_slow(self) -> bool:
+        """Other tools' defaults."""
+        return self.kind == "default" and not self.is_ours
+
+    @property
     def is_ours(self) -> bool:
         return self.tool == "retune"
 

@@ -30,8 +30,9 @@ def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
     """Defaults: bfloat16 weights, checkpointing, rows padded. Best: no checkpointing, `neat_packing`."""
     best = job["setting"] == "best"
     rows = read_rows(job["rows"])
+    whole = job["name"] == "pretraining"  # rows as long as a pack: nothing to pack
     named = {
-        **shape_of(job),
+        **shape_of(job, 1 if best and whole else None),
         **METHODS[job["method"]],
         "model_name_or_path": job["model"],
         "stage": "sft",
@@ -50,7 +51,7 @@ def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
     }
     if job.get("attention") == "eager":
         named["flash_attn"] = "disabled"
-    if best and not job.get("padded") and job["name"] != "pretraining":
+    if best and not whole and not job.get("padded"):
         packs, length = packs_of(job, rows)
         named |= {"neat_packing": True, "packing": True, "cutoff_len": length - 1}  # it makes packs one longer
         named |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": packs}
@@ -58,10 +59,6 @@ def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
     else:
         prepared = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         named["disable_shuffling"] = True
-    if best and "batch" in job:
-        total = named["per_device_train_batch_size"] * named["gradient_accumulation_steps"]
-        named["per_device_train_batch_size"] = min(job["batch"], total)
-        named["gradient_accumulation_steps"] = max(1, total // job["batch"])
     if job["method"] == "full" and best:
         named["bf16"] = True
     Dataset.from_list(prepared).save_to_disk(named["tokenized_path"])

@@ -23,16 +23,17 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 
 def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
-    """Defaults: rows padded, in batches of 8. Best: each batch of `batch` rows flattened, so nothing is padded."""
+    """Defaults: rows padded, in batches of 8. Best: batches of 4 rows flattened, so nothing is padded."""
     best = job["setting"] == "best"
     rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in read_rows(job["rows"])]
     full = job["method"] == "full"
     collator: Any = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(job["model"]))
-    if best and not job.get("padded"):
+    whole = job["name"] == "pretraining"  # rows as long as a pack: nothing to flatten
+    if best and not whole and not job.get("padded"):
         rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
         collator = DataCollatorWithFlattening()
     arguments = TrainingArguments(
-        **shape_of(job, job.get("batch", 4) if best else None),
+        **shape_of(job, job.get("batch", 1 if whole else 4) if best else None),
         train_sampling_strategy="sequential",
         report_to=[],
         bf16=best and full,

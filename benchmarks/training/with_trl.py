@@ -22,7 +22,8 @@ def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
     best, method = job["setting"] == "best", job["method"]
     rows = read_rows(job["rows"])
     model: dict[str, Any] = {}
-    named = {"max_length": job["max_length"], **shape_of(job)}
+    whole = job["name"] == "pretraining"  # rows as long as a pack: nothing to pack
+    named = {"max_length": job["max_length"], **shape_of(job, 1 if best and whole else None)}
     if job.get("attention"):
         model["attn_implementation"] = job["attention"]
     if best and method != "full":
@@ -30,16 +31,12 @@ def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
         named["bf16"] = False
     if best:
         named["gradient_checkpointing"] = False
-    if best and not job.get("padded") and job["name"] != "pretraining":
+    if best and not whole and not job.get("padded"):
         packs, length = packs_of(job, rows)
         named |= {"packing": True, "max_length": length, "per_device_train_batch_size": 1}
         named["gradient_accumulation_steps"] = packs
     else:
         named["train_sampling_strategy"] = "sequential"
-    if best and "batch" in job:
-        total = named["per_device_train_batch_size"] * named["gradient_accumulation_steps"]
-        named["per_device_train_batch_size"] = min(job["batch"], total)
-        named["gradient_accumulation_steps"] = max(1, total // job["batch"])
     if method == "qlora":
         model["quantization_config"] = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.bfloat16)
     trainer = SFTTrainer(

@@ -133,11 +133,11 @@ WORKLOADS = (
     Workload("tutorial-1", "tutorial rows: one dialogue repeated", _tutorial(1), target=10.0),
     Workload("tutorial-4", "tutorial rows: four dialogues repeated", _tutorial(4), target=10.0),
     Workload("self-cognition", "identity rows and general rows, half and half", _self_cognition, target=3.0),
-    Workload("instructions", "instructions of mixed length (as Alpaca's)", _instructions, target=1.5),
-    Workload("multi-turn", "chats of two to six turns", _turns, rows_per_step=8, max_length=1024),
+    Workload("instructions", "instructions of mixed length (as Alpaca's)", _instructions, steps=2, target=1.5),
+    Workload("multi-turn", "chats of two to six turns", _turns, 8, 1024, steps=1),
     Workload(
-        "pretraining", "documents joined to 2,048 tokens, all trained", _documents, 2, 2048, steps=2, target=1.2
+        "pretraining", "documents joined to 2,048 tokens, all trained", _documents, 2, 2048, steps=1, target=1.2
     ),
-    Workload("qlora", "instructions of mixed length, 4-bit base", _instructions, steps=2, method="qlora"),
-    Workload("full", "instructions of mixed length, all weights", _instructions, steps=2, method="full"),
+    Workload("qlora", "instructions of mixed length, 4-bit base", _instructions, steps=1, method="qlora"),
+    Workload("full", "instructions of mixed length, all weights", _instructions, steps=1, method="full"),
 )  # fmt: skip
