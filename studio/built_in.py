@@ -66,7 +66,7 @@ def _row(entry: Entry, device: Device) -> BuiltIn:
 def memory_bytes(config: RunConfig, shape: Shape, device: Device) -> int:
     """What a step of `config` holds at most on `device`, from the model's published sizes."""
     sizes = model_shapes.shapes_of(shape.config())
-    counted = estimate.memory(config, sizes, estimate.longest_load(config), device).total
+    counted = estimate.memory(config, sizes, estimate.longest_load(config, device), device).total
     uncounted = max(0.0, shape.num_billions * 1e9 - sizes.num_weights)
     return round(counted + uncounted * BYTES_A_WEIGHT[config.method])
 

@@ -152,8 +152,9 @@ KEPT = {
 BLOCK_TOKENS, KEPT_KEYS = 128, 512  # attention in blocks keeps its weights up to so many keys a token on average
 # While a layer's gradient is formed, these many numbers of its widest part are there at once.
 BACKWARD_INTERMEDIATES = 3
-# Of each logit, at the peak: the number itself, its float32 form, log-softmax and gradient, and the gradient again.
-LOGIT_WIDE = 3
+# Of each logit of a head that learns, at the peak: the number, its float32 form, log-softmax and gradient, and the
+# gradient again. A frozen head turns its logits into their gradient in place.
+LOGIT_NARROW, LOGIT_WIDE = 2, 3
 
 
 @dataclass(frozen=True)
@@ -170,26 +171,37 @@ OVERHEAD = {
 }
 
 
+# On a CPU a base is read whole, twice over, before it is squeezed into 4 bits: for small models that is the peak.
+BITSANDBYTES_BYTES, READ_TIMES = 200 * MIB, 2
+
+
 def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Memory:
     """Bytes that a step of this config holds at its peak: on a GPU its memory, on a CPU the process's resident set."""
     number, learning = number_bytes(config, device), num_trainable(config, shapes)
     is_full, is_quantised = config.method == "full", config.method == "qlora"
     optimizer = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
     rest = (shapes.num_weights - (shapes.num_linear if is_quantised else 0)) * (FLOAT32 if is_full else number)
+    logit = LOGIT_NARROW * number + LOGIT_WIDE * FLOAT32 if is_full else number
+    activations = _activations(config, shapes, load, number, device.kind)
+    logits = min(load.num_trained, HEAD_ROWS) * shapes.vocabulary * logit
+    # Gradients come as activations go: of a full model's, few are there beside all activations.
+    first = shapes.vocabulary * shapes.hidden * FLOAT32
+    gradients = max(first, learning * FLOAT32 - activations - logits) if is_full else learning * FLOAT32
     parts = {
         "weights": rest + (shapes.num_linear * NF4_BYTES if is_quantised else 0),
         "quantisation": shapes.num_linear * NF4_CONSTANT_BYTES if is_quantised else 0,
         "adapter": 0 if is_full else learning * FLOAT32,
-        "gradients": learning * FLOAT32,
+        "gradients": gradients,
         "optimizer": learning * optimizer,
-        "activations": _activations(config, shapes, load, number, device.kind),
-        "logits": min(load.num_trained, HEAD_ROWS) * shapes.vocabulary * (2 * number + LOGIT_WIDE * FLOAT32),
+        "activations": activations,
+        "logits": logits,
     }
     cost = OVERHEAD[device.kind]
-    return Memory(
-        **{name: round(size) for name, size in parts.items()},
-        overhead=round(cost.fixed + cost.share * sum(parts.values())),
-    )
+    overhead = cost.fixed + cost.share * sum(parts.values())
+    if is_quantised and device.kind == "cpu":
+        reading = cost.fixed + parts["weights"] + READ_TIMES * number * shapes.num_weights
+        overhead = BITSANDBYTES_BYTES + max(overhead, reading - sum(parts.values()))
+    return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
 
 
 def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str) -> float:

@@ -67,8 +67,9 @@ def test_the_parts_of_a_7b_qlora_are_what_its_format_says() -> None:
 
 
 def test_full_training_keeps_four_numbers_of_every_weight() -> None:
-    found = memory(config("full"), SEVEN_B, longest_load(config("full"), CARD), CARD)
-    assert found.weights + found.gradients + found.optimizer == SEVEN_B.num_weights * 16
+    """While the gradients grow the activations go, so at the peak of a large model they share the gradients' place."""
+    found = memory(tight("full"), SEVEN_B, longest_load(tight("full"), CARD), CARD)
+    assert found.total - found.overhead == SEVEN_B.num_weights * 16
     assert found.adapter == found.quantisation == 0
 
 
@@ -120,7 +121,9 @@ def test_more_never_needs_less(each: RunConfig, length: int, device: Device) -> 
 
     now = of({})
     more = of({"train.micro_batch_size": each.train.micro_batch_size + 1}), of({"data.max_length": length + 16})
-    assert min(more) > now if device is CARD else min(more) >= now  # a processor takes a large micro-batch in parts
+    assert min(more) >= now  # not above: a processor takes a large micro-batch in parts, and reading may be the peak
+    if device is CARD and each.method != "full":
+        assert min(more) > now
     assert of({"lora.rank": each.lora.rank + 1}) >= now
     assert of({"train.gradient_checkpointing": True}) <= of({"train.gradient_checkpointing": False})
     assert of({"train.optimizer": "adamw_8bit"}) <= of({"train.optimizer": "adamw"})
