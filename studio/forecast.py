@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from studio import estimate, jobs
+from studio.config.catalog.base_models import BY_ID
 from studio.config.schema import VIRTUAL_METHODS, RunConfig
 from studio.data import cache, mix
 from studio.data.cache import TokenCache
@@ -25,6 +26,7 @@ from studio.errors import DataError, ModelError
 from studio.estimate import Disk, Load, Memory, Suggestion
 from studio.machine import Device, device
 from studio.model_shapes import Shapes, read_shapes
+from studio.model_shapes import shapes_of as shapes_in
 from studio.models import resolve
 from studio.projects import Project
 from studio.store import jobs as store_jobs
@@ -86,9 +88,14 @@ def suggestions(project: Project | None, config: RunConfig, on: Device, budget: 
 
 
 def shapes_of(config: RunConfig) -> Shapes:
-    """The sizes of a config's base model. Raises ModelError while it is not on this machine."""
+    """The sizes of a config's base model; the published ones where it is known and not on this machine.
+
+    Raises ModelError while they are not known.
+    """
     model = resolve(config.model.base)
     if not (model.folder / "config.json").is_file():
+        if known := BY_ID.get(model.id):
+            return shapes_in(known.shape.config())
         raise ModelError(
             f"The base model {config.model.base!r} is not on this machine yet, so its sizes are not known.",
             "Get the model, or name a folder with its config.json.",

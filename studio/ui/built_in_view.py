@@ -73,7 +73,7 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
         [
             {
                 "fits": "✓" if row.fits else "", "name": row.name, "size": row.billions, "method": row.method,
-                "memory": row.memory_bytes / GIB, "data": row.about, "missing": bool(row.missing),
+                "memory": row.memory_bytes / GIB, "data": _(row.about), "missing": bool(row.missing),
             }
             for row in found
         ],
@@ -98,7 +98,7 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
 
 
 def _details(project: Project, row: BuiltIn) -> None:
-    st.markdown(f"**{plain(row.name)}** — {plain(row.base)}, {plain(row.about)}")
+    st.markdown(f"**{plain(row.name)}** — {plain(row.base)}, {plain(_(row.about))}")
     if row.missing:
         st.warning(plain(row.missing), icon=":material/construction:")
     if not row.fits:

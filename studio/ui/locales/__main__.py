@@ -12,6 +12,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from studio.config.catalog.recipes import RECIPES
 from studio.config.schema import RunConfig, Section
 from studio.paths import REPOSITORY, atomic_write_bytes
 from studio.ui.forms import label_of
@@ -35,6 +36,8 @@ def collect() -> Catalog:
             catalog.add(message, locations=[("studio/engine", None)])
     for message in schema_words(RunConfig):
         catalog.add(message, locations=[("studio/config/schema.py", None)])
+    for recipe in RECIPES.values():
+        catalog.add(recipe.about, locations=[("studio/config/catalog/recipes.py", None)])
     return catalog
 
 
