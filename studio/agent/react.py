@@ -67,7 +67,9 @@ def react(
     watch, chat = Watch(ask, limits, stopped), list(messages)
     for _ in range(limits.max_steps):
         said = watch.say(chat, [*STOPS, *stops])
-        chat.append({"role": "assistant", "content": said.strip() or " "})
+        chat.append(
+            {"role": "assistant", "content": said if said.strip() else " "}
+        )  # as trained, to the last line break
         if over := watch.over:
             yield Step(answer=said.strip(), ended_by=over, messages=chat)
             return

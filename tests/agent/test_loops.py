@@ -51,7 +51,10 @@ def test_react_runs_the_tool_and_answers() -> None:
     assert (call.thought, call.tool, call.tool_input, call.result) == ("add them", "Calculate", "17+25", "42")
     assert (last.answer, last.ended_by, last.thought) == ("It is 42.", "answer", "done")
     assert model.asked[1][2:] == [
-        {"role": "assistant", "content": "Thought: add them\nAction: Calculate\nAction Input: {'expression': '17+25'}"},
+        {
+            "role": "assistant",
+            "content": "Thought: add them\nAction: Calculate\nAction Input: {'expression': '17+25'}\n",
+        },
         {"role": "system", "content": "Response:42\n"},
     ]
     assert last.messages[-1]["content"] == "Thought: done\nFinal Answer: It is 42."
