@@ -80,7 +80,7 @@ class Forward:
         of these are all that is ever kept; the gradient they leave then flows through the rest of the model once.
         """
         factors = batch.weights * (scale / num_trained)
-        with following(batch.layout):
+        with following(batch.layout), self.same_inputs():
             with self.precision(), self._keeping():
                 hidden = self._hidden(batch)
                 loss, gradient = self._head_gradient(hidden, batch.targets, factors)
@@ -115,8 +115,16 @@ class Forward:
         with ExitStack() as stack:
             if self._casts:
                 stack.enter_context(torch.autocast(self.device.type, dtype=self._dtype))
-                if is_adapter(self.model):  # PEFT would cast inputs up to the adapter's float32 first
-                    stack.enter_context(disable_input_dtype_casting(self.model))
+                stack.enter_context(self.same_inputs())
+            yield
+
+    @contextmanager
+    def same_inputs(self) -> Iterator[None]:
+        """PEFT casts no inputs up to the adapter's float32; layers that are computed again backwards need that, too."""
+        if not (self._casts and is_adapter(self.model)):
+            yield
+            return
+        with disable_input_dtype_casting(self.model):
             yield
 
     def _keeping(self) -> AbstractContextManager[Any]:

@@ -140,7 +140,7 @@ class Trainer:
         most = self.ranks.largest(max(num_pieces)) if self.ranks.partitions_weights else 0
         losses = []
         for place, (batch, pieces) in enumerate(zip(batches, num_pieces, strict=True), 1):
-            with following(batch.layout):
+            with following(batch.layout), self.forward.same_inputs():
                 part = (batch.to(self._device), num_trained, most or pieces)
                 losses.append(self.ranks.backward(place == len(batches), *part))
         return losses
