@@ -13,7 +13,10 @@ from studio.paths import REPOSITORY
 # Room -> shelf, counted from the bottom. A room may import rooms of lower shelves, and its neighbours without a cycle.
 SHELVES = [
     {"errors", "faults", "paths", "processes"},
-    {"config", "store", "data", "models", "model_shapes", "machine", "scores", "checkpoint_files", "foreign"},
+    {
+        "config", "store", "data", "models", "model_shapes", "model_code", "machine", "scores", "checkpoint_files",
+        "foreign",
+    },
     {
         "agent",
         "built_in",

@@ -1,10 +1,11 @@
 """`retune models`: base models on this machine."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from studio import models
+from studio import model_code, models
 from studio.cli import show
 from studio.cli.follow import follow
 from studio.cli.group import group
@@ -42,6 +43,29 @@ def list_(json: JsonOption = False) -> None:
     if not found:
         return show.say("No models yet. Fetch the starter: retune models fetch starter")
     return show.table(["model", "size", "folder"], [(m.name, human_bytes(m.size_bytes), m.folder) for m in found])
+
+
+@app.command()
+def trust(
+    folder: Annotated[Path, typer.Argument(help="A model folder that brings Python code.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take consent back.")] = False,
+) -> None:
+    """Consent to the Python code of one model folder, as its files are now; any change asks again.
+
+    Such code can do whatever you can do on this machine. Few models need it.
+
+    Example: retune models trust models/chatglm3-6b
+    """
+    if revoke:
+        model_code.distrust(folder)
+        return show.say(f"The code in {folder} is not run any more.")
+    files = model_code.code_files(folder)
+    show.table(["file", "sha256"], list(files.items()))
+    if files and not yes:
+        typer.confirm("Run this code whenever the model is loaded?", abort=True)
+    model_code.trust(folder)
+    return show.say(f"Consented to {len(files)} files in {folder.resolve()}.")
 
 
 def fetch_if_missing(base: str) -> None:

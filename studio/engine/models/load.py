@@ -27,6 +27,7 @@ from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
 from studio.engine.models.families import OWN_LAYOUT, Native, native, read_native  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
+from studio.model_code import has_changed, is_trusted  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
 
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
@@ -122,7 +123,7 @@ def _load_weights(
         "dtype": dtype,
         "attn_implementation": attention,
         "local_files_only": True,
-        "trust_remote_code": False,
+        "trust_remote_code": is_trusted(folder),
         "use_safetensors": any(folder.glob("*.safetensors")),
     }
     if bits:
@@ -147,7 +148,7 @@ def _load_weights(
 
 def _supported(folder: Path, attention: str) -> str:
     """`attention`, or eager for an architecture that has no sdpa, such as Gemma 2 with its capped scores."""
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=is_trusted(folder))
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return "eager" if attention == "sdpa" and not getattr(kind, "_supports_sdpa", True) else attention
 
@@ -179,10 +180,12 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def _model_error(folder: Path, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:400]
-    if "trust_remote_code" in reason or ("model type" in reason and any(folder.glob("*.py"))):
+    if "trust_remote_code" in str(error) or ("model type" in reason and any(folder.glob("*.py"))):
         return ModelError(
-            f"The model {folder.name!r} needs Python code of its own, which is not run.",
-            "Choose a model whose architecture transformers has built in, or one of InternLM, InternLM2, Baichuan 7B "
+            f"The model {folder.name!r} needs Python code of its own, which is not run"
+            + (": it changed since it was consented to." if has_changed(folder) else "."),
+            "Look at its .py files, and consent with `retune models trust FOLDER` if you trust them. Or choose a model "
+            "whose architecture transformers has built in, or one of InternLM, InternLM2, Baichuan 7B "
             "and Qwen, which are computed without their code.",
         )
     return ModelError(
