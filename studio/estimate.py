@@ -149,7 +149,9 @@ KEPT = {
     "adapter": Kept(wide=0, hidden=4, queries=2, keys=2, intermediate=4, rank=7),
     "virtual": Kept(wide=0, hidden=2, queries=2, keys=2, intermediate=3, rank=0),
 }
-BLOCK_TOKENS, KEPT_KEYS = 128, 512  # attention in blocks keeps its weights up to so many keys a token on average
+# Attention in blocks keeps its weights up to so many keys a token on average; with what is there beside them while a
+# block is computed that is BLOCK_COPIES times as much (fitted to the peak of lora at 512 tokens).
+BLOCK_TOKENS, KEPT_KEYS, BLOCK_COPIES = 128, 512, 2.5
 # While a layer's gradient is formed, these many numbers of its widest part are there at once.
 BACKWARD_INTERMEDIATES = 3
 # Of each logit of a head that learns, at the peak: the number, its float32 form, log-softmax and gradient, and the
@@ -172,7 +174,7 @@ OVERHEAD = {
 
 
 # On a CPU a base is read whole, twice over, before it is squeezed into 4 bits: for small models that is the peak.
-BITSANDBYTES_BYTES, READ_TIMES = 200 * MIB, 2
+BITSANDBYTES_BYTES, READ_TIMES = 130 * MIB, 2
 
 
 def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Memory:
@@ -182,11 +184,13 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     optimizer = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
     rest = (shapes.num_weights - (shapes.num_linear if is_quantised else 0)) * (FLOAT32 if is_full else number)
     logit = LOGIT_NARROW * number + LOGIT_WIDE * FLOAT32 if is_full else number
-    activations = _activations(config, shapes, load, number, device.kind)
+    checkpoints = config.train.gradient_checkpointing
+    activations = _activations(config, shapes, load, number, device.kind, checkpoints)
     logits = min(load.num_trained, HEAD_ROWS) * shapes.vocabulary * logit
-    # Gradients come as activations go: of a full model's, few are there beside all activations.
-    first = shapes.vocabulary * shapes.hidden * FLOAT32
-    gradients = max(first, learning * FLOAT32 - activations - logits) if is_full else learning * FLOAT32
+    gradients = learning * FLOAT32
+    if is_full and not checkpoints:  # they come as activations go: few are there beside all of those
+        last = _activations(config, shapes, load, number, device.kind, True)
+        gradients = max(shapes.vocabulary * shapes.hidden * FLOAT32, round(gradients + last - activations))
     parts = {
         "weights": rest + (shapes.num_linear * NF4_BYTES if is_quantised else 0),
         "quantisation": shapes.num_linear * NF4_CONSTANT_BYTES if is_quantised else 0,
@@ -204,7 +208,9 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
 
 
-def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str) -> float:
+def _activations(
+    config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str, checkpoints: bool
+) -> float:
     """What the forward pass leaves for the backward one, with the copies of weights that a layer computes with."""
     is_full = config.method == "full"
     attention = _attention_bytes(config, shapes, load, number, kind)
@@ -212,7 +218,7 @@ def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kin
     working = load.num_tokens * shapes.intermediate * BACKWARD_INTERMEDIATES * number
     cast = (shapes.num_linear if is_full else num_trainable(config, shapes)) * (number if number < FLOAT32 else 0)
     dequantised = shapes.largest_linear * number if config.method == "qlora" else 0
-    if not config.train.gradient_checkpointing:
+    if not checkpoints:
         return shapes.num_layers * kept + working + cast + dequantised
     border = load.num_tokens * shapes.hidden * (FLOAT32 if is_full else number)
     return shapes.num_layers * border + kept + working + cast / shapes.num_layers + dequantised
@@ -238,7 +244,7 @@ def _attention_bytes(config: RunConfig, shapes: Shapes, load: Load, number: int,
         return shapes.num_heads * load.width * (FLOAT32 + number)
     keys = load.longest / 2 + BLOCK_TOKENS / 2
     is_blocks = kind == "cpu" and config.model.attention in ("auto", "blocks") and config.method not in VIRTUAL_METHODS
-    return shapes.num_heads * (keys * number if is_blocks and keys <= KEPT_KEYS else FLOAT32)
+    return shapes.num_heads * (BLOCK_COPIES * keys * number if is_blocks and keys <= KEPT_KEYS else FLOAT32)
 
 
 def disk(config: RunConfig, shapes: Shapes) -> Disk:
