@@ -24,6 +24,7 @@ from studio.data.packing import Ints
 NAME = "retune"  # under which transformers finds this attention
 BLOCK_TOKENS = 128  # best on CPUs, in bfloat16 and in float32
 LONG_TOKENS = 1024  # a row's chain from here on: PyTorch's causal kernel beats blocks, and keeps less
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 KEPT_KEYS = 512  # keys a token, on average, up to which probabilities are kept for the backward pass
 
 Range = tuple[int, int]
@@ -291,7 +292,7 @@ def choices(
     windows = (getattr(config, each, None) for each in ("sliding_window", "attention_chunk_size"))
     if any(window is not None and window < longest for window in windows):
         return
-    if not getattr(config, "attention_dropout", 0):
+    if not any(getattr(config, each, 0) for each in ATTENTION_DROPOUTS):
         yield from _own_choices(name, dtype, device)
     if name == "eager":
         yield "eager", "as configured"

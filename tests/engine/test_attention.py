@@ -132,5 +132,5 @@ def test_a_cpu_computes_blocks_and_others_what_they_have() -> None:
 
     assert kinds("auto") == ["blocks", "sdpa"]
     assert kinds("sdpa") == ["sdpa"] and kinds("eager") == ["eager"]
-    assert kinds("auto", attention_dropout=0.1) == ["sdpa"]
+    assert kinds("auto", attention_dropout=0.1) == kinds("auto", attn_pdrop=0.1) == ["sdpa"]
     assert kinds("auto", sliding_window=256) == [] and kinds("auto", sliding_window=512) == ["blocks", "sdpa"]
