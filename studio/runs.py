@@ -167,8 +167,8 @@ def resume_run(
 
     `distributed` are settings of that section to change: the rows of a step stay, who computes them is another.
     """
-    launch.spread_anew(run_config(project, run_id), distributed or {})
     run = get_run(project, run_id)
+    launch.spread_anew(run_config(project, run_id), distributed or {})
     if run.state in store_jobs.LIVE_STATES:
         raise JobError(f"Run {run_id} is {run.state}.", "Stop it first, or let it finish.")
     if "imported" in run.detail:
@@ -233,8 +233,8 @@ def run_folder(project: Project, run_id: str) -> Path:
 
 
 def run_config(project: Project, run_id: str) -> RunConfig:
-    """The config that was frozen with a run."""
-    return load_config(run_folder(project, run_id) / CONFIG_FILE)
+    """The config that was frozen with a run. Raises what `get_run` raises where there is no such run."""
+    return load_config(run_folder(project, get_run(project, run_id).id) / CONFIG_FILE)
 
 
 def delete_checkpoint(project: Project, run_id: str, step: int) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from studio.agent import session as agent_session
     from studio.agent import steps, tools
-    from studio.config import catalog, schema
+    from studio.config import catalog, launch, schema
     from studio.config import yaml as configs
     from studio.config.xtuner import exporting, importing
     from studio.data import arxiv, files, formats, identity, named, phrasings, talk
@@ -60,6 +60,7 @@ else:
     work_folder = _AtFirstUse("studio.work_folder")
     store = _AtFirstUse("studio.store")
     catalog = _AtFirstUse("studio.config.catalog")
+    launch = _AtFirstUse("studio.config.launch")
     schema = _AtFirstUse("studio.config.schema")
     configs = _AtFirstUse("studio.config.yaml")
     files = _AtFirstUse("studio.data.files")

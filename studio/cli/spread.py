@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.cli import show
-from studio.config import launch
-from studio.config.schema import DistributedSection, RunConfig, parse_config
-from studio.config.yaml import save_config
+from studio.cli.lazy import configs, launch, schema
 from studio.paths import atomic_write_text
 
 if TYPE_CHECKING:
+    from studio.config.schema import DistributedSection, RunConfig
     from studio.projects import Project
 
 LauncherOption = Annotated[
@@ -47,14 +46,14 @@ def spread_out(config: RunConfig, launcher: str, deepspeed: str) -> RunConfig:
     changes = asked(config.distributed, launcher, deepspeed)
     values = config.model_dump(mode="json")
     values["distributed"] |= changes
-    return parse_config(values, config.name) if changes else config
+    return schema.parse_config(values, config.name) if changes else config
 
 
 def write_sbatch(project: Project, config: RunConfig) -> None:
     """An sbatch file beside the project's configs that trains `config`, and what it runs on every machine."""
     name = f"{config.name.removesuffix('_slurm')[:58]}_slurm"
     spread = config.distributed.model_copy(update={"launcher": "slurm"})
-    save_config(
+    configs.save_config(
         project.path("configs", f"{name}.yaml"), config.model_copy(update={"name": name, "distributed": spread})
     )
     train = ["retune", "train", name, "--project", project.slug]

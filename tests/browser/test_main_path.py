@@ -147,7 +147,7 @@ def compare(page: Page) -> None:
     """Base and checkpoint answer the same question; each answer bears the hash of its own weights."""
     to_page(page, "Compare")
     page.get_by_role("button", name="Load", exact=True).click()
-    question = page.get_by_test_id("stChatInputTextArea")
+    question = page.get_by_role("textbox", name="Ask all of them")
     expect(question).to_be_enabled(timeout=JOB_MS)
     question.fill("Who are you?")
     question.press("Enter")

@@ -151,7 +151,7 @@ def browse(page: Page, text: str) -> None:
 def ask(page: Page) -> None:
     to_page(page, "Compare")
     page.get_by_role("button", name="Load", exact=True).click()
-    question = page.get_by_test_id("stChatInputTextArea")
+    question = page.get_by_role("textbox", name="Ask all of them")
     expect(question).to_be_enabled()
     question.fill(MARKDOWN)
     question.press("Enter")

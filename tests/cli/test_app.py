@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from studio.cli import doctor
 from studio.cli.app import app
+from studio.cli.xtuner import ALIASES
 from studio.projects import Project
 from tests.cli.conftest import Retune
 
@@ -20,13 +21,13 @@ HEAVY = ("sqlite_utils", "pandas", "pydantic", "tokenizers", "streamlit", "torch
 
 
 def commands() -> list[list[str]]:
-    """Every command as its words, groups left out."""
+    """Every command as its words; groups and XTuner's own commands, which explain themselves as there, left out."""
     found, waiting = [], [([], get_command(app))]
     while waiting:
         words, command = waiting.pop()
         children = getattr(command, "commands", None)
         if children:
-            waiting += [([*words, name], child) for name, child in children.items()]
+            waiting += [([*words, name], child) for name, child in children.items() if name not in ("xtuner", *ALIASES)]
         else:
             found.append(words)
     return sorted(found)
