@@ -18,6 +18,7 @@ from studio.engine.zero_folder import read_own
 from studio.projects import Project
 from studio.store import metrics, open_db, samples
 from studio.store.jobs import Job
+from tests.engine.folders import tensors_of
 
 Make = Callable[..., RunConfig]
 EXACT = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_tokens", "valid/loss")
@@ -28,7 +29,7 @@ def spread(make: Make, strategy: str, **settings: Any) -> RunConfig:
     zero = {"distributed.deepspeed": strategy} if strategy.startswith("zero") else {}
     chosen = {"distributed.strategy": "deepspeed" if zero else strategy, "distributed.processes_per_node": 2, **zero}
     steps = {"train.num_steps": NUM_STEPS, "train.gradient_accumulation_steps": 1, "record.save_every_steps": 2}
-    return make(**steps, **chosen, **{"record.keep_last": 9, "lora.dropout": 0.1}, **settings)
+    return make(**{**steps, **chosen, "record.keep_last": 9, "lora.dropout": 0.1, **settings})
 
 
 def numbers(project: Project, run_id: str) -> dict[str, list[tuple[int, float | None]]]:
@@ -73,6 +74,15 @@ def test_two_ranks_learn_save_and_resume_bit_equal(
     assert runs.wait(training_project.folder, again, 300).state == "finished"
     assert numbers(training_project, whole.id) == before
     assert same(final(training_project, whole.id), weights)
+    require_converts(training_project, whole.id, weights)
+
+
+def require_converts(project: Project, run_id: str, weights: dict[str, torch.Tensor]) -> None:
+    """A folder becomes a Hugging Face folder as a file does, with the weights that the ranks had."""
+    job = runs.start_convert(project, run_id, NUM_STEPS, fp32=True)
+    done = runs.wait(project.folder, job, 120)
+    found = tensors_of(Path(done.result["path"]))
+    assert found and all(torch.equal(tensor, weights[name]) for name, tensor in found.items())
 
 
 @pytest.mark.slow
@@ -82,7 +92,7 @@ def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_w
     config = spread(tiny_config, "zero1", **{"train.num_steps": 400, "record.sample_every_steps": 0})
     run, job = runs.start_run(training_project, config)
     current = wait_for_step(training_project, run.id, job, 5)
-    ranks = psutil.Process(current.pid).children()
+    ranks = [each for each in psutil.Process(current.pid).children() if "RANK" in each.environ()]
     assert len(ranks) == 2
     second = next(each for each in ranks if each.environ()["RANK"] == "1")
     os.kill(second.pid, signal.SIGKILL)
