@@ -26,4 +26,8 @@ def read_own(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         return load_pth(path)
-    return load_pth(path / STATE_FILE) | {"state_dict": dict(iter_weights(open_checkpoint(path).weights))}
+    content = load_pth(path / STATE_FILE)
+    weights = open_checkpoint(path).weights
+    if content["meta"]["adapter_config"]:  # tied names of the frozen base stand in the files too
+        weights = {name: weight for name, weight in weights.items() if ".lora_" in name or ".modules_to_save" in name}
+    return content | {"state_dict": dict(iter_weights(weights))}

@@ -89,10 +89,10 @@ def require_converts(project: Project, run_id: str, weights: dict[str, torch.Ten
 def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_weights(
     training_project: Project, tiny_config: Make
 ) -> None:
-    config = spread(tiny_config, "zero1", **{"train.num_steps": 400, "record.sample_every_steps": 0})
+    config = spread(tiny_config, "zero1", **{"train.num_steps": 400, "record.evaluate_every_steps": 0})
     run, job = runs.start_run(training_project, config)
     current = wait_for_step(training_project, run.id, job, 5)
-    ranks = [each for each in psutil.Process(current.pid).children() if "RANK" in each.environ()]
+    ranks = [each for each in psutil.Process(current.pid).children() if "studio.engine.ranks" in each.cmdline()]
     assert len(ranks) == 2
     second = next(each for each in ranks if each.environ()["RANK"] == "1")
     os.kill(second.pid, signal.SIGKILL)
