@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from studio import machine
 from studio.paths import REPOSITORY, atomic_write_json, system_folder
 
 FILE = "cpu.json"
@@ -40,7 +41,8 @@ class Tuning:
 def apply() -> Tuning:
     """Set what is best for the process that calls this before it imports torch; what the person set stays."""
     if os.environ.get("OMP_NUM_THREADS") or "GOMP_SPINCOUNT" in os.environ:
-        return Tuning(int(os.environ.get("OMP_NUM_THREADS") or cores()))
+        outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is one number a level
+        return Tuning(int(outermost) if outermost.isdigit() else cores())
     found = remembered() or _measure() or Tuning(cores())
     os.environ["GOMP_SPINCOUNT"] = found.spin
     os.environ["OMP_NUM_THREADS"] = str(found.threads)
@@ -77,7 +79,7 @@ def choose(seconds: dict[tuple[int, str], dict[str, float]], default: tuple[int,
 
 def _measure() -> Tuning | None:
     """None when the machine is too busy, or has a GPU."""
-    if psutil.getloadavg()[0] > BUSY_LOAD * cores():
+    if machine.device().kind != "cpu" or psutil.getloadavg()[0] > BUSY_LOAD * cores():
         return None
     print("measuring once how this processor computes fastest", flush=True)
     default = (cores(), DEFAULT_SPIN)
@@ -92,7 +94,7 @@ def _measure() -> Tuning | None:
 
 
 def _times(threads: int, spin: str) -> dict[str, float]:
-    """Seconds of the same work in each number format; {} when it could not be measured, or a GPU is there."""
+    """Seconds of the same work in each number format; {} when it could not be measured."""
     settings = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": spin}
     command = [sys.executable, "-m", "studio.engine.tuning"]
     try:
@@ -115,22 +117,13 @@ def _file() -> Path:
 
 
 def _key() -> str:
-    return f"{_processor()}, {cores()} cores, torch {version('torch')}"
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware")))
-    return next(names, "processor")
+    return f"{machine.cpu().name}, {cores()} cores, torch {version('torch')}"
 
 
 def _main() -> dict[str, Any]:
     """Seconds of a small layer's products and what stands between them, in each number format."""
     import torch
 
-    if torch.cuda.is_available():
-        return {}
     return {name: _layer_seconds(getattr(torch, name)) for name in ("float32", "bfloat16")}
 
 

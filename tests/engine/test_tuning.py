@@ -45,6 +45,8 @@ def test_a_busy_machine_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert tuning.apply().threads == 3 and tuning.remembered() is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert tuning.apply().threads == 4
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"key": "another"}', '{"key": 1, "tuning": {"odd": 2}}'])
