@@ -36,7 +36,8 @@ def lint_dataset(
     quick: bool = False,
     progress: Progress | None = None,
 ) -> LintResult:
-    """What is wrong with a dataset, by row; with `tokens`, also as tokens. `quick` has all errors of the text alone.
+    """What is wrong with a dataset, by row; with `tokens`, also as tokens. `quick` has the errors alone, and encodes
+    no more than the first `lint.check.ENCODED_WHEN_QUICK` rows.
 
     Held-out probes of all the project's datasets are looked for. A result is kept until rows, probes or rules
     change. `progress` gets rows done and rows in all. Raises DataError when the rows cannot be read.
@@ -89,7 +90,7 @@ def require_rule(rule: str) -> None:
 
 
 def errors_before_start(project: Project, config: RunConfig) -> list[str]:
-    """Errors of the config's datasets, as `dataset, row 3: …`: those of a full check that was made, else a quick one.
+    """Errors of the config's datasets, as `dataset, row 3: …`, from `lint_before_start`.
 
     Datasets that are not there have none; `runs.problems_before_start` names them.
     """
@@ -102,12 +103,13 @@ def errors_before_start(project: Project, config: RunConfig) -> list[str]:
 
 
 def lint_before_start(project: Project, name: str, config: RunConfig) -> LintResult:
-    """The full check of the rows as they are now when one was made, else a quick one."""
-    wanted = [tokens_of(config), None] if resolve(config.model.base).present else [None]
-    for tokens in wanted:
-        if known := known_lint(project, name, tokens):
-            return known
-    return lint_dataset(project, name, quick=True)
+    """The check of the rows as this config's tokens when one was made, else a quick one.
+
+    A quick one reads the text of all rows, and the tokens of the first `lint.check.ENCODED_WHEN_QUICK` of them.
+    Only while the base model is not on this machine, and nothing can start, is the text alone enough.
+    """
+    tokens = tokens_of(config) if resolve(config.model.base).present else None
+    return known_lint(project, name, tokens) or lint_dataset(project, name, tokens, quick=True)
 
 
 def _told(name: str, result: LintResult, most: int = 20) -> list[str]:

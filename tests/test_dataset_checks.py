@@ -1,5 +1,6 @@
 """Lint results are kept until something changes; errors block a start; fixes and runs know their versions."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from studio.config.catalog import preset
 from studio.config.schema import RunConfig
 from studio.config.yaml import with_settings
 from studio.data.conversation import Conversation, Message
+from studio.data.lint import check
 from studio.data.lint.findings import Finding, LintResult
 from studio.dataset_checks import Tokens, fix, lint_dataset
 from studio.errors import DataError
@@ -130,6 +132,33 @@ def test_a_full_check_that_was_made_counts_at_the_start(
     with pytest.raises(DataError, match="No token of this row is trained"):
         runs.start_run(mine, config)
     assert counted == [False]
+
+
+@pytest.mark.parametrize("looked_before", [False, True])
+def test_errors_of_tokens_block_a_start_that_nobody_checked_for(
+    mine: Project, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, looked_before: bool
+) -> None:
+    """A look at the text alone, made before, does not stand for them."""
+    monkeypatch.setattr(runs, "_start_training", lambda *args, **options: None)
+    call = json.dumps([{"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}])
+    calling = Conversation((Message("user", "What time is it?"), Message("assistant", "", tool_calls=call)))
+    datasets.save(mine, "mine", [row("Hello?", "Hi."), calling], kind="import")
+    if looked_before:
+        assert not lint_dataset(mine, "mine").num_errors
+    with pytest.raises(DataError, match="mine, row 2: The chat template leaves out the call of a tool"):
+        runs.start_run(mine, config_for(tiny_model))
+    datasets.save(mine, "mine", [row("why " * 800, "a.")], kind="import")
+    with pytest.raises(DataError, match="No token of this row is trained"):
+        runs.start_run(mine, config_for(tiny_model))
+
+
+def test_a_quick_look_encodes_the_first_rows(mine: Project, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "BATCH_ROWS", 2)
+    monkeypatch.setattr(check, "ENCODED_WHEN_QUICK", 2)
+    datasets.save(mine, "mine", [row("why " * 800, f"a{n}.") for n in range(6)], kind="import")
+    tokens = Tokens(str(tiny_model))
+    assert rules(lint_dataset(mine, "mine", tokens, quick=True)) == [(n, "no_trained_tokens") for n in (1, 2)]
+    assert len([one for one in rules(lint_dataset(mine, "mine", tokens)) if one[1] == "no_trained_tokens"]) == 6
 
 
 def test_many_errors_are_counted(mine: Project, tiny_model: Path) -> None:

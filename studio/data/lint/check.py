@@ -16,6 +16,7 @@ from studio.data.lint.turns import lint_turns
 from studio.data.tokens import Habits
 
 BATCH_ROWS = 256
+ENCODED_WHEN_QUICK = 20_000  # rows; of a larger dataset a quick look encodes the first ones
 
 
 def lint(
@@ -34,7 +35,8 @@ def lint(
 
     identity: whom the data teaches, for the rules on names. probes: held-out probe rows. encode: the examples of
     some rows, usually `encode_batch` with its other arguments bound, for the rules on length and labels.
-    control_tokens: those of the tokenizer. quick: leave out what is slow and never an error. progress: gets the
+    control_tokens: those of the tokenizer. quick: leave out what is slow and never an error, and encode no
+    more than about ENCODED_WHEN_QUICK rows, the first ones. progress: gets the
     number of rows seen so far, now and then. most: how many findings to keep of a rule.
     habits: what the template does with every row (`tokens.habits_of`). told_identity: a person said that these rows
     teach `identity`, so another name is an error in rows of any source.
@@ -83,7 +85,7 @@ class _Checks:
                 yield from self._names.lint(row, conversation)
             if not self._quick:
                 yield from self._slow(row, conversation)
-        if self._lengths:
+        if self._lengths and not (self._quick and first_row > ENCODED_WHEN_QUICK):
             yield from self._lengths.see(first_row, batch)
 
     def _slow(self, row: int, conversation: Conversation) -> Iterator[Finding]:

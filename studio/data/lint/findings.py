@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 MOST_PER_RULE = 5_000
 
 
