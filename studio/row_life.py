@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from studio import datasets
+from studio.data.columns import Columns
 from studio.data.conversation import Conversation
 from studio.data.files import ReadOptions, scan
 from studio.data.formats import to_conversation, turns_to_conversation
@@ -115,16 +116,22 @@ def raw_of(project: Project, dataset: Dataset, conversation: Conversation) -> Ra
     return RawPart(source, found.rows, found.num_rows, "" if found.rows else EDITED)
 
 
-def of_file(path: Path, row: int, view: View, format: str = "", options: ReadOptions | None = None) -> RowLife:
-    """The life of row `row` of any file that can be imported; `format` "" recognises it. Raises DataError."""
+def of_file(
+    path: Path, row: int, view: View, format: str = "", options: ReadOptions | None = None, columns: str = ""
+) -> RowLife:
+    """The life of row `row` of any file that can be imported. Raises DataError.
+
+    `format` "" recognises it; `columns` (question=…,answer=…) say by hand which is what, and go before a format.
+    """
+    by_hand = Columns.parse(columns) if columns else None
     raw = _raw_row(path, row, options)
-    return replace(_of_raw(path, row, raw, view, format), raw=RawPart(path.name, (raw,), 1))
+    return replace(_of_raw(path, row, raw, view, format, by_hand), raw=RawPart(path.name, (raw,), 1))
 
 
-def _of_raw(path: Path, row: int, raw: RawRow, view: View, format: str) -> RowLife:
-    known = XTUNER_MAPS.get(map_name(format))
+def _of_raw(path: Path, row: int, raw: RawRow, view: View, format: str, columns: Columns | None) -> RowLife:
+    known = None if columns else XTUNER_MAPS.get(map_name(format))
     if known is None:
-        return of_conversation(to_conversation(raw.value, format or None, row), row, view)
+        return of_conversation(to_conversation(raw.value, format or None, row, columns), row, view)
     try:
         turns = known.convert(raw.value)
     except BadRow as bad:

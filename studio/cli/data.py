@@ -14,7 +14,7 @@ from studio.cli.group import group
 from studio.cli.lazy import arxiv as papers
 from studio.cli.lazy import datasets, files, formats, runs
 from studio.cli.lazy import identity as identities
-from studio.cli.options import JsonOption, ProjectOption, chosen
+from studio.cli.options import ColumnsOption, JsonOption, ProjectOption, chosen
 from studio.cli.options import languages as parsed
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ def import_(
     format: Annotated[
         str, typer.Option(help="A layout or one of XTuner's maps (retune data formats); recognised when left out.")
     ] = "",
-    columns: Annotated[
-        str, typer.Option(help="Which column is what: question=Q,answer=A; also system=S,history=H.")
-    ] = "",
+    columns: ColumnsOption = "",
     keep_good: Annotated[
         bool, typer.Option("--keep-good", help="Leave bad rows out instead of refusing the file.")
     ] = False,

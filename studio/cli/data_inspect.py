@@ -10,7 +10,7 @@ import typer
 
 from studio.cli import show
 from studio.cli.lazy import files, row_life
-from studio.cli.options import JsonOption, ProjectOption, base_model, chosen
+from studio.cli.options import ColumnsOption, JsonOption, ProjectOption, base_model, chosen
 from studio.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def inspect(
     format: Annotated[
         str, typer.Option(help="How a file's rows are read (retune data formats); recognised when left out.")
     ] = "",
+    columns: ColumnsOption = "",
     sheet: Annotated[str, typer.Option(help="Sheet of a workbook; the first one when left out.")] = "",
     encoding: Annotated[str, typer.Option(help="Encoding of a text file; found out when left out.")] = "",
     max_length: Annotated[int, typer.Option(min=0, help="Longest sequence in tokens; 0 cuts nothing off.")] = 0,
@@ -56,7 +57,8 @@ def inspect(
     folder = row_life.model_folder(tokenizer, base_model(base), workspace)
     view: View = row_life.View(folder, "none" if template == "" else template or "", max_length or None, loss_on)
     if is_file:
-        life = row_life.of_file(Path(source).expanduser(), row, view, format, files.ReadOptions(encoding, sheet))
+        options = files.ReadOptions(encoding, sheet)
+        life = row_life.of_file(Path(source).expanduser(), row, view, format, options, columns)
     else:
         life = row_life.of_dataset(workspace, source, row, view)
     return show.as_json(_as_json(life)) if json else _print(life, folder)

@@ -1,6 +1,7 @@
 """Questions and answers from any columns: named by hand, or guessed where their names say it."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,15 @@ ANSWERS = (
 )  # fmt: skip
 SYSTEMS = ("system", "system prompt", "系统", "系统提示", "系统提示词")
 HISTORIES = ("history", "历史", "历史对话")
+# Parts of longer names (患者提问, user_question), where no name is one of those above: only words that say it plainly.
+QUESTION_PART = re.compile(r"\b(?:question|query|instruction|prompt)\b|提问|问题|询问|指令|提示词")
+ANSWER_PART = re.compile(r"\b(?:answer|response|completion|reply)\b|回答|答案|回复|答复|解答")
+# About a question or an answer, and not the text itself.
+ABOUT = re.compile(
+    r"\b(?:id|type|kind|category|time|date|tokens|length|score|count|number|num|system)\b"
+    r"|编号|序号|类型|类别|分类|时间|日期|长度|评分|得分|数量|系统"
+)
+WORD_IN_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -51,14 +61,35 @@ class Columns:
 
 
 def guess_columns(names: Iterable[str]) -> Columns | None:
-    """The columns whose names are those of a question and an answer; None when they do not say."""
-    known = {name.casefold().strip().replace("_", " "): name for name in names if isinstance(name, str)}
+    """The columns whose names are those of a question and an answer, or have such a word in them.
+
+    None when they do not say: a part of a name counts only where it is in one column alone.
+    """
+    texts = [name for name in names if isinstance(name, str)]
+    known = {name.casefold().strip().replace("_", " "): name for name in texts}
     found = [next((known[word] for word in words if word in known), "") for words in _WORDS]
     question, answer, system, history = found
+    question = question or _only_one(texts, QUESTION_PART, ANSWER_PART)
+    answer = answer or _only_one(texts, ANSWER_PART, QUESTION_PART)
     return Columns(question, answer, system, history) if question and answer else None
 
 
 _WORDS = (QUESTIONS, ANSWERS, SYSTEMS, HISTORIES)
+
+
+def _only_one(names: list[str], part: re.Pattern[str], other: re.Pattern[str]) -> str:
+    """The one column with this part in its name, and not the other; "" when there is none or several."""
+    plain = {name: WORD_IN_CAMEL_CASE.sub(" ", name).casefold().replace("_", " ") for name in names}
+    found = [
+        name for name, text in plain.items() if part.search(text) and not (other.search(text) or ABOUT.search(text))
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def named_exactly(columns: Columns) -> bool:
+    """Whether both names are words for a question and an answer, and not only have them in them."""
+    names = [name.casefold().strip().replace("_", " ") for name in (columns.question, columns.answer)]
+    return names[0] in QUESTIONS and names[1] in ANSWERS
 
 
 def messages_from(row: dict[str, Any], columns: Columns) -> list[Message]:

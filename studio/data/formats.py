@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.data.columns import Columns, guess_columns, messages_from
+from studio.data.columns import Columns, guess_columns, messages_from, named_exactly
 from studio.data.conversation import (
     Conversation,
     Message,
@@ -58,6 +58,7 @@ KNOWN = (
     'Known are rows with "messages", "conversation", "conversations", "instruction" and "output", "prompt" and '
     '"completion", "chosen" and "rejected", "text", or columns named like a question and an answer.'
 )
+COLUMNS_HINT = "In the shell: --columns question=…,answer=…, with the names of its columns."
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Imported:
     conversations: list[Conversation]
     problems: list[RowProblem]
     row_numbers: list[int]
+
+
+class NotRecognised(BadRow):
+    """Nothing says which format the row is in."""
 
 
 class LeftOut(BadRow):
@@ -139,7 +144,7 @@ def _spoken_layout(row: dict[str, Any]) -> FormatGuess:
 
 def _layout_by_columns(row: dict[str, Any]) -> FormatGuess:
     if columns := guess_columns(row):
-        sure = 0.9 if len(row) == 2 else 0.7
+        sure = (0.9 if len(row) == 2 else 0.7) if named_exactly(columns) else 0.5
         reason = f"column {columns.question!r} is named like a question and {columns.answer!r} like an answer."
         return FormatGuess("question_answer", sure, reason)
     text = row.get("text")
@@ -151,7 +156,7 @@ def _layout_by_columns(row: dict[str, Any]) -> FormatGuess:
     return FormatGuess(
         None,
         0.0,
-        f"its keys are {keys}. {KNOWN} Or say which column is what (--columns question=…,answer=… in the shell).",
+        f"its keys are {keys}. {KNOWN} Or say which column is the question and which the answer.",
     )
 
 
@@ -163,6 +168,8 @@ def to_conversation(row: object, format: str | None, row_number: int, columns: C
     require_format(format)
     try:
         return _convert(row, format, columns)
+    except NotRecognised as bad:
+        raise DataError(f"row {row_number}: {bad}", COLUMNS_HINT) from None
     except BadRow as bad:
         raise DataError(f"row {row_number}: {bad}", "Correct the row, or leave it out.") from None
 
@@ -259,7 +266,7 @@ def _convert(row: object, format: str | None, columns: Columns | None, fresh: bo
 def _recognised(row: dict[str, Any]) -> str:
     guess = _layout(row)
     if guess.name is None:
-        raise BadRow(f"the format is not recognised: {guess.reason}")
+        raise NotRecognised(f"the format is not recognised: {guess.reason}")
     return guess.name
 
 

@@ -8,7 +8,7 @@ from io import BufferedReader
 from itertools import chain
 from typing import Any
 
-from studio.data.rows import DECODER, MAX_ROW_BYTES, TOO_DEEP, TOO_LONG, RawRow, defect, not_utf8, parse
+from studio.data.rows import DECODER, MAX_ROW_BYTES, TOO_DEEP, TOO_LONG, RawRow, defect, not_utf8, parse, what_is_wrong
 from studio.errors import DataError
 from studio.paths import human_bytes
 
@@ -188,7 +188,7 @@ class JsonText:
     def where(self, error: json.JSONDecodeError) -> str:
         """The error's words with its line and column in the whole text."""
         line = self._lines_before + error.lineno
-        return f"{error.msg} at {f'line {line}, ' if line > 1 else ''}column {error.colno}."
+        return f"{what_is_wrong(error)} at {f'line {line}, ' if line > 1 else ''}column {error.colno}."
 
     def fits(self, num_characters: int) -> bool:
         """Whether the rest of the text is no longer than that."""

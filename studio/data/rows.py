@@ -67,11 +67,16 @@ def _why_not_json(text: bytes) -> str:
         return not_utf8(error)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        return f"is not valid JSON: {error.msg} at {where}."
+        return f"is not valid JSON: {what_is_wrong(error)} at {where}."
     except RecursionError:
         return TOO_DEEP
     except ValueError as error:
         return f"is not valid JSON: {error}"
+
+
+def what_is_wrong(error: json.JSONDecodeError) -> str:
+    """The parser's words without a place: some end in "at", for the place that they have no more."""
+    return error.msg.removesuffix(" starting at").removesuffix(" at")
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

@@ -115,7 +115,15 @@ def _look_and_take(project: Project, source: Source, left: Any, right: Any) -> N
         options = _how_to_open(source)  # first: what cannot be read may be readable in another encoding
     first = _look(source, Choice(options=options))
     with left:
-        choice = replace(_how_to_read(first), options=options)
+        read = _how_to_read(first)
+        if read is None:
+            st.caption(_("Choose the columns of the question and of the answer."))
+            st.button(_("Import"), type="primary", icon=":material/download_done:", disabled=True, key="data.upload.go")
+    if read is None:
+        with right:
+            _findings(first, Choice(options=options))
+        return
+    choice = replace(read, options=options)
     look = first if choice == Choice(options=options) else _look(source, choice)
     with left:
         _take_in(project, source, look, choice)
@@ -203,8 +211,8 @@ def look_at(path: Path, choice: Choice) -> Look:
     return Look(recognise(values), tuple(names), sample, whole)
 
 
-def _how_to_read(look: Look) -> Choice:
-    """The layout: recognised, named, or a question and an answer picked from the columns."""
+def _how_to_read(look: Look) -> Choice | None:
+    """The layout: recognised, named, or a question and an answer picked from the columns; None until they are."""
     by_hand = [BY_HAND] if look.columns else []
     unknown = look.guess.name is None and bool(by_hand)
     layout = st.selectbox(
@@ -217,12 +225,16 @@ def _how_to_read(look: Look) -> Choice:
     names = list(look.columns)
     left, middle, right = st.columns(3)
     question = left.selectbox(
-        _("Question"), names, index=names.index(guess.question) if guess else 0, key="data.upload.question"
-    )
+        _("Question"), names, index=names.index(guess.question) if guess else None, key="data.upload.question",
+        placeholder="–",
+    )  # fmt: skip
     answer = middle.selectbox(
-        _("Answer"), names, index=names.index(guess.answer) if guess else len(names) - 1, key="data.upload.answer"
-    )
+        _("Answer"), names, index=names.index(guess.answer) if guess else None, key="data.upload.answer",
+        placeholder="–",
+    )  # fmt: skip
     system = right.selectbox(_("System"), ["", *names], key="data.upload.system", format_func=lambda n: n or "–")
+    if question is None or answer is None:
+        return None
     return Choice(columns=Columns(question, answer, system).to_text())
 
 

@@ -80,6 +80,17 @@ def test_inspect_marks_the_trained_tokens(retune: Retune, tmp_path: Path, tiny_m
     assert "no dataset 'out'" in retune("data", "inspect", "out", "--base", tiny_model, code=1)
 
 
+def test_inspect_reads_columns_by_hand(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "asked.csv"
+    file.write_text("Drug,Asked,Said\nx,how much?,ask a doctor\n", encoding="utf-8")
+    said = retune("data", "inspect", file, "--base", tiny_model, code=1)
+    assert "--columns question=" in said
+    said = retune("data", "inspect", file, "--columns", "question=Asked,answer=Said", "--base", tiny_model)
+    assert "user: how much?" in said and "assistant: ask a doctor" in said
+    words = ("--columns", "question=Asked,answer=Told", "--base", tiny_model)
+    assert "no column 'Told'" in retune("data", "inspect", file, *words, code=1)
+
+
 def test_inspect_begins_with_the_raw_row(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
     """As the source has it, from the file and from the dataset; what no source has says so."""
     raw = {"instruction": "Say ho.", "input": "", "output": "<b>ho</b>", "id": "x" * 3_000}

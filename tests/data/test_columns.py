@@ -17,13 +17,17 @@ from studio.errors import DataError
         (["问", "答"], "问", "答"),
         ([" Prompt ", "RESPONSE"], " Prompt ", "RESPONSE"),
         (["指令", "输出"], "指令", "输出"),
+        (["编号", "患者提问", "医生回复", "科室"], "患者提问", "医生回复"),
+        (["question_id", "userQuestion", "best_answer", "answer score"], "userQuestion", "best_answer"),
+        (["用户问题", "问题编号", "答案"], "用户问题", "答案"),
     ],
 )
 def test_obvious_names_are_guessed(names: list[str], question: str, answer: str) -> None:
     assert guess_columns(names) == Columns(question, answer)
 
 
-@pytest.mark.parametrize("names", [[], ["text"], ["question"], ["drug", "answer"], ["questionable", "answers to"]])
+@pytest.mark.parametrize("names", [[], ["text"], ["question"], ["drug", "answer"], ["questionable", "answers to"], ["a question", "b question", "answer"],
+                                    ["问题与回答", "回答"]])
 def test_others_are_not(names: list[str]) -> None:
     assert guess_columns(names) is None
 

@@ -189,6 +189,10 @@ def test_columns_are_picked_by_hand(open_tab, project):
     at = open_tab("upload")
     at.file_uploader(key="data.upload.file").upload("rat.csv", table.encode(), "text/csv").run()
     assert not at.exception
+    assert at.selectbox(key="data.upload.question").value is None and at.button(key="data.upload.go").disabled
+    assert "shell" not in texts([*at.markdown, *at.caption]) + str([each.value.to_dict() for each in at.dataframe])
+    at.selectbox(key="data.upload.question").set_value("Beipackzettel").run()
+    assert at.button(key="data.upload.go").disabled
     at.selectbox(key="data.upload.answer").set_value("Rat").run()
     at.button(key="data.upload.go").click().run()
     assert not at.exception and not at.error

@@ -8,12 +8,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from studio.data.lint.findings import RULES
+from studio.data.rows import parse
 from studio.paths import REPOSITORY
 from studio.ui import told as module
 from studio.ui.i18n import LOCALES
 from studio.ui.told import SLOT
 
 SENTENCES: dict[str, str] = YAML(typ="safe").load((LOCALES / "zh" / "told.yaml").read_text(encoding="utf-8"))
+# Written by Python's parser.
+BROKEN_JSON = ('{"a": "x', '{"a": "\n"}', '{"a": }', "{a}", "1 2")
+JSON_WORDS = {
+    "Unterminated string", "Invalid control character", "Expecting value",
+    "Expecting property name enclosed in double quotes", "Extra data",
+}  # fmt: skip
 
 
 def in_chinese(text: str) -> str:
@@ -38,7 +45,7 @@ def _lines(text: str) -> Iterator[str]:
 def test_every_template_is_one_that_is_written() -> None:
     written = {text for path in (REPOSITORY / "studio").rglob("*.py") for text in templates_in(path)}
     made_of_parts = {"edited row {0}", "deleted row {0}", "row {0} (line {1}): {2}"}
-    assert not set(SENTENCES) - written - made_of_parts
+    assert not set(SENTENCES) - written - made_of_parts - JSON_WORDS
 
 
 @pytest.mark.parametrize("english", SENTENCES)
@@ -47,6 +54,14 @@ def test_fillings_stand_in_both(english: str) -> None:
     fillings = {slot: f"<{slot[1]}>" for slot in SLOT.findall(english)}
     filled = in_chinese(SLOT.sub(lambda slot: fillings[slot[0]], english))
     assert filled == SLOT.sub(lambda slot: fillings[slot[0]], SENTENCES[english])
+
+
+def test_what_is_wrong_with_json_is_said_with_one_place() -> None:
+    problems = [parse(text.encode())[1] for text in BROKEN_JSON]
+    assert {problem.removeprefix("is not valid JSON: ").rsplit(" at ", 1)[0].split(" at line")[0]
+            for problem in problems} == JSON_WORDS  # fmt: skip
+    assert problems[0] == "is not valid JSON: Unterminated string at column 7."
+    assert in_chinese(problems[0]) == "不是有效的 JSON：字符串没有结束（第 7 列）。"
 
 
 def test_a_list_of_bad_rows() -> None:
