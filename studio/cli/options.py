@@ -23,9 +23,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="A setting, as train.num_steps=40; may be given again.", metavar="KEY=VALUE"),
 ]
-ColumnsOption = Annotated[
-    str, typer.Option(help="Which column is what: question=Q,answer=A; also system=S,history=H.")
-]
+ColumnsOption = Annotated[str, typer.Option(help="Which column is what: question=Q,answer=A; also system=S,history=H.")]
 StepOption = Annotated[int, typer.Option(min=0, help="The checkpoint's step; the newest when left out.")]
 ShardOption = Annotated[str, typer.Option(help="Largest file, as 2GB or 500MB.")]
 

@@ -26,8 +26,18 @@ def test_obvious_names_are_guessed(names: list[str], question: str, answer: str)
     assert guess_columns(names) == Columns(question, answer)
 
 
-@pytest.mark.parametrize("names", [[], ["text"], ["question"], ["drug", "answer"], ["questionable", "answers to"], ["a question", "b question", "answer"],
-                                    ["问题与回答", "回答"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["text"],
+        ["question"],
+        ["drug", "answer"],
+        ["questionable", "answers to"],
+        ["a question", "b question", "answer"],
+        ["问题与回答", "回答"],
+    ],
+)
 def test_others_are_not(names: list[str]) -> None:
     assert guess_columns(names) is None
 
