@@ -9,6 +9,7 @@ from studio.config.yaml import load_config, load_text
 from studio.data.formats import Conversation, Message
 from studio.store import jobs as store_jobs
 from studio.store import open_db
+from studio.ui.forms import SHOWN_FOR
 
 PAGE = "pages/2_Config.py"
 
@@ -41,7 +42,10 @@ def to_form(at):
 
 
 def test_every_setting_of_the_schema_has_a_widget(opened):
+    assert SHOWN_FOR.keys() == {"lora", "prompt"}
     for name, section in RunConfig.model_fields.items():
+        if name in SHOWN_FOR:
+            field(opened, "method").select(SHOWN_FOR[name][0]).run()
         for child, info in getattr(section.annotation, "model_fields", {}).items():
             if info.json_schema_extra == NOT_IN_FORM:  # written by hand, and kept as it is
                 continue
