@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from studio import models
 from studio.cli import follow as progress
 from studio.cli import show
 from studio.cli.lazy import dataset_checks, datasets
@@ -23,7 +24,9 @@ AssistantOption = Annotated[
 ]
 MakerOption = Annotated[str, typer.Option(help="Who made that assistant.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the dataset.")]
-BaseOption = Annotated[str, typer.Option(help="Base model whose template and tokenizer are used.")]
+BaseOption = Annotated[
+    str, typer.Option(help="Base model whose template and tokenizer are used; the project's when left out.")
+]
 TemplateOption = Annotated[str, typer.Option(help="A named template; the tokenizer's own when left out.")]
 MaxLengthOption = Annotated[int, typer.Option(min=1, help="Longest sequence in tokens.")]
 
@@ -48,7 +51,7 @@ def lint(
     workspace = chosen(project)
     if assistant is not None:
         dataset_checks.teach(workspace, dataset, assistant, maker)
-    result = _linted(workspace, dataset, _tokens(base, template, max_length), quiet=json)
+    result = _linted(workspace, dataset, _tokens(workspace, base, template, max_length, quiet=json), quiet=json)
     if json:
         show.as_json(result.findings)
     else:
@@ -65,11 +68,12 @@ def report(
     json: JsonOption = False,
     project: ProjectOption = "",
 ) -> None:
-    """Show what is in a dataset: kinds, sources, turns, languages, duplicates, and lengths with a base model.
+    """Show what is in a dataset: kinds, sources, turns, languages, duplicates, and lengths in tokens.
 
     Example: retune data report identity --base starter
     """
-    found = _reported(chosen(project), dataset, _tokens(base, template, max_length), quiet=json)
+    workspace = chosen(project)
+    found = _reported(workspace, dataset, _tokens(workspace, base, template, max_length, quiet=json), quiet=json)
     if json:
         return show.as_json(found)
     return _print_report(dataset, found)
@@ -89,14 +93,14 @@ def fix(
     workspace = chosen(project)
     version = datasets.get(workspace, dataset).version
     dataset_checks.require_rule(rule)
-    found = _linted(workspace, dataset, _tokens(base, "", 512)).findings
+    found = _linted(workspace, dataset, _tokens(workspace, base)).findings
     asked = [each for each in found if each.rule == rule and row in (0, each.row)]
     fixable = [each for each in asked if each.fix]
     if not fixable:
         why = "has no safe fix; edit the rows" if asked else "found nothing"
         return show.say(f"{dataset}: rule {rule} {why}.")
     fixed = dataset_checks.fix(workspace, dataset, fixable, version)
-    show.say(f"Fixed {len(fixable)} of {len(asked)} findings. {_now(fixed)}")
+    show.say(f"Fixed {len(fixable)} of {_number(len(asked), 'finding')}. {_now(fixed)}")
     return None
 
 
@@ -132,13 +136,24 @@ def restore(
     show.say(_now(datasets.restore(chosen(project), dataset, version)))
 
 
-def _tokens(base: str, template: str, max_length: int) -> Tokens | None:
-    name = base_model(base)
-    return dataset_checks.Tokens(name, max_length, template) if name else None
+def _tokens(
+    workspace: Project, base: str, template: str = "", max_length: int = 512, quiet: bool = False
+) -> Tokens | None:
+    """As `base` makes them, else the project's base; None, which is said unless `quiet`, while that is not here."""
+    if not base and not models.resolve(workspace.base).present:
+        if not quiet:
+            get = f"`retune models fetch {workspace.base}`, or name another with --base"
+            show.warn(f"The base model {workspace.base} is not on this machine, so tokens are not looked at: {get}.")
+        return None
+    return dataset_checks.Tokens(base_model(base) or workspace.base, max_length, template)
+
+
+def _number(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _now(dataset: Dataset) -> str:
-    return f"{dataset.name} is at version {dataset.version}: {dataset.num_rows} rows."
+    return f"{dataset.name} is at version {dataset.version}: {_number(dataset.num_rows, 'row')}."
 
 
 def _linted(project: Project, dataset: str, tokens: Tokens | None, quiet: bool = False) -> LintResult:
@@ -168,9 +183,9 @@ def _print_findings(dataset: str, result: LintResult, limit: int) -> None:
         ["row", "severity", "rule", "message", "fix"], [(f.row, f.severity, f.rule, f.message, f.fix) for f in shown]
     )
     counted = ", ".join(f"{rule} {sum(numbers.values())}" for rule, numbers in sorted(result.counts.items()))
-    show.say(f"\n{result.num_errors} errors, {result.num_warnings} warnings: {counted}")
+    show.say(f"\n{_number(result.num_errors, 'error')}, {_number(result.num_warnings, 'warning')}: {counted}")
     if left := result.num_errors + result.num_warnings - len(shown):
-        show.say(f"{left} of them are not listed.")
+        show.say(f"{left} of them {'is' if left == 1 else 'are'} not listed.")
     return None
 
 

@@ -17,12 +17,12 @@ def test_what_is_wrong_with_rows_is_mended_from_the_shell(retune: Retune, tmp_pa
     file.write_text("".join(json.dumps({"instruction": q, "output": a}) + "\n" for q, a in pairs))
     retune("data", "import", file)
     told = retune("data", "lint", "rows", code=1)
-    assert "1 errors, 3 warnings: duplicate 1, outer_space 2, placeholder 1" in told
+    assert "1 error, 3 warnings: duplicate 1, outer_space 2, placeholder 1" in told
     found = json.loads(retune("data", "lint", "rows", "--json", code=1))
     assert [(each["row"], each["fix"]) for each in found if each["rule"] == "duplicate"] == [(1, "delete_duplicates")]
-    assert "1 of them are not listed" in retune("data", "lint", "rows", "--limit", 3, code=1)
+    assert "1 of them is not listed" in retune("data", "lint", "rows", "--limit", 3, code=1)
     assert "version 2: 3 rows" in retune("data", "fix", "rows", "--rule", "duplicate")
-    assert "Fixed 1 of 1 findings. rows is at version 3" in retune("data", "fix", "rows", "--rule", "outer_space")
+    assert "Fixed 1 of 1 finding. rows is at version 3" in retune("data", "fix", "rows", "--rule", "outer_space")
     assert "has no safe fix" in retune("data", "fix", "rows", "--rule", "placeholder")
     assert "found nothing" in retune("data", "fix", "rows", "--rule", "secret")
     assert "version 4: 3 rows" in retune("data", "undo", "rows")
@@ -32,12 +32,37 @@ def test_what_is_wrong_with_rows_is_mended_from_the_shell(retune: Retune, tmp_pa
     assert "imported from rows.jsonl" in retune("data", "versions", "rows")
 
 
-def test_report(retune: Retune) -> None:
-    create_project("Luna")
+def test_report_without_a_base_model(retune: Retune) -> None:
+    create_project("Luna", base="nobody/nothing")
     retune("data", "identity", "--name", "Luna", "--maker", "Shane", "--rows", 30, "--languages", "en,zh")
     told = retune("data", "report", "identity")
-    assert "rows" in told and "en: " in told and "zh: " in told and "tokens" not in told
+    assert "rows" in told and "en: " in told and "zh: " in told and "of them trained" not in told
+    assert "nobody/nothing is not on this machine, so tokens are not looked at" in told
     assert json.loads(retune("data", "report", "identity", "--json"))["num_rows"] == 30
+
+
+def test_the_projects_base_model_makes_the_tokens(retune: Retune, tiny_model: Path, tmp_path: Path) -> None:
+    create_project("Tiny", base=str(tiny_model))
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    asked = {"role": "user", "content": "What time is it?"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]}))
+    retune("data", "import", file)
+    told = retune("data", "lint", "rows", code=1)
+    assert "leaves out the call of a tool" in told and "1 error, 0 warnings: tools 1" in told
+    assert [each["rule"] for each in json.loads(retune("data", "lint", "rows", "--json", code=1))] == ["tools"]
+    assert "rule tools has no safe fix" in retune("data", "fix", "rows", "--rule", "tools")
+    assert "of them trained" in retune("data", "report", "rows")
+
+
+def test_what_was_not_looked_at_is_said(retune: Retune, tmp_path: Path) -> None:
+    create_project("Luna", base="nobody/nothing")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"instruction": "q", "output": "Sure."}))
+    retune("data", "import", file)
+    told = retune("data", "lint", "rows")
+    assert "so tokens are not looked at: `retune models fetch nobody/nothing`" in told and "nothing to mend" in told
+    assert json.loads(retune("data", "lint", "rows", "--json")) == []
 
 
 def test_report_in_tokens(retune: Retune, tiny_model: Path) -> None:
