@@ -26,6 +26,7 @@ from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store import runs as store
 from studio.store.checkpoints import Checkpoint
+from studio.store.datasets import not_there
 from studio.store.jobs import Job
 from studio.store.runs import Run
 
@@ -66,8 +67,7 @@ def problems_before_start(project: Project, config: RunConfig) -> list[Problem]:
         if name not in there and name in config.data.recipes:
             problems.append(Problem("data.sources", _how_to_get(config, name)))
         elif name not in there:
-            allowed = ", ".join(sorted(there)) or "none yet: build one on the Data page"
-            problems.append(Problem("data.sources", f"there is no dataset {name!r} in this project", allowed))
+            problems.append(Problem("data.sources", not_there(name, sorted(there))))
     return problems
 
 

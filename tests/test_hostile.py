@@ -173,7 +173,7 @@ def test_a_missing_model_is_said_before_anything_is_made(filled: Project, base: 
 def test_a_dataset_that_is_not_there_is_said_before_anything_is_made(filled: Project, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     config = RunConfig.model_validate({"model": {"base": str(base)}, "data": {"sources": {"nothing": 1.0}}})
-    with pytest.raises(ConfigError, match="no dataset 'nothing'.*allowed: identity"):
+    with pytest.raises(ConfigError, match="no dataset 'nothing'.*there are: identity"):
         runs.start_run(filled, config)
     assert runs.list_runs(filled) == []
 

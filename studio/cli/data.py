@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +20,11 @@ from studio.cli.options import languages as parsed
 
 if TYPE_CHECKING:
     from studio.config.schema import RunConfig
+    from studio.data.files import ReadOptions
     from studio.projects import Project
     from studio.store.datasets import Dataset
 
+SAMPLE_ROWS = 100
 app = group("Datasets of a project.")
 app.command()(inspect)
 for check in (
@@ -122,12 +125,24 @@ def import_(
         progress.follow(workspace.folder, job)
         built = datasets.get(workspace, job.args["name"])
     show.say(summary(built))
+    if Path(source).exists():
+        _say_how_read(Path(source), options, recognised=not (format or columns))
     if built.version > 1:
         before = datasets.versions(workspace, built.name)[1]
         show.warn(
             f"It replaces version {before.number} ({before.kind}, {before.num_rows} rows, {before.num_probes} probes); "
             f"retune data undo {built.name} takes it back."
         )
+
+
+def _say_how_read(path: Path, options: ReadOptions, recognised: bool) -> None:
+    """The layout that the first rows were recognised as, and an encoding that was found out."""
+    if recognised:
+        sample = [row.value for row in islice(files.scan(path, options), SAMPLE_ROWS) if not row.problem]
+        guess = formats.recognise(sample)
+        show.say(f"Read as {guess.name}, {guess.confidence:.0%} sure: {guess.reason}")
+    if not options.encoding and (encoding := files.encoding_of(path)) not in ("", "utf-8"):
+        show.say(f"Its encoding was recognised as {encoding}; --encoding names another.")
 
 
 @app.command()

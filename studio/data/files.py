@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studio.data.json_rows import scan_json
 from studio.data.rows import MAX_ROW_BYTES, RawRow, place
-from studio.data.streams import Position, is_gzip, open_text
+from studio.data.streams import Position, found_encoding, is_gzip, open_text
 from studio.data.tables import ARROW, OLE, ZIP, raw_row, scan_arrow, scan_csv, scan_parquet, scan_xls, scan_xlsx
 from studio.errors import DataError
 from studio.paths import human_bytes
@@ -89,6 +89,15 @@ def suffix_of(path: Path) -> str:
     """ ".csv" of "a.csv" and of "a.csv.gz"."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding that a file of text is found to be in, as `scan` finds it; "" for a folder and for other kinds."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return "" if head.startswith((PARQUET, ZIP, OLE, ARROW, PDF)) else found_encoding(path)
 
 
 def _below(folder: Path) -> list[Path]:

@@ -58,6 +58,9 @@ KNOWN = (
     'Known are rows with "messages", "conversation", "conversations", "instruction" and "output", "prompt" and '
     '"completion", "chosen" and "rejected", "text", or columns named like a question and an answer.'
 )
+ALIKE_HINT = (
+    "Read the rows as another format, or by other columns (--format, or --columns question=…,answer=… in the shell)."
+)
 COLUMNS_HINT = "In the shell: --columns question=…,answer=…, with the names of its columns."
 
 
@@ -222,12 +225,18 @@ def read_conversations(
     imported = import_rows(path, format, columns, options)
     if imported.problems:
         total = len(imported.problems) + len(imported.conversations)
-        raise bad_rows(Path(path).name, imported.problems, len(imported.problems), total)
+        alike = not imported.conversations and len({problem.message for problem in imported.problems}) == 1
+        raise bad_rows(Path(path).name, imported.problems, len(imported.problems), total, alike)
     return imported.conversations
 
 
-def bad_rows(name: str, problems: Sequence[RowProblem], num_problems: int, total: int) -> DataError:
-    """The error that lists the first rows that cannot be used."""
+def bad_rows(
+    name: str, problems: Sequence[RowProblem], num_problems: int, total: int, all_alike: bool = False
+) -> DataError:
+    """The error that lists the first rows that cannot be used; `all_alike`: every row, for the same reason."""
+    if all_alike and total > 1:
+        why = f"all {total} rows: {problems[0].message}"
+        return DataError(f"{name}: {num_problems} of {total} rows cannot be used:\n  - {why}\n", ALIKE_HINT)
     shown = "\n".join(f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS])
     more = num_problems - SHOWN_PROBLEMS
     tail = f"\n  and {more} more" if more > 0 else ""

@@ -41,10 +41,11 @@ class Reading:
 
 @dataclass
 class Tally:
-    """What became of the rows so far; the first problems in words."""
+    """What became of the rows so far; the first problems in words, and how many are the same as the first."""
 
     num_good: int = 0
     num_bad: int = 0
+    num_like_first: int = 0
     problems: list[RowProblem] = field(default_factory=list)
 
 
@@ -64,8 +65,10 @@ def good_rows(
         tally.num_bad += 1
         if len(tally.problems) < SHOWN_PROBLEMS:
             tally.problems.append(result)
+        tally.num_like_first += result.message == tally.problems[0].message
     if tally.num_bad and not (reading.keep_good and tally.num_good):
-        raise bad_rows(source, tally.problems, tally.num_bad, tally.num_bad + tally.num_good)
+        total = tally.num_bad + tally.num_good
+        raise bad_rows(source, tally.problems, tally.num_bad, total, all_alike=tally.num_like_first == total)
     if not tally.num_good:
         raise DataError(f"{source} holds no usable row.", "Choose another file, or another format.")
 

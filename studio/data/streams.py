@@ -39,7 +39,7 @@ def open_text(path: Path, position: Position | None = None, encoding: str = "") 
     `encoding` "" finds it out, which reads the file once. Raises OSError, ValueError and EOFError where the file is
     damaged, DataError where it is a bomb.
     """
-    encoding = encoding or _encoding(path)
+    encoding = encoding or found_encoding(path)
     stream = _unpacked(path, position)
     if encoding != "utf-8":
         return io.BufferedReader(_Recoded(stream, encoding), CHUNK_BYTES)
@@ -60,7 +60,7 @@ def _unpacked(path: Path, position: Position | None = None) -> io.BufferedReader
     return io.BufferedReader(_Unpacked(counted, path), CHUNK_BYTES)
 
 
-def _encoding(path: Path) -> str:
+def found_encoding(path: Path) -> str:
     """utf-8, utf-16, utf-32 or gb18030; utf-8 too when it is none of them."""
     with _unpacked(path) as stream:
         head = stream.peek(4)[:4]

@@ -1,5 +1,6 @@
 """Registered data files of a project, with the fingerprint of what was in them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,11 +69,14 @@ def get(db: Database, name: str) -> Dataset:
     """Raises DataError, naming the datasets there are."""
     if dataset := find(db, name):
         return dataset
-    names = ", ".join(dataset.name for dataset in listed(db)) or "none yet"
-    raise DataError(
-        f"There is no dataset {name!r} in this project (there are: {names}).",
-        "Build or import it on the Data page.",
-    )
+    there = [dataset.name for dataset in listed(db)]
+    raise DataError(not_there(name, there), "Build or import it on the Data page.")
+
+
+def not_there(name: str, there: Iterable[str]) -> str:
+    """The sentence that a dataset is missing, with those there are."""
+    names = ", ".join(there) or "none yet"
+    return f"There is no dataset {name!r} in this project (there are: {names})."
 
 
 def find(db: Database, name: str) -> Dataset | None:

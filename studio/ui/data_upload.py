@@ -341,7 +341,10 @@ def _findings(look: Look, choice: Choice) -> None:
     else:
         good, bad = look.whole.conversations, [(one.row, one.message) for one in look.whole.problems]
         st.markdown(_("{good} rows can be used, {bad} cannot.").format(good=len(good), bad=len(bad)))
-    if bad:
+    if len(bad) > 1 and not good and len({problem for _row, problem in bad}) == 1:
+        words = _("All {number} rows looked at: {problem}")
+        st.warning(words.format(number=len(bad), problem=plain(told(bad[0][1]))), icon=":material/warning:")
+    elif bad:
         st.dataframe(
             [{"row": row, "problem": told(problem)} for row, problem in bad[:SHOWN_PROBLEMS]],
             hide_index=True, height="content" if len(bad) < 8 else 260,

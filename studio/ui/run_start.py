@@ -13,7 +13,7 @@ from studio.config.catalog import preset_names
 from studio.config.schema import RowCount, RunConfig
 from studio.config.yaml import load_config, load_text
 from studio.data.lint.findings import Finding
-from studio.errors import StudioError
+from studio.errors import Problem, StudioError
 from studio.paths import human_bytes
 from studio.projects import Project
 from studio.store import checkpoints, open_db
@@ -26,6 +26,7 @@ from studio.ui.config_draft import DEFAULT_PRESET, derived
 from studio.ui.frame import CONFIG, DATA, link
 from studio.ui.i18n import _, ngettext
 from studio.ui.run_list import KEPT_CONFIG
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
 
 SAME_START_SECONDS = 15
@@ -123,12 +124,16 @@ def checks(project: Project, config: RunConfig) -> list[Check]:
     """What is looked at before a run starts, in the order it would fail."""
     problems = runs.problems_before_start(project, config)
     found = [_check_model(config.model.base)]
-    found += [Check("error", f"{problem.message} ({_('there are')}: {problem.allowed})") for problem in problems]
+    found += [Check("error", told(problem.message) + _allowed(problem)) for problem in problems]
     if not problems:
         found.append(_check_rows(project, config))
         found.append(_check_lint(project, config))
     found.append(_check_disk(project, config))
     return found
+
+
+def _allowed(problem: Problem) -> str:
+    return f" ({_('there are')}: {problem.allowed})" if problem.allowed else ""
 
 
 def _check_model(base: str) -> Check:

@@ -88,7 +88,7 @@ def show_error(error: StudioError) -> None:
 def show_problems(problems: list[Problem]) -> None:
     """All problems of a config, each with its path and what is allowed."""
     count = ngettext("{number} setting needs attention:", "{number} settings need attention:", len(problems))
-    lines = [f"- **{plain(problem.path)}** {plain(problem.message)}{_allowed(problem)}" for problem in problems]
+    lines = [f"- **{plain(problem.path)}** {plain(told(problem.message))}{_allowed(problem)}" for problem in problems]
     st.error("\n".join([count.format(number=len(problems)), "", *lines]), icon=":material/error:")
 
 

@@ -55,7 +55,7 @@ def test_every_setting_of_the_schema_has_a_widget(opened):
 
 def test_starts_with_the_preset_and_says_what_it_lacks(opened):
     assert "starter_lora" in texts(opened.text_input) or field(opened, "name").value == "starter_lora"
-    assert "there is no dataset" in texts(opened.error)
+    assert "There is no dataset" in texts(opened.error)
     assert "retune train configs/starter_lora.yaml --project luna" in texts(opened.code)
 
 

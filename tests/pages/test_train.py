@@ -54,7 +54,7 @@ def texts(at):
 def test_empty_project_leads_to_config_and_data(open_page, project):
     at = open_page(PAGE)
     assert [button.disabled for button in at.button if button.key == "train.start"] == [True]
-    assert "there is no dataset" in texts(at)
+    assert "There is no dataset" in texts(at)
 
 
 def test_a_faulty_dataset_blocks_until_overruled(open_page, project, monkeypatch, tmp_path):

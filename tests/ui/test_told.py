@@ -71,6 +71,11 @@ def test_a_list_of_bad_rows() -> None:
     )
 
 
+def test_a_reason_that_all_rows_share() -> None:
+    message = "a.csv: 9 of 9 rows cannot be used:\n  - all 9 rows: the text is empty.\n"
+    assert in_chinese(message) == "a.csv：9 行中有 9 行不能用：\n  - 全部 9 行：文本是空的。\n"
+
+
 def test_what_is_filled_in_is_told_too_and_braces_stay() -> None:
     assert in_chinese('the format is not recognised: it has "chosen" and "rejected".').startswith("无法识别格式：它有")
     assert in_chinese("There is no file '{0}{x}'.") == "没有文件 '{0}{x}'。"
