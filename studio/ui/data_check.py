@@ -25,6 +25,7 @@ RULE_WORDS = {
     "probe_in_training": N_("Held-out question in the rows"),
     "template": N_("Refused by the chat template"),
     "no_trained_tokens": N_("Nothing is trained"),
+    "image": N_("Image rows, which cannot be trained yet"),
     "tools": N_("Tools that the template leaves out"),
     "no_trained_end": N_("Answers have no end"),
     "truncated": N_("Cut at the longest length"),

@@ -1,5 +1,6 @@
 """Each rule finds its fault, names the row, and leaves good rows alone; each fix mends what it was offered for."""
 
+import json
 import pickle
 from collections.abc import Iterable
 from functools import partial
@@ -327,6 +328,23 @@ def test_secrets_are_errors_and_never_shown_whole(secret: str) -> None:
     assert fixed(rows, "secret") == []
     told = lint([row("q", f"Schön ist es. Ja, so ist es. Der SchlÃ¼ssel {secret}, und dann noch the", "x")])
     assert len(told) > 1 and not any(secret[5:20] in each.message for each in told)
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret[:8])
+def test_secrets_beside_the_words_are_found(secret: str) -> None:
+    arguments = json.dumps({"headers": [f"key:\n{secret}"]})
+    calls = json.dumps([{"function": {"name": "fetch", "arguments": arguments}}])
+    calling = Conversation((Message("user", "Rain?"), Message("assistant", "", tool_calls=calls)))
+    meta = {"kind": "preference", "rejected": [{"role": "assistant", "content": f"It is {secret}"}]}
+    tools = {"tools": [{"type": "function", "function": {"name": "fetch", "description": f"Use {secret}"}}]}
+    rows = [calling, row("q", "No.", **meta), row("r", "No.", **tools)]
+    found = [each for each in lint(rows) if each.rule == "secret"]
+    assert [each.row for each in found] == [1, 2, 3] and not any(secret[5:20] in each.message for each in found)
+
+
+def test_rows_about_images_cannot_be_trained_yet() -> None:
+    found = lint([row("<image>\nWhat is this?", "A cat.", kind="image", image="cat.png")])
+    assert only(found) == (1, "error", "image")
 
 
 @pytest.mark.parametrize(

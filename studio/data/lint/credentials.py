@@ -1,5 +1,6 @@
 """Rule on secrets: keys and tokens of well-known services. What is found is never shown whole."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from studio.data.conversation import Conversation
 from studio.data.lint.findings import Finding
 from studio.data.lint.fixes import DELETE_ROW
 
+TRAINED_NOTES = ("rejected", "tools")  # of a row's meta: they are written into prompts or compared in training
 FEWEST_DIFFERENT_CHARACTERS = 8
 SHOWN_CHARACTERS = 4
 # Words in keys that documentation makes up.
@@ -49,11 +51,47 @@ SECRETS = (
 
 
 def lint_secrets(row: int, conversation: Conversation) -> Iterator[Finding]:
-    """One finding for each message with a secret."""
+    """One finding for each message with a secret, in its words or in its calls of tools; one for each note with one."""
     for number, message in enumerate(conversation.messages, start=1):
-        if found := find_secret(message.content):
+        if found := find_secret(message.content) or _secret_within(message.tool_calls):
             text = f"Message {number} holds what looks like {found[0]}: {masked(found[1])}."
             yield Finding(row, "error", "secret", text, DELETE_ROW)
+    for name in TRAINED_NOTES:
+        if found := _secret_within(conversation.meta.get(name)):
+            text = f"The row's {name!r} hold what looks like {found[0]}: {masked(found[1])}."
+            yield Finding(row, "error", "secret", text, DELETE_ROW)
+
+
+def _secret_within(value: object) -> tuple[str, str] | None:
+    """As `find_secret`, of the first text with one in lists and objects, and in the JSON that such a text may be."""
+    return next((found for text in _texts(value) if (found := find_secret(text))), None)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """JSON is taken apart first: the `n` of an escaped line break would hide the start of a key behind it.
+
+    With a stack of its own: what comes from elsewhere may be nested deeply.
+    """
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            inner = _decoded(each)
+            each = inner if inner is not None else each
+        if isinstance(each, dict | list):
+            left += each.values() if isinstance(each, dict) else each
+        elif isinstance(each, str):
+            yield each
+
+
+def _decoded(text: str) -> object:
+    """What the text is as JSON; None where it is none."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def find_secret(text: str) -> tuple[str, str] | None:

@@ -85,6 +85,8 @@ _RULES = (
     Rule("tools", "error",
          "What the template does not write, the model never sees; the call of a tool becomes an empty answer.",
          "Choose a base model whose chat template knows tools, or take these rows out."),
+    Rule("image", "error", "The model never sees the image; it would learn to answer as if it had.",
+         "Take these rows out; image rows cannot be trained yet."),
     Rule("no_trained_tokens", "warning", "Nothing of the row counts for the loss, so it teaches nothing.",
          "Shorten the question, raise max_length, or look at which turns are trained."),
     Rule("truncated", "warning", "The end of the answer, and the sign that it is over, are cut off.",

@@ -1,4 +1,4 @@
-"""Rules on one row's messages: empty turns, order of roles, placeholders, control tokens, blanks, answers cut short."""
+"""Rules on one row's messages: images, empty turns, roles, placeholders, control tokens, blanks, answers cut short."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -33,6 +33,8 @@ def is_identity(conversation: Conversation) -> bool:
 
 def lint_turns(row: int, conversation: Conversation, control_tokens: Collection[str]) -> Iterator[Finding]:
     """What is wrong with the messages of a row."""
+    if conversation.kind == "image":
+        yield Finding(row, "error", "image", "The row is about an image, which cannot be trained yet.")
     if conversation.kind != "text" and (problem := role_order_problem(conversation.messages)):
         fix = DROP_LAST_TURN if without_last_turn(conversation) else DELETE_ROW
         yield Finding(row, "error", "role_order", problem, fix)
