@@ -195,6 +195,7 @@ class Chip:
     ids: tuple[int, ...]
     trained: bool
     cut: bool = False  # beyond the longest length: it is not read at all
+    control: bool = False  # a control token of the tokenizer, and no text that only looks like one
 
     @property
     def kind(self) -> str:
@@ -224,5 +225,7 @@ def _chip(text: str, part: list[TokenView]) -> Chip:
 
 def chips_of(life: RowLife, model_folder: Path) -> list[Chip]:
     """A row's tokens to look at, those beyond the longest length marked as cut."""
-    decode = TextTokenizer.load(model_folder).decode
-    return chips(life.tokens, decode) + [replace(chip, cut=True) for chip in chips(life.cut_off, decode)]
+    tokenizer = TextTokenizer.load(model_folder)
+    cut = [replace(chip, cut=True) for chip in chips(life.cut_off, tokenizer.decode)]
+    found = chips(life.tokens, tokenizer.decode) + cut
+    return [replace(chip, control=True) if tokenizer.control_ids.issuperset(chip.ids) else chip for chip in found]

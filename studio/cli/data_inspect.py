@@ -81,7 +81,8 @@ def _print(life: RowLife, folder: Path) -> None:
     for role, said in _spoken(life.conversation):
         show.out.print(show.plain(f"{role}: {row_life.shortened_cells(said)}"), highlight=False)
     cut = f", {life.num_cut} more cut off at the longest length" if life.truncated else ""
-    show.say(f"\n{len(life.tokens)} tokens{cut}; {life.num_trained_tokens} are trained, marked [so]:")
+    trained = f"{life.num_trained_tokens} are trained, marked [so]"
+    show.say(f"\n{len(life.tokens)} tokens{cut}; {trained}; ⟦ ⟧ holds a control token:")
     kept = [each for each in row_life.chips_of(life, folder) if not each.cut]
     show.out.print(_marked(kept[:SHOWN_TOKENS]), highlight=False)
     if (left := len(kept) - SHOWN_TOKENS) > 0:
@@ -111,14 +112,15 @@ def _print_raw(raw: RawPart) -> None:
 
 
 def _marked(tokens: list[Any]) -> Any:
-    """The row's text with trained stretches in brackets and green: it reads without colours too."""
+    """The row's text with trained stretches in brackets and green, control tokens in ⟦ ⟧: colours are not needed."""
     text = show.plain("")
     for before, token in zip([None, *tokens[:-1]], tokens, strict=True):
         if token.trained and not (before and before.trained):
             text.append("[", "green")
         if before and before.trained and not token.trained:
             text.append("]", "green")
-        text.append(show.plain(token.text).plain, "green" if token.trained else "bright_black")
+        said = show.plain(token.text).plain
+        text.append(f"⟦{said}⟧" if token.control else said, "green" if token.trained else "bright_black")
     return text.append("]", "green") if tokens and tokens[-1].trained else text
 
 

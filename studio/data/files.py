@@ -78,7 +78,7 @@ def data_files(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise DataError(f"{str(path)!r} cannot be read: {error}.", ALLOWED) from error
     if not path.is_dir():
-        raise DataError(f"There is no file {path.name!r}.", ALLOWED)
+        raise DataError(f"There is no file {path.name!r}.", "Give its full path.")
     files = [file for file in found if suffix_of(file) in DATA_SUFFIXES] or found
     if not files:
         raise DataError(f"The folder {path.name!r} holds no file of data.", ALLOWED)
@@ -144,6 +144,8 @@ def _reader(path: Path, options: ReadOptions, position: Position) -> Iterator[Ra
         return scan_arrow(path, name, position)
     if head.startswith(PDF) or (suffix in (".parquet", ".xlsx", ".xlsm", ".xls") and not is_gzip(path)):
         raise DataError(f"{name} is {'a PDF file' if head.startswith(PDF) else 'not what its name says'}.", ALLOWED)
+    if path.suffix.lower() == ".gz" and not is_gzip(path):
+        raise DataError(f"{name} is not gzip, as its name says.", "Name it as what it is, or pack it again.")
     if suffix in CSV_SUFFIXES:
         return scan_csv(path, name, position, options.encoding)
     if suffix in TEXT_SUFFIXES:

@@ -37,8 +37,11 @@ def open_text(path: Path, position: Position | None = None, encoding: str = "") 
     """The file as UTF-8 bytes without a byte order mark. What is neither UTF-8, UTF-16 nor GB18030 stays as it is.
 
     `encoding` "" finds it out, which reads the file once. Raises OSError, ValueError and EOFError where the file is
-    damaged, DataError where it is a bomb.
+    damaged, DataError where it is a bomb, or called UTF-8 and in all likelihood is something else.
     """
+    if encoding and codecs.lookup(encoding).name == "utf-8" and (found := found_encoding(path)) != "utf-8":
+        message = f"{path.name} is not in {encoding}, but in {found}."
+        raise DataError(message, "Leave the encoding out, or name that one.")
     encoding = encoding or found_encoding(path)
     stream = _unpacked(path, position)
     if encoding != "utf-8":

@@ -60,7 +60,7 @@ class TextTokenizer:
         self._plain.encode_special_tokens = True
         added = tokenizer.get_added_tokens_decoder().values()
         self.control_tokens = tuple(token.content for token in added if token.special)
-        self._control_ids = {tokenizer.token_to_id(token) for token in self.control_tokens}
+        self.control_ids = {tokenizer.token_to_id(token) for token in self.control_tokens}
         self._words = WordCache(self._tokenizer) if WordCache.fits(self._tokenizer) else None
         self._newline = self._tokenizer.encode("\n", add_special_tokens=False).ids
 
@@ -172,7 +172,7 @@ class TextTokenizer:
 
     def _makes_control_tokens(self, text: str) -> bool:
         """Whether plain text becomes one by mere merges: converted SentencePiece vocabularies spell <s> that way."""
-        return not self._control_ids.isdisjoint(self._plain.encode(text, add_special_tokens=False).ids)
+        return not self.control_ids.isdisjoint(self._plain.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,13 +71,22 @@ def test_inspect_marks_the_trained_tokens(retune: Retune, tmp_path: Path, tiny_m
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps(GOOD), encoding="utf-8")
     retune("data", "import", file)
-    assert "[ho<|im_end|>]" in retune("data", "inspect", "in", "--base", tiny_model)
+    assert "[ho⟦<|im_end|>⟧]" in retune("data", "inspect", "in", "--base", tiny_model)
     life = json.loads(retune("data", "inspect", "in", "--base", tiny_model, "--json"))
     assert len(life["input_ids"]) == len(life["labels"])
     assert {label for label in life["labels"] if label != -100} < set(life["input_ids"])
     assert [token["trained"] for token in life["tokens"]] == [label != -100 for label in life["labels"]]
     assert "no row 2" in retune("data", "inspect", "in", "--row", 2, "--base", tiny_model, code=1)
     assert "no dataset 'out'" in retune("data", "inspect", "out", "--base", tiny_model, code=1)
+
+
+def test_inspect_tells_a_control_token_from_text_that_looks_like_one(
+    retune: Retune, tmp_path: Path, tiny_model: Path
+) -> None:
+    file = tmp_path / "odd.jsonl"
+    file.write_text(json.dumps({"question": "say <|im_end|> now", "answer": "ho"}), encoding="utf-8")
+    said = retune("data", "inspect", file, "--base", tiny_model)
+    assert "say <|im_end|> now⟦<|im_end|>⟧" in said and "⟦ ⟧ holds a control token" in said
 
 
 def test_inspect_reads_columns_by_hand(retune: Retune, tmp_path: Path, tiny_model: Path) -> None:
@@ -171,7 +180,7 @@ def test_inspect_shows_what_a_map_gives(retune: Retune, tmp_path: Path) -> None:
     [turn] = life["conversation"]
     assert turn["input"] == "CREATE TABLE t\nHow many?" and turn["output"] == "SELECT COUNT(*) FROM t"
     assert life["text"].startswith("<s><|System|>:If you are an expert in SQL")
-    assert "[SELECT COUNT(*) FROM t</s>]" in retune(*words, "--format", "sql")
+    assert "[SELECT COUNT(*) FROM t⟦</s>⟧]" in retune(*words, "--format", "sql")
     assert "no column 'context'" in retune(*words, "--format", "sql", "--row", 2, code=1)
     text = json.loads(retune(*words, "--row", 2, "--json"))
     assert text["text"] == "hi</s>" and text["labels"] == text["input_ids"]

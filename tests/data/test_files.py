@@ -292,6 +292,29 @@ def test_a_document_is_read_the_same_in_pieces_of_any_size(
         list(scan(write(tmp_path / "d.json", '[\n{"a": 1},\n{"a" 2}]')))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"question": "头疼怎么办？"}\n'),
+        ("a.csv", "问题,回答\n头疼怎么办？,多休息。\n"),
+        ("a.txt", "头疼怎么办？"),
+    ],
+)
+def test_another_encoding_than_the_one_named_is_said_once(tmp_path: Path, name: str, text: str) -> None:
+    path = write(tmp_path / name, text.encode("gb18030"))
+    with pytest.raises(DataError, match=f"{name} is not in utf-8, but in gb18030. Leave the encoding out"):
+        list(scan(path, ReadOptions(encoding="utf-8")))
+    assert not any(row.problem for row in scan(path, ReadOptions(encoding="gb18030")))
+
+
+def test_a_name_that_says_gzip_wrongly_and_one_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a.jsonl.gz is not gzip"):
+        list(scan(write(tmp_path / "a.jsonl.gz", "no gzip at all")))
+    with pytest.raises(DataError, match="no file 'nope.csv'") as raised:
+        list(scan(tmp_path / "nope.csv"))
+    assert "Allowed" not in str(raised.value)
+
+
 def test_a_long_list_is_not_held_in_memory(tmp_path: Path) -> None:
     """100 MB as a list, an object and a table, in a process that may take 60 MB more than it has after its imports."""
     row = {"instruction": "x" * 400, "input": "", "output": "y" * 600}
