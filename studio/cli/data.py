@@ -130,7 +130,8 @@ def import_(
     if built.version > 1:
         before = datasets.versions(workspace, built.name)[1]
         show.warn(
-            f"It replaces version {before.number} ({before.kind}, {before.num_rows} rows, {before.num_probes} probes); "
+            f"It replaces version {before.number} ({before.kind}, {show.amount(before.num_rows, 'row')}, "
+            f"{show.amount(before.num_probes, 'probe')}); "
             f"retune data undo {built.name} takes it back."
         )
 
@@ -229,7 +230,7 @@ def delete(
     workspace = chosen(project)
     found = datasets.get(workspace, dataset)
     if not yes:
-        typer.confirm(f"Delete dataset {found.name!r} ({found.num_rows} rows)?", abort=True)
+        typer.confirm(f"Delete dataset {found.name!r} ({show.amount(found.num_rows, 'row')})?", abort=True)
     datasets.delete(workspace, dataset)
     show.say(f"Deleted {dataset}.")
 
@@ -237,4 +238,4 @@ def delete(
 def summary(dataset: Dataset) -> str:
     """`identity: 240 rows, 60 held-out probes`."""
     probes = f", {dataset.num_probes} held-out probes" if dataset.num_probes else ""
-    return f"{dataset.name}: {dataset.num_rows} rows{probes}"
+    return f"{dataset.name}: {show.amount(dataset.num_rows, 'row')}{probes}"

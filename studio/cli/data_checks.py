@@ -100,7 +100,7 @@ def fix(
         why = "has no safe fix; edit the rows" if asked else "found nothing"
         return show.say(f"{dataset}: rule {rule} {why}.")
     fixed = dataset_checks.fix(workspace, dataset, fixable, version)
-    show.say(f"Fixed {len(fixable)} of {_number(len(asked), 'finding')}. {_now(fixed)}")
+    show.say(f"Fixed {len(fixable)} of {show.amount(len(asked), 'finding')}. {_now(fixed)}")
     return None
 
 
@@ -148,12 +148,8 @@ def _tokens(
     return dataset_checks.Tokens(base_model(base) or workspace.base, max_length, template)
 
 
-def _number(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
 def _now(dataset: Dataset) -> str:
-    return f"{dataset.name} is at version {dataset.version}: {_number(dataset.num_rows, 'row')}."
+    return f"{dataset.name} is at version {dataset.version}: {show.amount(dataset.num_rows, 'row')}."
 
 
 def _linted(project: Project, dataset: str, tokens: Tokens | None, quiet: bool = False) -> LintResult:
@@ -183,7 +179,7 @@ def _print_findings(dataset: str, result: LintResult, limit: int) -> None:
         ["row", "severity", "rule", "message", "fix"], [(f.row, f.severity, f.rule, f.message, f.fix) for f in shown]
     )
     counted = ", ".join(f"{rule} {sum(numbers.values())}" for rule, numbers in sorted(result.counts.items()))
-    show.say(f"\n{_number(result.num_errors, 'error')}, {_number(result.num_warnings, 'warning')}: {counted}")
+    show.say(f"\n{show.amount(result.num_errors, 'error')}, {show.amount(result.num_warnings, 'warning')}: {counted}")
     if left := result.num_errors + result.num_warnings - len(shown):
         show.say(f"{left} of them {'is' if left == 1 else 'are'} not listed.")
     return None

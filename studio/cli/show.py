@@ -31,6 +31,11 @@ def warn(text: str) -> None:
     err.print(Text.assemble(("warning: ", "yellow"), plain(text)), highlight=False)
 
 
+def amount(number: int, word: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def plain(value: Any) -> Text:
     """Any value as text: no markup, and no control characters that would drive a terminal."""
     text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))

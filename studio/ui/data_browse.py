@@ -12,7 +12,7 @@ from studio.ui.data_check import check_view
 from studio.ui.data_report import report_view
 from studio.ui.data_row import row_view
 from studio.ui.data_table import choose_rows, open_rows, table
-from studio.ui.i18n import N_, _
+from studio.ui.i18n import N_, _, ngettext
 from studio.ui.told import told
 from studio.ui.widgets import ago, guarded, plain
 
@@ -108,7 +108,7 @@ def _versions(project: Project, dataset: Dataset) -> None:
 
 
 def _line(version: Version) -> str:
-    rows = _("{number} rows").format(number=version.num_rows)
+    rows = ngettext("{number} row", "{number} rows", version.num_rows).format(number=version.num_rows)
     return f"{rows} · {ago(version.created_at)} · {version.fingerprint[:12]}"
 
 

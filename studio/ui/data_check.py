@@ -49,7 +49,9 @@ def check_view(project: Project, dataset: Dataset) -> None:
     if not result.counts:
         st.success(_("Checked: nothing is wrong with these rows."), icon=":material/check_circle:")
         return
-    words = _("{errors} errors, {warnings} warnings").format(errors=result.num_errors, warnings=result.num_warnings)
+    errors = ngettext("{number} error", "{number} errors", result.num_errors).format(number=result.num_errors)
+    warnings = ngettext("{number} warning", "{number} warnings", result.num_warnings)
+    words = f"{errors} · {warnings.format(number=result.num_warnings)}"
     icon = ":material/error:" if result.num_errors else ":material/warning:"
     (st.error if result.num_errors else st.warning)(words, icon=icon)
     _fix_all(project, dataset, result)

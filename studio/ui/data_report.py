@@ -11,7 +11,7 @@ from studio.paths import human_bytes
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.data_check import offer_job, tokens_here
-from studio.ui.i18n import N_, _
+from studio.ui.i18n import N_, _, ngettext
 from studio.ui.widgets import ago, guarded, plain
 
 LANGUAGE_WORDS = {"en": N_("English"), "zh": N_("Chinese"), "other": N_("others")}
@@ -54,7 +54,7 @@ def _caches(project: Project) -> None:
             _("Rows are tokenised once and found again by later runs. What is deleted is made again when needed.")
         )
         for info in known:
-            rows = _("{number} rows").format(number=f"{info.num_rows:,}")
+            rows = ngettext("{number} row", "{number} rows", info.num_rows).format(number=f"{info.num_rows:,}")
             st.caption(f"{plain(info.dataset)} · {rows} · {human_bytes(info.num_bytes)} · {ago(info.created_at)}")
         st.button(
             _("Delete them all"), icon=":material/delete:", key="data.caches.delete", on_click=_drop, args=(project,)

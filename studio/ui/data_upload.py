@@ -340,7 +340,8 @@ def _findings(look: Look, choice: Choice) -> None:
         good, bad = _sampled(look.sample, choice)
     else:
         good, bad = look.whole.conversations, [(one.row, one.message) for one in look.whole.problems]
-        st.markdown(_("{good} rows can be used, {bad} cannot.").format(good=len(good), bad=len(bad)))
+        words = ngettext("{good} row can be used, {bad} cannot.", "{good} rows can be used, {bad} cannot.", len(good))
+        st.markdown(words.format(good=len(good), bad=len(bad)))
     if len(bad) > 1 and not good and len({problem for _row, problem in bad}) == 1:
         words = _("All {number} rows looked at: {problem}")
         st.warning(words.format(number=len(bad), problem=plain(told(bad[0][1]))), icon=":material/warning:")

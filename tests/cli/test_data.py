@@ -57,13 +57,13 @@ def test_import_names_bad_rows_and_can_leave_them_out(retune: Retune, tmp_path: 
     file.write_text(json.dumps(GOOD) + '\n{"x": 1}\nnot json\n', encoding="utf-8")
     said = retune("data", "import", file, code=1)
     assert "row 2" in said and "row 3" in said
-    assert retune("data", "import", file, "--keep-good").startswith("chats-of-june: 1 rows")
+    assert retune("data", "import", file, "--keep-good").startswith("chats-of-june: 1 row")
 
 
 def test_import_of_alpaca_by_name(retune: Retune, tmp_path: Path) -> None:
     file = tmp_path / "alpaca.json"
     file.write_text(json.dumps([{"instruction": "Say ho.", "input": "", "output": "ho"}]), encoding="utf-8")
-    assert retune("data", "import", file, "--dataset", "small", "--format", "alpaca") == "small: 1 rows\n"
+    assert retune("data", "import", file, "--dataset", "small", "--format", "alpaca") == "small: 1 row\n"
     assert "no file" in retune("data", "import", tmp_path / "nothing.json", code=1)
 
 

@@ -21,7 +21,7 @@ def test_columns_by_hand_and_by_their_names(retune: Retune, tmp_path: Path) -> N
     file.write_text("Drug,Asked,Said\nx,how much?,ask a doctor\n", encoding="utf-8")
     assert "columns named like" in retune("data", "import", file, code=1)
     words = ("--columns", "question=Asked,answer=Said")
-    assert retune("data", "import", file, *words) == "medication: 1 rows\n"
+    assert retune("data", "import", file, *words) == "medication: 1 row\n"
     assert "no column 'Told'" in retune("data", "import", file, "--columns", "question=Asked,answer=Told", code=1)
 
 
