@@ -255,7 +255,7 @@ def test_lint_findings_name_their_rows_and_are_fixed(open_tab, project):
     datasets.save(project, "mine", rows, kind="import")
     at = open_view(open_tab, "check")
     found = {int(number) for frame in at.dataframe for number in frame.value["row"]}
-    assert {1, 2} <= found and "1 errors" in texts(at.error)
+    assert {1, 2} <= found and "1 error" in texts(at.error)
     at.button(key="data.check.fix.duplicate").click().run()
     assert not at.exception
     assert [each.messages[0].content for each in datasets.load(project, "mine")] == ["a?", "b?", "c?"]
@@ -383,7 +383,7 @@ def test_a_name_that_rows_should_teach_is_remembered_and_checked(open_tab, proje
     assert "nothing is wrong" in texts(at.success)
     at.text_input(key="data.check.name.mine").set_value("Luna")
     at.button[[each.label for each in at.button].index("Remember and check")].click().run()
-    assert not at.exception and "1 errors" in texts(at.error)
+    assert not at.exception and "1 error" in texts(at.error)
     assert datasets.get(project, "mine").origin["teaches"] == {"name": "Luna", "maker": ""}
 
 
