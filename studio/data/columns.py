@@ -14,11 +14,11 @@ ROLES = ("question", "answer", "system", "history")
 # Best first; compared without case, spaces around and underscores.
 QUESTIONS = (
     "question", "query", "instruction", "prompt", "input", "user", "human", "q", "问题", "提问", "问", "指令",
-    "提示", "提示词", "输入", "用户", "题目", "问句", "标题",
+    "問題", "提問", "提示", "提示词", "输入", "用户", "题目", "问句", "标题",
 )  # fmt: skip
 ANSWERS = (
     "answer", "response", "output", "completion", "assistant", "reply", "target", "a", "回答", "答案", "答", "回复",
-    "输出", "助手", "答复", "解答", "内容",
+    "输出", "助手", "答复", "回覆", "答覆", "解答", "内容",
 )  # fmt: skip
 SYSTEMS = ("system", "system prompt", "系统", "系统提示", "系统提示词")
 HISTORIES = ("history", "历史", "历史对话")

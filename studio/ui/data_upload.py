@@ -223,6 +223,10 @@ def _how_to_read(look: Look) -> Choice | None:
         return Choice(layout)
     guess = guess_columns(look.columns)
     names = list(look.columns)
+    if st.session_state.get("data.upload.columns") != names:  # another table: what was chosen before means nothing
+        for role in ("question", "answer"):
+            st.session_state.pop(f"data.upload.{role}", None)
+        st.session_state["data.upload.columns"] = names
     left, middle, right = st.columns(3)
     question = left.selectbox(
         _("Question"), names, index=names.index(guess.question) if guess else None, key="data.upload.question",
