@@ -69,11 +69,6 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def is_chain(self) -> bool:
-        """Whether no node branches: a single example, or one that repeats."""
-        return bool((self.ends == len(self.ends)).all())
-
 
 def grow_tree(examples: Sequence[Example]) -> PrefixTree:
     """The tree of examples that come in alphabetical order of their ids; each must have a trained token.

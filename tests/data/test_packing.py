@@ -104,11 +104,6 @@ def beginning_of(tree: PrefixTree, node: int) -> tuple[int, ...]:
     return tuple(tree.tokens[path].tolist())
 
 
-def test_a_chain_is_known_as_one() -> None:
-    assert grow_tree([make_example([5, 6, 7])] * 3).is_chain
-    assert not grow_tree([make_example([5, 6, 7]), make_example([5, 8, 7])]).is_chain
-
-
 def test_what_follows_the_last_trained_token_is_not_needed() -> None:
     assert needed_length([IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX]) == 2
     with pytest.raises(ValueError, match="trained"):
