@@ -1,21 +1,28 @@
-"""What this machine computes on, asked without torch: memory, GPUs, and whether bfloat16 is fast."""
+"""What this machine computes on and with, asked without torch: memory, GPUs, fast bfloat16, versions of packages."""
 
 import hashlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from studio.paths import REPOSITORY
 
 Kind = Literal["cpu", "cuda"]
 CPU_INFO = Path("/proc/cpuinfo")
 GPU_QUERY = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 ASK_SECONDS = 10
 MIB = 2**20
+PACKAGES = ("torch", "transformers", "peft", "retune")  # what shapes the numbers of any run
+UNKNOWN = "unknown"
+MORE_PACKAGES = ("tokenizers", "numpy", "accelerate", "deepspeed", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,45 @@ def cpu() -> Device:
     name = next((value for key, value in lines.items() if key.strip() == "model name"), platform.processor())
     flags = next((value.split() for key, value in lines.items() if key.strip() == "flags"), [])
     return Device("cpu", name or platform.machine(), memory_bytes(), bool({"avx512_bf16", "amx_bf16"} & set(flags)))
+
+
+def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of installed packages; one that is not installed is unknown, as the studio is in a mere checkout."""
+    return {name: _version(name) for name in names}
+
+
+def surroundings() -> dict[str, str]:
+    """All that may change a run's numbers and is known without torch: equal here and there, the numbers may be too.
+
+    `code` is a fingerprint of this package's own sources.
+    """
+    here = device()
+    packages = {name: found for name, found in versions((*PACKAGES, *MORE_PACKAGES)).items() if found != UNKNOWN}
+    return {
+        "device": here.kind,
+        "device name": here.name,
+        "memory": f"{round(here.memory_bytes / 2**30)} GiB",
+        "processors": str(psutil.cpu_count() or 0),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "code": _code(),
+        **packages,
+    }
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((REPOSITORY / "studio").rglob("*.py")):
+        digest.update(f"{path.relative_to(REPOSITORY).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return UNKNOWN
 
 
 def card(memory_bytes: int) -> Device:

@@ -13,7 +13,6 @@ import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from studio import checkpoint_files, faults
 from studio.checkpoint_files import manifest_path, read_manifest
 from studio.engine.safe_load import load_pth
 from studio.errors import CheckpointError, DiskFullError, StoreBusyError
+from studio.machine import versions
 from studio.paths import (
     atomic_path,
     atomic_write_json,
@@ -42,7 +42,6 @@ FORMAT = "retune/1"
 LAST_CHECKPOINT = "last_checkpoint"
 STATE_FILE = "retune_state.pth"  # in a folder: what a single file holds, but for weights and optimizer
 FILE_NAME = re.compile(r"step_(\d+)\.pth")
-PACKAGES = ("torch", "transformers", "peft", "retune")
 
 
 @dataclass(frozen=True)
@@ -206,17 +205,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "Resume from a checkpoint that `retune train` wrote; convert foreign ones instead.",
         )
     return content
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shaped the numbers."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except ImportError:  # the studio itself, run from a checkout that was never installed
-            found[name] = "unknown"
-    return found
 
 
 def rng_state() -> dict[str, Any]:

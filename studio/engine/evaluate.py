@@ -25,8 +25,9 @@ from studio.engine.generate import quiet, wearing
 from studio.engine.job import JobContext
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.virtual import has_virtual_tokens, read_virtual_tokens
-from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions, weights_hash
+from studio.engine.weights import ADAPTER_CONFIG, read_seal, weights_hash
 from studio.errors import DataError, ModelError
+from studio.machine import versions
 from studio.models import require
 from studio.paths import inside, sha256_of
 from studio.scores import MarkedAnswer

@@ -28,6 +28,8 @@ class Silence:
 
     def begin(self, num_steps: int, step: int, stored: dict[str, int]) -> None: ...
 
+    def began(self, step: int, circumstances: dict[str, Any]) -> None: ...
+
     def stored(self, step: int) -> dict[str, int]:
         return {}
 
@@ -69,6 +71,16 @@ class Recorder:
         if step and stored and found != stored:
             self.event(step, "rows_missing", stored=stored, found=found)
             print(f"of the rows stored up to step {step}, {stored} were expected and {found} are there", flush=True)
+
+    def began(self, step: int, circumstances: dict[str, Any]) -> None:
+        """Under what circumstances the steps after this one are computed; those of steps that were left are dropped."""
+
+        def write(db: Database) -> None:
+            before = runs.get(db, self._run_id).detail.get("began", [])
+            kept = [each for each in before if each["step"] < step]
+            runs.note(db, self._run_id, began=[*kept, {"step": step, "circumstances": circumstances}])
+
+        self._write(write)
 
     def stored(self, step: int) -> dict[str, int]:
         """The metric cursor: how many rows there are up to a step. Raises StoreBusyError while some still wait."""

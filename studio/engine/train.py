@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studio import faults
+from studio import faults, machine
 from studio.config.schema import RunConfig
 from studio.data import mix
 from studio.data.tokens import Example
@@ -17,6 +17,7 @@ from studio.engine.batches import Corpus, describe_packing, examples_from, load_
 from studio.engine.beginning import begin
 from studio.engine.best import Best
 from studio.engine.checkpoint import CheckpointFolder, Found
+from studio.engine.circumstances import circumstances, weights_sha256
 from studio.engine.distributed import Alone, ranks_of
 from studio.engine.health import Health
 from studio.engine.job import JobContext
@@ -154,6 +155,7 @@ class Training:
             self.trainer.join(self.ranks)
             if self.ranks.rank:  # what is dropped differs from rank to rank
                 torch.manual_seed(self.config.train.seed + self.ranks.rank)
+        self.recorder.began(self.step, circumstances(self.loaded, self.trainer))
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
         if self.ranks.is_first:
@@ -184,6 +186,7 @@ class Training:
             "final_loss": latest.get("train/loss"),
             "valid_loss": latest.get("valid/loss"),
             "checkpoint": str(self.saved.relative_to(self.job.folder.resolve())) if self.saved else "",
+            "weights_sha256": "" if self.ranks.takes_steps else weights_sha256(adapters.trainable_state(self.model)),
             "bad_steps": self.health.num_bad,
             "micro_batch_size": self.trainer.micro_batch_size,
             "best_step": self.best.step if self.best.kept else None,
@@ -526,7 +529,7 @@ class Training:
             "base_fingerprint": model_fingerprint(self.loaded.folder),
             "config": self.config.model_dump(mode="json"),
             "adapter_config": adapters.adapter_config(self.model),
-            "versions": checkpoint.versions(),
+            "versions": machine.versions(),
             "ranks": self._layout(),
         }
 

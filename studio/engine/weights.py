@@ -17,8 +17,8 @@ from studio.data.old_tokenizers import can_be_made
 from studio.data.talk import WEIGHTS_FILE
 from studio.data.template import CHAT_TEMPLATE_FILE
 from studio.data.tokens import TextTokenizer
-from studio.engine.checkpoint import versions
 from studio.errors import CheckpointError, StudioError
+from studio.machine import versions
 from studio.models import BaseModel, model_fingerprint, require, resolve
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
 

@@ -1,12 +1,13 @@
 """The record of a training run. Its state is the state of its newest job; its config lies in its folder."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlite_utils import Database
 
 from studio.errors import JobError
-from studio.store.records import now, select, to_row
+from studio.store.records import now, select, to_row, writing
 
 
 @dataclass
@@ -59,6 +60,13 @@ def listed(db: Database) -> list[Run]:
 def update(db: Database, run_id: str, **values: Any) -> None:
     """Set any of job_id, num_steps, step, archived_at."""
     db.table("runs").update(run_id, values)
+
+
+def note(db: Database, run_id: str, **notes: Any) -> None:
+    """Write notes into the detail of a run, in place of those of the same names."""
+    with writing(db):
+        detail = get(db, run_id).detail | notes
+        db.table("runs").update(run_id, {"detail_json": json.dumps(detail, ensure_ascii=False)})
 
 
 def next_id(db: Database, name: str) -> str:
