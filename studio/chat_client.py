@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,19 @@ class Sampling:
 class Column:
     """One side of a comparison: a model's name on the server and the chat it continues.
 
-    When the last message is the assistant's, the answer goes on from there.
+    When the last message is the assistant's, the answer goes on from there. `sampling` is its own way to answer.
     """
 
     model: str
     messages: Messages
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """News from one column. The first names the weights, later ones bring text, the last has a `finish_reason`
-    ("stop", "length" or "error", then with `error`), `num_tokens` and `seconds`."""
+    """News from one column. The first names the weights, with a `proof` of what makes the answer (base, adapter on or
+    off, template, sampling, by hashes); later ones bring text, the last has a `finish_reason`
+    ("stop", "length" or "error", then with `error`), `num_tokens`, `seconds` and `first_token_seconds`."""
 
     column: int
     delta: str = ""
@@ -72,7 +74,9 @@ class Event:
     finish_reason: str = ""
     num_tokens: int = 0
     seconds: float = 0.0
+    first_token_seconds: float = 0.0
     error: str = ""
+    proof: dict[str, Any] = field(default_factory=dict)
 
 
 def wait_until_ready(project_folder: Path, job: Job, timeout_seconds: float = 300.0) -> Connection:
@@ -145,6 +149,22 @@ def stream_compare(connection: Connection, columns: Sequence[Column], sampling: 
                 yield Event(**json.loads(line.removeprefix("data: ")))
 
 
+def rendered_prompt(connection: Connection, model: str, messages: Messages) -> dict[str, Any]:
+    """What a model would read: `text`, `num_prompt_tokens`, and the hashes `template` and `prompt_sha256`."""
+    with _client(connection) as client:
+        return dict(_checked(client.post("/studio/prompt", json=_column(Column(model, messages)))).json())
+
+
+def self_test(connection: Connection) -> dict[str, Any]:
+    """Whether the base's logits, with every adapter off, are those that it had before any adapter was loaded.
+
+    `off` and `beside` (adapter: ...) hold `bit_equal` and `max_difference` of the logits, `on` (adapter: ...) how far
+    each adapter moves them.
+    """
+    with _client(connection) as client:
+        return dict(_checked(client.post("/studio/selftest")).json())
+
+
 def add_adapter(connection: Connection, name: str, path: str | Path) -> str:
     """Load a folder of weights, inside the project, into a running server; returns the weights' hash."""
     with _client(connection) as client:
@@ -174,7 +194,8 @@ def _client(connection: Connection) -> Iterator[httpx.Client]:
 def _column(column: Column) -> dict[str, Any]:
     messages = [dict(message) for message in column.messages]
     goes_on = {"continue_final_message": True} if messages and messages[-1]["role"] == "assistant" else {}
-    return {"model": column.model, "messages": messages, **goes_on}
+    own = {"sampling": asdict(column.sampling)} if column.sampling else {}
+    return {"model": column.model, "messages": messages, **goes_on, **own}
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

@@ -208,9 +208,7 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
 
 
-def _activations(
-    config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str, checkpoints: bool
-) -> float:
+def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str, checkpoints: bool) -> float:
     """What the forward pass leaves for the backward one, with the copies of weights that a layer computes with."""
     is_full = config.method == "full"
     attention = _attention_bytes(config, shapes, load, number, kind)

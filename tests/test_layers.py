@@ -14,7 +14,15 @@ from studio.paths import REPOSITORY
 SHELVES = [
     {"errors", "faults", "paths", "processes"},
     {
-        "config", "store", "data", "models", "model_shapes", "model_code", "machine", "scores", "checkpoint_files",
+        "config",
+        "store",
+        "data",
+        "models",
+        "model_shapes",
+        "model_code",
+        "machine",
+        "scores",
+        "checkpoint_files",
         "foreign",
     },
     {

@@ -1,10 +1,12 @@
 """The model server's HTTP side: OpenAI's `/v1/models` and `/v1/chat/completions`, and the studio's own `/studio/…`."""
 
 import asyncio
+import hashlib
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ from starlette.exceptions import HTTPException
 from studio.engine.api_bodies import AdapterBody, ChatBody, ColumnBody, CompareBody, SamplingBody
 from studio.engine.chat import prompt_ids
 from studio.engine.gate import error_answer, error_body
-from studio.engine.generate import Sampling
+from studio.engine.generate import BASE_ADAPTER, Sampling
 from studio.engine.scheduler import Ask, Piece, Scheduler
-from studio.engine.served import ModelPool, Weights
+from studio.engine.served import ModelPool, Ready, Weights
 from studio.errors import StudioError
 from studio.paths import inside
 
 DEFAULT_MAX_TOKENS = 512
+OF_PROMPT = ("template", "num_prompt_tokens", "prompt_sha256")
 LOOK_SECONDS = 0.5  # how often to look whether the client is still there
 
 
@@ -43,6 +46,7 @@ class Answering:
         self.num_prompt_tokens = len(prompt)
         self.weights = weights
         self.began = time.monotonic()
+        self.first_token_seconds = 0.0
 
         def emit(piece: Piece) -> None:
             if not loop.is_closed():
@@ -60,6 +64,7 @@ class Answering:
                     if await request.is_disconnected():
                         return
                     continue
+                self.first_token_seconds = self.first_token_seconds or time.monotonic() - self.began
                 yield piece
                 if piece.finish_reason:
                     return
@@ -101,7 +106,7 @@ class Api:
         sampling = body.sampling
         if sampling.seed is None:  # one noise for all columns
             sampling = sampling.model_copy(update={"seed": secrets.randbits(31)})
-        columns = [await self._prepare(column, sampling, fit=True) for column in body.columns]
+        columns = [await self._prepare(column, column.sampling or sampling, fit=True) for column in body.columns]
         self._scheduler.ask(*(column.ask for column in columns))
         return _sse(self._column_events(columns, request))
 
@@ -109,6 +114,35 @@ class Api:
         folder = inside(self._project_folder, body.path)
         weights = await asyncio.wrap_future(self._scheduler.call(lambda: self._pool.add(body.name, folder)))
         return {"id": weights.name, "weights": weights.hash}
+
+    async def prompt(self, body: ColumnBody) -> dict[str, Any]:
+        """The text that a model would read, letter by letter, with what a comparison's proof says of it."""
+        answering = await self._prepare(body, SamplingBody(max_tokens=1))
+        ready = await self._ready(answering.weights)
+        proof = self._proof(answering, ready)
+        return {"text": ready.loaded.tokenizer.decode(answering.ask.prompt)} | {key: proof[key] for key in OF_PROMPT}
+
+    async def self_test(self) -> dict[str, Any]:
+        return await asyncio.wrap_future(self._scheduler.call(self._pool.self_test))
+
+    async def _ready(self, weights: Weights) -> Ready:
+        return await asyncio.wrap_future(self._scheduler.call(lambda: self._pool.ready(weights)))
+
+    def _proof(self, answering: Answering, ready: Ready) -> dict[str, Any]:
+        """What made an answer: which weights, spoken to how, decoded how."""
+        weights, loaded, prompt = answering.weights, ready.loaded, answering.ask.prompt
+        return {
+            "base": self._pool.base.name,
+            "base_fingerprint": self._pool.base.hash,
+            "weights": weights.hash,
+            "adapter": "full model" if weights.is_full_model else "off" if weights.adapter == BASE_ADAPTER else "on",
+            "template": loaded.template.fingerprint,
+            "num_prompt_tokens": len(prompt),
+            "prompt_sha256": hashlib.sha256(json.dumps(prompt).encode()).hexdigest(),
+            "sampling": asdict(answering.ask.sampling),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "bits": self._pool.bits,
+        }
 
     async def _prepare(self, column: ColumnBody, sampling: SamplingBody, fit: bool = False) -> Answering:
         """Everything that can be wrong with a request is found here, before an answer begins.
@@ -119,7 +153,7 @@ class Api:
             weights = self._pool.find(column.model)
         except StudioError as error:
             raise ApiError(404, str(error), "model_not_found", "model") from error
-        ready = await asyncio.wrap_future(self._scheduler.call(lambda: self._pool.ready(weights)))
+        ready = await self._ready(weights)
         prompt = await run_in_threadpool(prompt_ids, ready.loaded, [message.plain() for message in column.messages])
         room = ready.context_limit - len(prompt)
         limit = sampling.limit or min(DEFAULT_MAX_TOKENS, max(room, 1))
@@ -177,7 +211,8 @@ class Api:
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
         async def follow(number: int, answering: Answering) -> None:
-            await events.put({"column": number, "weights": answering.weights.hash})
+            proof = self._proof(answering, await self._ready(answering.weights))
+            await events.put({"column": number, "weights": answering.weights.hash, "proof": proof})
             async for piece in answering.pieces(request):
                 await events.put({"column": number} | _news(answering, piece))
 
@@ -201,6 +236,8 @@ def make_app(scheduler: Scheduler, project_folder: Path) -> FastAPI:
     app.get("/v1/models", response_model=None)(api.models)
     app.post("/v1/chat/completions", response_model=None)(api.chat)
     app.post("/studio/compare", response_model=None)(api.compare)
+    app.post("/studio/prompt", response_model=None)(api.prompt)
+    app.post("/studio/selftest", response_model=None)(api.self_test)
     app.post("/studio/adapters", response_model=None)(api.add_adapter)
     app.exception_handler(ApiError)(_on_api_error)
     app.exception_handler(StudioError)(_on_studio_error)
@@ -239,7 +276,13 @@ def _news(answering: Answering, piece: Piece) -> dict[str, Any]:
     if not piece.finish_reason:
         return {"delta": piece.text}
     seconds = round(time.monotonic() - answering.began, 3)
-    news = {"finish_reason": piece.finish_reason, "num_tokens": piece.num_tokens, "seconds": seconds}
+    first = round(answering.first_token_seconds, 3)
+    news = {
+        "finish_reason": piece.finish_reason,
+        "num_tokens": piece.num_tokens,
+        "seconds": seconds,
+        "first_token_seconds": first,
+    }
     return news | ({"error": piece.error} if piece.error else {})
 
 

@@ -74,10 +74,16 @@ class ChatBody(SamplingBody, ColumnBody):
     n: Literal[1] = 1
 
 
+class OwnColumnBody(ColumnBody):
+    """A column of a comparison; with `sampling` it is answered in its own way."""
+
+    sampling: SamplingBody | None = None
+
+
 class CompareBody(BaseModel):
     """Body of `/studio/compare`: columns, or the same messages for each of `models`."""
 
-    columns: list[ColumnBody] = Field(default_factory=list, max_length=MAX_COLUMNS)
+    columns: list[OwnColumnBody] = Field(default_factory=list, max_length=MAX_COLUMNS)
     models: list[str] = Field(default_factory=list, max_length=MAX_COLUMNS)
     messages: list[ChatMessage] = Field(default_factory=list)
     sampling: SamplingBody = Field(default_factory=SamplingBody)
@@ -85,7 +91,7 @@ class CompareBody(BaseModel):
     @model_validator(mode="after")
     def _fill_columns(self) -> "CompareBody":
         if not self.columns:
-            self.columns = [ColumnBody(model=model, messages=self.messages) for model in self.models]
+            self.columns = [OwnColumnBody(model=model, messages=self.messages) for model in self.models]
         if not self.columns:
             raise ValueError("give columns, or models and messages")
         return self

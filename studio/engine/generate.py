@@ -211,6 +211,14 @@ def generate(
     return decoding.answers
 
 
+def next_logits(
+    model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int, adapter_names: Sequence[str] | None = None
+) -> Tensor:
+    """Logits of the token after each prompt, (prompts, vocabulary), float32: computed as the first step of decoding."""
+    samplings = [Sampling(1)] * len(prompts)
+    return Decoding(model, prompts, samplings, eos_ids=(), pad_id=pad_id, adapter_names=adapter_names)._forward()
+
+
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the time of a block; afterwards every module is in the mode that it was in.

@@ -15,6 +15,7 @@ from studio.engine.adapters import load_adapter
 from studio.engine.chat import context_limit
 from studio.engine.generate import BASE_ADAPTER
 from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.selftest import Witness
 from studio.engine.weights import ADAPTER_CONFIG, read_seal, weights_hash
 from studio.errors import ModelError
 from studio.models import model_fingerprint
@@ -67,10 +68,12 @@ class ModelPool:
         """`template` names the one to speak to all of them in; "" speaks to each as it was trained."""
         self._options: dict[str, Any] = {"template": template, "bits": bits, "offload_folder": offload_folder}
         loaded = load_base(base_folder, dtype=dtype, device=device, **self._options)
+        loaded.model.requires_grad_(False)  # torch multiplies in another order where a weight could be trained
         self._base = Ready(loaded, loaded.model)
         fingerprint = model_fingerprint(base_folder)
         self._base_weights = Weights(base_name, base_folder, fingerprint, warnings=self._warnings(base_folder))
         self._full: dict[str, Ready] = {}
+        self._witness: Witness | None = None
         self._spoken_to: dict[str, LoadedModel] = {}  # the base, spoken to as an adapter was trained
         self._weights: dict[str, Weights] = {base_name: self._base_weights}
 
@@ -94,6 +97,7 @@ class ModelPool:
         digest = str(made.get("sha256") or weights_hash(folder))
         if not (folder / ADAPTER_CONFIG).is_file():
             return Weights(name, folder, digest, is_full_model=True, warnings=self._warnings(folder))
+        self._witness = self._witness or Witness(self._base.loaded)
         given = bool(self._options["template"])
         spoken_to = self._base.loaded if given else self._base.loaded.with_template_of(folder)
         self._spoken_to[name] = spoken_to
@@ -120,6 +124,24 @@ class ModelPool:
     def listed(self) -> list[Weights]:
         """All weights, the base first."""
         return list(self._weights.values())
+
+    @property
+    def base(self) -> Weights:
+        return self._base_weights
+
+    @property
+    def bits(self) -> int:
+        """4 or 8 where the base's linear layers are squeezed, 0 where they are as stored."""
+        return int(self._options["bits"])
+
+    def self_test(self) -> dict[str, Any]:
+        """With the adapters off, are the logits the base's: see `Witness.testify`."""
+        self._witness = self._witness or Witness(self._base.loaded)
+        adapters = {
+            one.name: one.adapter for one in self.listed() if not one.is_full_model and one.adapter != BASE_ADAPTER
+        }
+        found = self._witness.testify(self._base.model, adapters)
+        return {"base": self.base.name, "base_fingerprint": self.base.hash} | found
 
     def ready(self, weights: Weights) -> Ready:
         """The model that computes for these weights; a full model is loaded now if it was not yet."""

@@ -16,6 +16,7 @@ from studio.models import model_fingerprint
 from studio.projects import Project, create_project
 from tests.engine.folders import lora_model
 
+ANSWER = Sampling(10)
 HELLO = [{"role": "user", "content": "Who are you?"}]
 
 
@@ -151,6 +152,37 @@ def test_columns_are_answered_together(connection: Connection, tiny_model: Path,
     first = {event.column: event.weights for event in reversed(events) if event.weights}
     assert first[0] == first[2] == model_fingerprint(tiny_model)
     assert first[1] != first[0]
+
+
+def test_each_column_may_have_its_own_sampling(connection: Connection) -> None:
+    own = Sampling(3, 0.0, seed=5)
+    events = list(chat_client.stream_compare(connection, [Column("base", HELLO), Column("base", HELLO, own)], ANSWER))
+    lengths = {event.column: event.num_tokens for event in events if event.finish_reason}
+    assert lengths[1] <= 3 and (lengths[0] > 3 or lengths[0] == lengths[1])
+
+
+def test_each_answer_says_what_made_it(connection: Connection, tiny_model: Path) -> None:
+    columns = [Column("base", HELLO), Column("tuned-1", HELLO)]
+    events = list(chat_client.stream_compare(connection, columns, Sampling(4, 0.7, 0.9, seed=11)))
+    base, tuned = ([event.proof for event in events if event.column == number and event.proof] for number in (0, 1))
+    assert len(base) == len(tuned) == 1
+    assert (base[0]["adapter"], tuned[0]["adapter"]) == ("off", "on")
+    assert base[0]["base_fingerprint"] == tuned[0]["base_fingerprint"] == model_fingerprint(tiny_model)
+    assert base[0]["weights"] != tuned[0]["weights"]
+    assert (
+        base[0]["sampling"] | {"max_new_tokens": 4, "temperature": 0.7, "top_p": 0.9, "seed": 11} == base[0]["sampling"]
+    )
+    ended = [event for event in events if event.finish_reason]
+    assert all(0 < event.first_token_seconds <= event.seconds for event in ended)
+    prompt = chat_client.rendered_prompt(connection, "base", HELLO)
+    assert prompt["text"] == "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    assert {key: base[0][key] for key in ("template", "prompt_sha256", "num_prompt_tokens")}.items() <= prompt.items()
+
+
+def test_the_server_tests_itself(connection: Connection) -> None:
+    found = chat_client.self_test(connection)
+    assert found["off"] == {"bit_equal": True, "max_difference": 0.0}
+    assert found["on"]["tuned-1"]["max_difference"] > 0
 
 
 def test_an_answer_is_continued_when_asked(connection: Connection) -> None:
