@@ -21,7 +21,7 @@ MAX_DEPTH = 20
 
 def load_text(text: str, source: str = "config") -> RunConfig:
     """Parse and check YAML text. Raises ConfigError with every problem."""
-    return parse_config(_plain(_read(text, source)), source)
+    return parse_config(plain_values(read_tree(text, source)), source)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -45,12 +45,17 @@ def save_config(path: Path, config: RunConfig) -> None:
 
 def update_text(text: str, config: RunConfig) -> str:
     """YAML text of `config`, keeping comments and order of `text` where the keys are still there."""
-    tree = _read(text, "config") if text.strip() else None
+    tree = read_tree(text, "config") if text.strip() else None
     values = _quoted(config.model_dump(mode="json"))
     if isinstance(tree, dict):
         _merge(tree, values)
     else:
         tree = values
+    return tree_text(tree)
+
+
+def tree_text(tree: Any) -> str:
+    """YAML text of a tree or of plain values."""
     out = io.StringIO()
     _yaml().dump(tree, out)
     return out.getvalue()
@@ -60,9 +65,7 @@ def commented_text(values: dict[str, Any], remarks: Mapping[str, str], header: S
     """YAML text of plain values, with `header` as comment lines on top and remarks behind the values at their paths
     (`train.learning_rate`)."""
     tree = _commented(_quoted(values), remarks, "")
-    out = io.StringIO()
-    _yaml().dump(tree, out)
-    return "".join(f"# {line}\n" if line else "#\n" for line in header) + out.getvalue()
+    return "".join(f"# {line}\n" if line else "#\n" for line in header) + tree_text(tree)
 
 
 def _commented(values: dict[str, Any], remarks: Mapping[str, str], prefix: str) -> CommentedMap:
@@ -97,7 +100,7 @@ def _apply(values: dict[str, Any], setting: str) -> Problem | None:
         if not isinstance(target.get(parent), dict):
             return Problem(path, "is not a setting", ", ".join(target))
         target = target[parent]
-    target[key] = _plain(_read(text, path))
+    target[key] = plain_values(read_tree(text, path))
     return None
 
 
@@ -119,7 +122,8 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _read(text: str, source: str) -> Any:
+def read_tree(text: str, source: str) -> Any:
+    """ruamel's tree of YAML text, which knows the line of each value (`.lc`). Raises ConfigError."""
     if len(text) > MAX_YAML_BYTES:
         raise ConfigError([Problem("(file)", f"is {len(text)} characters long", f"<= {MAX_YAML_BYTES}")], source)
     try:
@@ -143,12 +147,12 @@ def _require_plain(text: str, source: str) -> None:
             raise ConfigError([Problem("(file)", "is nested too deeply", f"<= {MAX_DEPTH} levels")], source)
 
 
-def _plain(node: Any) -> Any:
+def plain_values(node: Any) -> Any:
     """ruamel's containers and scalars as ordinary ones."""
     if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
+        return {str(key): plain_values(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_plain(value) for value in node]
+        return [plain_values(value) for value in node]
     if isinstance(node, bool):
         return bool(node)
     for kind in (int, float, str):
@@ -163,5 +167,5 @@ def _merge(tree: Any, values: dict[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
-        elif _plain(tree.get(key)) != value or key not in tree:
+        elif plain_values(tree.get(key)) != value or key not in tree:
             tree[key] = value
