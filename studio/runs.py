@@ -17,6 +17,7 @@ from studio.data.talk import WEIGHTS_FILE
 from studio.errors import CheckpointError, ConfigError, DataError, JobError, ModelError, Problem
 from studio.foreign import beginnings
 from studio.foreign.xtuner import UNKNOWN_DATA, open_checkpoint
+from studio.model_code import require_consent
 from studio.models import STARTER, require
 from studio.paths import remove, slugify
 from studio.projects import Project, open_project
@@ -126,7 +127,7 @@ def start_run(project: Project, config: RunConfig, allow_lint_errors: bool = Fal
     """
     if config.task != "sft":
         raise ConfigError([_untrained(config)], config.name)
-    require(config.model.base)
+    require_consent(require(config.model.base))
     config = beginnings.fitting(config)
     if problems := problems_before_start(project, config):
         raise ConfigError(problems, config.name)
@@ -389,7 +390,7 @@ def start_server(
 
     `options`: dtype, bits, template and offload_folder, as the verb `serve` takes them.
     """
-    require(base)
+    require_consent(require(base))
     args = {"base": base, "adapters": adapters, "port": port, "idle_seconds": idle_seconds, **options}
     return jobs.start(folder, "serve", args, title=f"serve {base}", needs_device=False)
 

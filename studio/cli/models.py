@@ -64,7 +64,7 @@ def trust(
     show.table(["file", "sha256"], list(files.items()))
     if files and not yes:
         typer.confirm("Run this code whenever the model is loaded?", abort=True)
-    model_code.trust(folder)
+    model_code.trust(folder, files)
     return show.say(f"Consented to {len(files)} files in {folder.resolve()}.")
 
 

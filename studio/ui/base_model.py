@@ -12,6 +12,7 @@ from studio.store import open_db
 from studio.store.jobs import Job
 from studio.ui import state
 from studio.ui.i18n import _
+from studio.ui.model_code_view import offer_code
 from studio.ui.widgets import guarded, plain, show_progress
 
 PROGRESS_SECONDS = 1.0
@@ -19,19 +20,21 @@ PICKER_WIDTH = 420
 
 
 def offer_model(base: str, key: str) -> None:
-    """A button that gets a base model, or its job's progress; nothing when the model is here or is a folder."""
+    """What a base model needs before it can be loaded: a button that gets it, its job's progress, or, once it is
+    here, consent to code that it brings. Nothing for most models that are here, and for folders that lack something."""
     model = models.resolve(base)
     if model.present or model.kind == "folder":
-        return
+        return offer_code(base, key)
     job = _newest_fetch(base)
     if job and job.live:
         st.fragment(_progress, run_every=PROGRESS_SECONDS)(job.id)
-        return
+        return None
     if job and job.state in ("failed", "lost"):
         st.error(plain(job.cause), icon=":material/error:")
     st.button(
         _("Get the model"), type="primary", icon=":material/download:", key=key, on_click=_fetch, args=(base,)
     )  # fmt: skip
+    return None
 
 
 def choose_base(project: Project, bases: Sequence[str], page: str, on_change: Callable[[], None]) -> str:

@@ -17,6 +17,7 @@ from studio.ui.estimate_view import estimate_panel
 from studio.ui.forms import config_form
 from studio.ui.frame import DATA, TRAIN, go, link
 from studio.ui.i18n import _
+from studio.ui.model_code_view import offer_code
 from studio.ui.recipe_view import offer_data
 from studio.ui.run_list import prepare_new
 from studio.ui.widgets import guarded, plain, show_problems
@@ -87,6 +88,7 @@ def summary(project: Project, draft: Draft) -> None:
     _actions(project, draft, config)
     if config is None:
         return
+    offer_code(config.model.base, "config")
     if problems := runs.problems_before_start(project, config):
         show_problems(problems)
         offer_data(project, config)

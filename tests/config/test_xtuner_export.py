@@ -33,10 +33,14 @@ configs = st.fixed_dictionaries(
             {
                 "base": st.one_of(texts.filter(bool), st.sampled_from(["Qwen/Qwen-7B", "modelscope:Qwen/Qwen-7B"])),
                 "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+                "continue_from": st.sampled_from(["", "work_dirs/iter_96.pth"]),
             }
         ),
         "lora": st.fixed_dictionaries(
-            {"rank": st.integers(1, 99), "target_modules": st.sampled_from(["all-linear", "q_proj,v_proj"])}
+            {
+                "rank": st.integers(1, 99), "target_modules": st.sampled_from(["all-linear", "q_proj,v_proj"]),
+                "dora": st.booleans(), "rslora": st.booleans(),
+            }  # fmt: skip
         ),
         "data": st.fixed_dictionaries(
             {

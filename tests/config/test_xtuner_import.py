@@ -55,6 +55,15 @@ def changed(old: str, new: str, text: str = WRITTEN) -> Imported:
     return import_text(text.replace(old, new), "changed")
 
 
+def test_kinds_of_adapters_and_the_weights_to_begin_with() -> None:
+    found = changed("lora_alpha=", "use_dora=True, use_rslora=True, lora_alpha=")
+    assert found.unread == () and found.config.lora.dora and found.config.lora.rslora
+    begun = changed("load_from = None", "load_from = './work_dirs/iter_1.pth'")
+    assert begun.unread == () and begun.config.model.continue_from == "./work_dirs/iter_1.pth"
+    adapter = changed("    type=SupervisedFinetune,", "    type=SupervisedFinetune,\n    peft_model='hf/lora',")
+    assert adapter.unread == () and adapter.config.model.continue_from == "hf/lora"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "listed"),
     [
@@ -64,7 +73,11 @@ def changed(old: str, new: str, text: str = WRITTEN) -> Imported:
         ("max_length = 128", "max_length = tokenizer_limit(128)", "tokenizer_limit(128)"),
         ("openai_map_fn,\n", "my_own_map_fn_of_mine(),\n", "my_own_map_fn_of_mine()"),
         ("evaluation_inputs = [", "evaluation_inputs = [open('/etc/passwd').read(), ", "evaluation_inputs"),
-        ("load_from = None", "load_from = './work_dirs/iter_1.pth'", "load_from is ./work_dirs/iter_1.pth"),
+        ("resume = False", "resume = True", "resume is True"),
+        ("lora_alpha=", "init_lora_weights='pissa', lora_alpha=", "init_lora_weights is pissa"),
+        ("lora_alpha=", "rank_pattern=dict(q_proj=4), lora_alpha=", "rank_pattern is a dict"),
+        ("weight_decay=weight_decay", "amsgrad=True, weight_decay=weight_decay", "amsgrad is True"),
+        ("    clip_grad=", "    paramwise_cfg=dict(norm_decay_mult=0), clip_grad=", "paramwise_cfg is a dict"),
         ("bias='none'", "bias='all'", "bias is all"),
         ("save_total_limit = 2", "save_total_limit = [2][0]\nfor i in range(9): lr = i", "a loop"),
     ],

@@ -8,6 +8,7 @@ import torch
 from transformers import dynamic_module_utils
 
 from studio import model_code
+from studio.engine.models.families import native
 from studio.engine.models.load import LoadedModel, load_base
 from studio.errors import ModelError
 from tests.engine.folders import make_base
@@ -67,6 +68,31 @@ def test_a_new_file_asks_again_and_code_from_elsewhere_cannot_be_consented_to(fo
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="another place"):
         model_code.trust(folder)
+
+
+def test_what_needs_code_is_told_before_anything_starts(folder: Path, tmp_path: Path) -> None:
+    assert model_code.need(folder) == "wanted"
+    with pytest.raises(ModelError, match="is not run"):
+        model_code.require_consent(folder)
+    seen = model_code.code_files(folder)
+    (folder / "own_code.py").write_text("x = 1\n")
+    with pytest.raises(ModelError, match="changed while"):
+        model_code.trust(folder, seen)
+    model_code.trust(folder, model_code.code_files(folder))
+    model_code.require_consent(folder)
+    assert model_code.need(folder) == "given" and model_code.source_of(folder, "own_code.py") == "x = 1\n"
+    (folder / "own_code.py").write_text("x = 2\n")
+    assert model_code.need(folder) == "changed"
+    with pytest.raises(ModelError, match="no Python file"):
+        model_code.source_of(folder, "../canary")
+
+
+@pytest.mark.parametrize("kind", ["llama", *model_code.COMPUTED_HERE])
+def test_what_is_computed_here_asks_for_no_consent(kind: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    assert model_code.need(folder) == "no"
+    assert (native(folder) is not None) == (kind in model_code.COMPUTED_HERE)
 
 
 def test_a_folder_without_code_has_nothing_to_consent_to(tmp_path: Path) -> None:

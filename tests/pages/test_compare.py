@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -56,7 +57,7 @@ def started(monkeypatch):
         return job
 
     monkeypatch.setattr("studio.jobs.start", start)
-    monkeypatch.setattr("studio.runs.require", lambda base: None)
+    monkeypatch.setattr("studio.runs.require", lambda base: Path("a model"))
     return calls
 
 
@@ -112,14 +113,14 @@ def other_base(project):
 
 
 def test_checkpoints_of_another_base_are_compared_with_that_base(open_page, other_base, started, monkeypatch):
-    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True))
+    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True, folder=Path("a model")))
     at = loaded(open_page)
     assert at.multiselect(key="compare.picks").label == f"Beside the base model {plain('*owner*/name')}"
     assert [(kind, args["base"]) for kind, args in started] == [("serve", "*owner*/name")]
 
 
 def test_another_base_is_a_choice_and_loads_nothing_by_itself(open_page, converted, other_base, started, monkeypatch):
-    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True))
+    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True, folder=Path("a model")))
     at = loaded(open_page)
     assert at.selectbox(key="compare.base").value == "starter"
     at.selectbox(key="compare.base").select("*owner*/name").run()

@@ -1,15 +1,19 @@
 """The Config page: form and YAML are one object, problems are shown all at once, saving, starting, Chinese."""
 
+import json
+
 import pytest
 
-from studio import datasets, runs
+from studio import datasets, model_code, runs
 from studio.config.catalog.base_models import FAMILIES
 from studio.config.schema import NOT_IN_FORM, RunConfig
 from studio.config.yaml import load_config, load_text
 from studio.data.formats import Conversation, Message
+from studio.paths import sha256_of
 from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.ui.forms import SHOWN_FOR
+from tests.engine.folders import make_base
 
 PAGE = "pages/2_Config.py"
 
@@ -191,3 +195,53 @@ def test_data_that_a_config_says_where_to_find_comes_with_a_button(opened, proje
     assert datasets.get(project, "mine").num_rows == 12
     opened.run()
     assert "is not in this project yet" not in texts(opened.error)
+
+
+@pytest.fixture
+def with_code(tmp_path):
+    """A folder of a kind that only its own code computes, and where a run of that code would leave a trace."""
+    folder = make_base(tmp_path / "chatglm")
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"model_type": "chatglm", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    return folder
+
+
+def open_with(at, base):
+    field(at, "model.base").input(str(base)).run()
+    return at
+
+
+def in_dialog(at, act):
+    """A browser keeps a dialog open; here its button is pressed once more with each thing done in it."""
+    at.button(key="config.code").click()
+    act().run()
+
+
+def test_code_of_a_model_is_looked_at_consented_to_and_taken_back(opened, with_code, tmp_path):
+    at = open_with(opened, with_code)
+    assert "not run unless you consent" in texts(at.warning)
+    at.button(key="config.code").click().run()
+    listed = next(frame.value for frame in at.dataframe if "sha256" in frame.value)
+    assert list(listed["file"]) == ["modeling.py"] and list(listed["sha256"]) == [sha256_of(with_code / "modeling.py")]
+    assert "open(" in texts(at.code) and at.button(key="config.code.trust").disabled
+    in_dialog(at, lambda: at.checkbox(key="config.code.read").check())
+    in_dialog(at, lambda: at.button(key="config.code.trust").click())
+    assert model_code.need(with_code) == "given" and "You consented" in texts(at.caption)
+    (with_code / "more.py").write_text("x = 1\n")
+    assert "changed since you consented" in texts(at.run().warning)
+    (with_code / "more.py").unlink()
+    at.run().button(key="config.code").click().run()
+    in_dialog(at, lambda: at.button(key="config.code.revoke").click())
+    assert model_code.need(with_code) == "wanted" and not (tmp_path / "ran").exists()
+
+
+def test_code_that_is_not_in_the_folder_cannot_be_consented_to(opened, with_code):
+    values = json.loads((with_code / "config.json").read_text())
+    values["auto_map"] = {"AutoModelForCausalLM": "someone/else--modeling.Model"}
+    (with_code / "config.json").write_text(json.dumps(values))
+    at = open_with(opened, with_code)
+    assert "from another place" in texts(at.warning)
+    with pytest.raises(KeyError):
+        at.button(key="config.code")

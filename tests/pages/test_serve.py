@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -27,8 +28,8 @@ def started(monkeypatch):
         return live_job(folder, kind, args)
 
     monkeypatch.setattr("studio.jobs.start", start)
-    monkeypatch.setattr("studio.models.require", lambda base: None)
-    monkeypatch.setattr("studio.runs.require", lambda base: None)
+    monkeypatch.setattr("studio.models.require", lambda base: Path("a model"))
+    monkeypatch.setattr("studio.runs.require", lambda base: Path("a model"))
     return calls
 
 
@@ -82,7 +83,7 @@ def test_start_takes_the_converted_checkpoints(open_page, project, started):
 
 
 def test_a_run_on_another_base_is_served_on_that_base(open_page, project, started, monkeypatch):
-    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True))
+    monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True, folder=Path("a model")))
     with open_db(project.folder) as db:
         store_runs.add(db, store_runs.Run("big-1", "big", "*owner*/name", "lora"))
         checkpoints.put(db, checkpoints.Checkpoint("big-1", 9, "runs/big-1/step_9.pth", "", 1))

@@ -1,6 +1,7 @@
 """The Train page: empty, ready, running, failed, in Chinese; and a start that happens once."""
 
 import shutil
+from pathlib import Path
 
 import psutil
 import pytest
@@ -111,7 +112,7 @@ def test_an_override_is_recorded_and_shown(open_page, project, monkeypatch):
     bad = datasets.load(project, "identity")[0].to_row()
     bad["messages"][-1]["content"] = "I am {{NAME}}."
     datasets.edit_row(project, "identity", 1, Conversation.from_row(bad), 1)
-    monkeypatch.setattr(runs, "require", lambda base: None)
+    monkeypatch.setattr(runs, "require", lambda base: Path("a model"))
     monkeypatch.setattr(dataset_checks.Tokens, "key", lambda tokens: [])
     monkeypatch.setattr(runs, "_start_training", lambda project, run_id, resume: None)
     run_start.start_once(project, config, allow_lint_errors=True)

@@ -82,7 +82,7 @@ def _words(config: RunConfig) -> dict[str, Any]:
         "save_steps": record.save_every_steps * accumulation or -1,
         "keep": record.keep_last, "evaluation_freq": repr(record.sample_every_steps * accumulation or None),
         "system": repr(record.sample_system.replace("{", "{{").replace("}", "}}")),
-        "inputs": repr(list(record.sample_prompts)), "new_tokens": record.sample_max_new_tokens,
+        "inputs": repr(list(record.sample_prompts)), "load_from": repr(config.model.continue_from or None), "new_tokens": record.sample_max_new_tokens,
         "seed": train.seed, "checkpointing": train.gradient_checkpointing,
         "model_parts": _quantisation(config) + _lora(config), "imports": _imports(config),
         "datasets": _datasets(config), "dataset": _dataset_name(config), "wrapper": _wrapper(config),
@@ -120,6 +120,8 @@ def _lora(config: RunConfig) -> str:
     lora = config.lora
     names = None if lora.target_modules == "all-linear" else lora.target_modules.split(",")
     targets = f"\n        target_modules={names!r}," if names else ""
+    kinds = {"use_dora": lora.dora, "use_rslora": lora.rslora}
+    targets += "".join(f"\n        {kind}=True," for kind, is_on in kinds.items() if is_on)
     return f""",
     lora=dict(
         type=LoraConfig,

@@ -28,6 +28,16 @@ KNOWN_SOURCES = {
     source.source: source.name for recipe in RECIPES.values() for source in recipe.sources
 }  # the names that the built-in configs have for data
 MAPS = {"crime_kg_assitant": "crime_kg_assitan"}
+# Settings of a part that are not taken over, with the values at which they change nothing. Where a part has others
+# than these and those that are read, they are listed too.
+LORA_AT_REST = {
+    "bias": "none", "modules_to_save": None, "rank_pattern": None, "alpha_pattern": None, "init_lora_weights": True,
+    "fan_in_fan_out": False, "inference_mode": False, "layers_to_transform": None, "layers_pattern": None,
+}  # fmt: skip
+LORA_READ = ("type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
+OPTIMIZER_AT_REST = {"eps": 1e-8, "amsgrad": False, "maximize": False, "fused": None, "foreach": None}
+OPTIMIZER_READ = ("type", "lr", "betas", "weight_decay")
+WRAPPER_READ = ("type", "optimizer", "clip_grad", "accumulative_counts", "dtype", "loss_scale")
 
 
 @dataclass
@@ -103,6 +113,12 @@ class _Mapper:
             where = f"{self._source}, line {line}" if line else self._source
             self._unread.append(f"{where}: {key} is {_short(value)}, which has no reading here")
 
+    def _list_others(self, part: dict[str, Any], read: Sequence[str], at_rest: dict[str, Any]) -> None:
+        """Remember the settings of a part that are not among those `read`, unless they change nothing."""
+        for key, value in part.items():
+            if key not in read and value is not None and (key not in at_rest or value != at_rest[key]):
+                self._list(key, value)
+
     # the model
 
     def _model(self) -> dict[str, Any]:
@@ -116,7 +132,16 @@ class _Mapper:
         llm = model if kind in ("from_pretrained", INTERNVL) else model.get("llm", model.get("reward_model", {}))
         values = {"task": task, "base": self._base(llm), **self._quantisation(model, llm, task)}
         self._says_of_model(model, llm, task)
-        return values
+        return values | self._beginning(model)
+
+    def _beginning(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The weights that a run begins with: `model.peft_model`, or `load_from` of a config that does not resume."""
+        found = model.get("peft_model") or (None if self._names.get("resume") else self._names.get("load_from"))
+        if isinstance(found, str) and found:
+            return {"continue_from": found}
+        if found is not None:
+            self._list("peft_model" if model.get("peft_model") else "load_from", found)
+        return {}
 
     def _base(self, llm: Any) -> str:
         for key in ("pretrained_model_name_or_path", "model_path"):
@@ -148,20 +173,16 @@ class _Mapper:
         if targets is not None and not (isinstance(targets, list | tuple) and all(isinstance(t, str) for t in targets)):
             self._list("target_modules", targets)
             targets = None
-        for key, usual in (("bias", "none"), ("modules_to_save", None), ("use_dora", False), ("use_rslora", False)):
-            if lora.get(key, usual) not in (usual, None):
-                self._list(key, lora[key])
+        self._list_others(lora, LORA_READ, LORA_AT_REST)
         return {
+            "dora": self._take(lora, "use_dora", bool, False), "rslora": self._take(lora, "use_rslora", bool, False),
             "rank": self._take(lora, "r", int, 8), "alpha": self._take(lora, "lora_alpha", int, 8),
             "dropout": float(self._number(lora, "lora_dropout", 0.0)), "targets": tuple(targets or ()),
         }  # fmt: skip
 
     def _says_of_model(self, model: dict[str, Any], llm: dict[str, Any], task: str) -> None:
-        if model.get("peft_model") or model.get("pretrained_pth"):
-            self._list(
-                "peft_model" if model.get("peft_model") else "pretrained_pth",
-                model.get("peft_model") or model["pretrained_pth"],
-            )
+        if model.get("pretrained_pth"):
+            self._list("pretrained_pth", model["pretrained_pth"])
         if model.get("max_position_embeddings"):
             self._list("max_position_embeddings", model["max_position_embeddings"])
         if llm.get("attn_implementation"):
@@ -178,6 +199,8 @@ class _Mapper:
         if not isinstance(wrapper, dict) or not isinstance(wrapper.get("optimizer"), dict):
             raise self._missing("optim_wrapper", "sets no optimizer that can be read")
         optimizer, clip, deepspeed = wrapper["optimizer"], wrapper.get("clip_grad") or {}, self._deepspeed()
+        self._list_others(wrapper, WRAPPER_READ, {})
+        self._list_others(optimizer, OPTIMIZER_READ, OPTIMIZER_AT_REST)
         rate = self._number(optimizer, "lr", 0.0)
         if rate <= 0:
             raise self._missing("optim_wrapper.optimizer.lr", "sets no learning rate that can be read")
@@ -507,9 +530,9 @@ class _Mapper:
 
     def _check_rest(self) -> None:
         """Settings that change what is trained and are not read above."""
-        for key in ("load_from", "val_dataloader", "test_dataloader"):
+        for key in ("resume", "val_dataloader", "test_dataloader"):
             value = self._names.get(key)
-            if value is not None and value != {}:
+            if value not in (None, False, {}):
                 self._list(key, value)
 
 

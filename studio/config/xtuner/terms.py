@@ -51,6 +51,9 @@ class Terms:
     alpha: int = 16
     dropout: float = 0.1
     targets: tuple[str, ...] = ()
+    dora: bool = False
+    rslora: bool = False
+    continue_from: str = ""
     sources: tuple[Source, ...] = ()
     max_length: int = 2048
     pack: bool = True
@@ -100,6 +103,7 @@ class Converted:
 PATHS = {
     "base": "model.base", "task": "task", "method": "method", "template": "data.template", "dtype": "model.dtype",
     "rank": "lora.rank", "alpha": "lora.alpha", "dropout": "lora.dropout", "targets": "lora.target_modules",
+    "dora": "lora.dora", "rslora": "lora.rslora", "continue_from": "model.continue_from",
     "sources": "data.sources", "max_length": "data.max_length", "pack": "data.pack", "epochs": "train.num_epochs",
     "iterations": "train.num_steps", "batch": "train.micro_batch_size",
     "accumulation": "train.gradient_accumulation_steps", "optimizer": "train.optimizer",
@@ -118,7 +122,7 @@ def convert(name: str, terms: Terms) -> Converted:
         "name": name,
         "method": terms.method,
         "task": terms.task,
-        "model": {"base": terms.base, "dtype": terms.dtype},
+        "model": {"base": terms.base, "dtype": terms.dtype} | _where_set(continue_from=terms.continue_from),
         "lora": _lora(terms),
         "data": _data(terms),
         "train": _train(terms),
@@ -133,7 +137,13 @@ def convert(name: str, terms: Terms) -> Converted:
 
 def _lora(terms: Terms) -> dict[str, Any]:
     targets = ",".join(terms.targets) or "all-linear"
-    return {"rank": terms.rank, "alpha": terms.alpha, "dropout": terms.dropout, "target_modules": targets}
+    values = {"rank": terms.rank, "alpha": terms.alpha, "dropout": terms.dropout, "target_modules": targets}
+    return values | _where_set(dora=terms.dora, rslora=terms.rslora)
+
+
+def _where_set(**values: Any) -> dict[str, Any]:
+    """Those that are not off: few configs have them, so most need not speak of them."""
+    return {name: value for name, value in values.items() if value}
 
 
 def _data(terms: Terms) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
 from studio.engine.models.families import OWN_LAYOUT, Native, native, read_native  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
-from studio.model_code import has_changed, is_trusted  # noqa: E402
+from studio.model_code import is_trusted, not_consented  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
 
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
@@ -181,13 +181,7 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 def _model_error(folder: Path, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:400]
     if "trust_remote_code" in str(error) or ("model type" in reason and any(folder.glob("*.py"))):
-        return ModelError(
-            f"The model {folder.name!r} needs Python code of its own, which is not run"
-            + (": it changed since it was consented to." if has_changed(folder) else "."),
-            "Look at its .py files, and consent with `retune models trust FOLDER` if you trust them. Or choose a model "
-            "whose architecture transformers has built in, or one of InternLM, InternLM2, Baichuan 7B "
-            "and Qwen, which are computed without their code.",
-        )
+        return not_consented(folder)
     return ModelError(
         f"The model in {str(folder)!r} cannot be loaded: {type(error).__name__}: {reason}",
         "Check that the files are complete (fetch it again) and that transformers knows this architecture.",
