@@ -49,11 +49,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
 
 
 def _require_same_strength(model: nn.Module, theirs: dict[str, Any], path: Path) -> None:
-    """An adapter counts by alpha / rank; with another alpha the same weights would be another model."""
+    """An adapter counts by alpha / rank, or its root; by another, the same weights would be another model."""
     ours = adapters.adapter_config(model) or {}
-    if (ours["r"], float(ours["lora_alpha"])) != (theirs.get("r"), float(theirs.get("lora_alpha", 0))):
+    if _strength(ours) != _strength(theirs):
         raise CheckpointError(
-            f"{path.name} has rank {theirs.get('r')} and alpha {theirs.get('lora_alpha')}, the run {ours['r']} and "
-            f"{ours['lora_alpha']}.",
-            "Set lora.rank and lora.alpha to those of the adapter.",
+            f"{path.name} has rank, alpha and rsLoRA of {_strength(theirs)}, the run {_strength(ours)}.",
+            "Set lora.rank, lora.alpha and lora.rslora to those of the adapter.",
         )
+
+
+def _strength(adapter: dict[str, Any]) -> tuple[int, float, bool]:
+    return int(adapter.get("r") or 0), float(adapter.get("lora_alpha") or 0), bool(adapter.get("use_rslora"))

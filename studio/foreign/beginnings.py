@@ -12,7 +12,7 @@ from studio.foreign.xtuner import open_checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_METHODS = ("lora", "qlora")
-NOT_TRAINED_HERE = ("modules_to_save", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+NOT_TRAINED_HERE = ("modules_to_save", "rank_pattern", "alpha_pattern")
 ALLOWED = "An adapter folder in PEFT's format, a .pth, or a folder of DeepSpeed."
 
 
@@ -40,32 +40,30 @@ def look(path: Path) -> Beginning:
 
 
 def fitting(config: RunConfig) -> RunConfig:
-    """The config with the adapter's shape that its beginning has; as it is when it continues from nothing.
+    """The config with the adapter's shape that its beginning has, and its whole path; as it is when it continues from
+    nothing.
 
     Raises ConfigError when method and weights do not go together.
     """
     if not config.model.continue_from:
         return config
-    found = look(Path(config.model.continue_from).expanduser())
+    path = Path(config.model.continue_from).expanduser().resolve()
+    found = look(path)
     if (found.adapter is None) != (config.method == "full"):
         kind = "an adapter" if found.adapter is not None else "weights of a full model"
         allowed = "lora or qlora; or merge the adapter and make the result the base" if found.adapter else "full"
         raise ConfigError([Problem("method", f"is {config.method}, and {found.path.name} holds {kind}", allowed)])
-    if found.adapter is None:
-        return config
     values = config.model_dump(mode="json")
-    values["lora"] |= _shape(found)
+    values["model"]["continue_from"] = str(path)
+    if found.adapter is not None:
+        values["lora"] |= _shape(found)
     return parse_config(values, config.name)
 
 
 def _shape(found: Beginning) -> dict[str, Any]:
-    """Rank, alpha and layers of an adapter as a config has them. Raises CheckpointError for other kinds of LoRA."""
+    """Rank, alpha, layers and kind of an adapter as a config has them. Raises CheckpointError for what it has not."""
     adapter = found.adapter or {}
-    odd = [
-        name
-        for name in ("modules_to_save", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
-        if adapter.get(name)
-    ]
+    odd = [name for name in NOT_TRAINED_HERE if adapter.get(name)]
     if adapter.get("bias", "none") != "none":
         odd.append("bias")
     if odd:
@@ -77,7 +75,8 @@ def _shape(found: Beginning) -> dict[str, Any]:
     if not isinstance(alpha, int | float) or alpha != int(alpha) or not isinstance(adapter.get("r"), int):
         raise CheckpointError(f"The adapter {found.path.name} has no whole r and lora_alpha.", ALLOWED)
     names = targets if isinstance(targets, str) else ",".join(sorted(targets or []))
-    return {"rank": adapter["r"], "alpha": int(alpha), "target_modules": names}
+    kinds = {"dora": bool(adapter.get("use_dora")), "rslora": bool(adapter.get("use_rslora"))}
+    return {"rank": adapter["r"], "alpha": int(alpha), "target_modules": names, **kinds}
 
 
 def _of_xtuner(path: Path) -> Beginning:

@@ -19,6 +19,7 @@ from studio.foreign.torch_file import open_dictionary
 LLM_PREFIX = "llm."
 LORA_KEY = re.compile(r"\.lora_(?:embedding_)?[AB]\.")
 ADAPTER_NAME = re.compile(r"(\.(?:lora_[AB]|lora_embedding_[AB]|modules_to_save))\.default(?=\.|$)")
+MAGNITUDE = re.compile(r"(\.lora_magnitude_vector)(?:\.default)?(?:\.weight)?$")  # DoRA's, which PEFT saves so short
 FILE_NUMBER = re.compile(r"(?:iter|epoch)_(\d+)")
 MAX_RANK = 1024
 UNKNOWN_DATA = "unknown"
@@ -117,6 +118,7 @@ class XTunerCheckpoint:
             found = self.adapter_config()
             lora = {"rank": found["r"], "alpha": max(1, round(found["lora_alpha"])), "dropout": found["lora_dropout"]}
             lora["target_modules"] = ",".join(found["target_modules"])
+            lora |= {"dora": found["use_dora"], "rslora": found["use_rslora"]}
         train = {"num_epochs": None, "num_steps": max(1, self.step), "warmup_steps": 0}
         train |= {"gradient_accumulation_steps": self.settings.accumulation or 1, "micro_batch_size": 1}
         train |= {"learning_rate": self.settings.learning_rate} if self.settings.learning_rate else {}
@@ -221,7 +223,7 @@ def _checkpoint(
 def _language_model(weights: Mapping[str, Weight]) -> Iterator[tuple[str, Weight]]:
     for name, weight in weights.items():
         if _is_ours(name, weights):
-            yield ADAPTER_NAME.sub(r"\1", name.removeprefix(LLM_PREFIX)), weight
+            yield MAGNITUDE.sub(r"\1", ADAPTER_NAME.sub(r"\1", name.removeprefix(LLM_PREFIX))), weight
 
 
 def _is_ours(name: str, weights: Mapping[str, Weight]) -> bool:

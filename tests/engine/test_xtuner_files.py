@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -220,6 +220,28 @@ def test_a_run_begins_with_an_adapter_folder_an_imported_and_one_of_our_checkpoi
     beginning.begin(ready(begun, own_base), ours, model_fingerprint(own_base))
 
 
+def test_dora_and_rslora_come_along(tmp_path: Path) -> None:
+    """Named as XTuner saves what PEFT keeps: `lora_magnitude_vector.default.weight`."""
+    lora = LoraConfig(r=4, lora_alpha=8, use_dora=True, use_rslora=True, target_modules=["q_proj", "v_proj"])
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY_LLAMA, dtype=torch.float32), lora)
+    for name, each in theirs.named_parameters():
+        each.data += 0.01 * torch.randn_like(each) if "lora_" in name else 0.0
+    state = {f"llm.{name}": each for name, each in theirs.state_dict().items() if "lora_" in name}
+    text = "model = dict(llm=dict(), lora=dict(type='LoraConfig', r=4, lora_alpha=8, use_dora=True, use_rslora=True))"
+    torch.save({"state_dict": state, "meta": {"iter": 16, "cfg": text}}, tmp_path / "iter_16.pth")
+    config = fitted(tmp_path / "iter_16.pth")
+    assert (config.lora.rank, config.lora.dora, config.lora.rslora) == (4, True, True)
+    assert open_checkpoint(tmp_path / "iter_16.pth").run_config(str(TINY_LLAMA), "x").lora.dora
+    model = ready(config)
+    beginning.begin(model, tmp_path / "iter_16.pth", "")
+    ids = torch.tensor([[1, 3, 300, 500]])
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(ids).logits, theirs.eval()(ids).logits, atol=1e-6)
+    without = config.model_copy(update={"lora": config.lora.model_copy(update={"rslora": False})})
+    with pytest.raises(CheckpointError, match="rsLoRA"):
+        beginning.begin(ready(without), tmp_path / "iter_16.pth", "")
+
+
 def test_a_full_run_begins_with_full_weights() -> None:
     config = fitted(FULL, method="full")
     model = ready(config)
@@ -238,7 +260,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         fitted(tmp_path / "nothing.pth")
     model = ready(fitted(LORA).model_copy(update={"lora": fitted(LORA).lora.model_copy(update={"alpha": 32})}))
-    with pytest.raises(CheckpointError, match="alpha 16"):
+    with pytest.raises(CheckpointError, match=r"\(8, 16.0, False\), the run \(8, 32.0, False\)"):
         beginning.begin(model, LORA, "")
     other = make_base(tmp_path / "other")
     with pytest.raises(CheckpointError, match="do not fit"):
