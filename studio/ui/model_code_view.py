@@ -1,4 +1,4 @@
-"""Python code that a base model brings: what would run, its hashes, consent for exactly these files, and taking it back."""
+"""Python code that a base model brings: what would run, its hashes, consent to exactly these files, taking it back."""
 
 from pathlib import Path
 
@@ -41,8 +41,9 @@ def _dialog(folder: Path, key: str) -> None:
         files = model_code.code_files(folder)
         st.markdown(
             _(
-                "Such code can do whatever you can do on this machine. Consent only if you trust who wrote it. It holds "
-                "for these very files: when one changes, or one more appears, nothing runs before you consent again."
+                "Such code can do whatever you can do on this machine. Consent only if you trust who wrote it. "
+                "It holds for these very files: when one changes, or one more appears, nothing runs before you "
+                "consent again."
             )
         )
         st.caption(plain(folder))
