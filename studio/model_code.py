@@ -63,11 +63,16 @@ def _is_computed_without(folder: Path) -> bool:
     """Whether transformers has the folder's kind of model built in, or the studio computes it as one that it has."""
     values = _settings(folder / "config.json")
     kind = str(values.get("model_type") or "")
-    if kind in COMPUTED_HERE or (kind == "baichuan" and "max_position_embeddings" in values):
+    if not values.get("auto_map") or kind in COMPUTED_HERE:
         return True
+    return _is_built_in(kind) or (kind == "baichuan" and "max_position_embeddings" in values)
+
+
+def _is_built_in(kind: str) -> bool:
+    """Whether transformers has a folder for such models; it is looked for and not imported."""
     package = find_spec("transformers")
     places = package.submodule_search_locations if package else None
-    return bool(places and kind.isidentifier() and Path(places[0], "models", kind).is_dir()) or not values.get("auto_map")
+    return bool(places and kind.isidentifier() and Path(places[0], "models", kind).is_dir())
 
 
 def code_files(folder: Path) -> dict[str, str]:
