@@ -6,6 +6,7 @@ Words come in translated. Backgrounds are transparent: the page gives light or d
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import plotly.graph_objects as go
 
@@ -13,6 +14,8 @@ from studio.store.metrics import Point
 
 # Okabe and Ito's hues, shifted until each is 3:1 against white and against the dark background alike.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2E86C8", "#D9660A", "#12906A", "#B5659A", "#7F8792"
+OCHRE, RED = "#9A7B1E", "#D1433F"
+RUN_COLORS = (BLUE, ORANGE, GREEN, PURPLE, OCHRE, GREY)
 MAX_POINTS = 2000
 CHART_HEIGHT = 300
 BAR_STEP, GROUP_STEP = 0.85, 2.9
@@ -43,6 +46,19 @@ class Share:
     tuned_counts: str = ""
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A checkpoint in the plane of what it costs (x, less is better) and what it learnt (y, more is better), both
+    (value, low, high). `mark` is its shape: circle, x for overfitted, star for the recommended one."""
+
+    label: str
+    hint: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    color: str = BLUE
+    mark: str = "circle"
+
+
 def loss_chart(
     train: Sequence[Point],
     valid: Sequence[Point],
@@ -64,18 +80,28 @@ def loss_chart(
 
 
 def line_chart(
-    lines: Sequence[Line], x_title: str, y_title: str, *, log: bool = False, height: int = CHART_HEIGHT
+    lines: Sequence[Line],
+    x_title: str,
+    y_title: str,
+    *,
+    log: bool = False,
+    height: int = CHART_HEIGHT,
+    names: Literal["ends", "top"] = "ends",
 ) -> go.Figure:
-    """Lines over steps, from the first step to the last; NULL values are gaps. Names stand at the lines' ends."""
+    """Lines over steps, from the first step to the last; NULL values are gaps. Names stand at the lines' ends, or, for
+    lines that end close together, above the chart."""
     figure = go.Figure()
     for line in lines:
         figure.add_trace(_trace(line))
-    named = [line for line in lines if line.name]
-    if len(named) > 1:
-        _name_ends(figure, named, log)
+    with_name = [line for line in lines if line.name]
+    if names == "ends" and len(with_name) > 1:
+        _name_ends(figure, with_name, log)
     figure.update_layout(**_layout(height), hovermode="x unified", uirevision="keep")
     figure.update_xaxes(title=x_title, gridcolor=GRID, rangemode="tozero")
     figure.update_yaxes(title=y_title, gridcolor=GRID, type="log" if log else "linear", zeroline=False)
+    if names == "top" and len(with_name) > 1:
+        figure.update_traces(showlegend=True)
+        figure.update_layout(legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0})
     return figure
 
 
@@ -109,6 +135,26 @@ def share_chart(shares: Sequence[Share], *, base_label: str, tuned_label: str, a
         range=[rows[-1] + 0.7 if rows else 1, -1.3], tickvals=rows, ticktext=names, showgrid=False, zeroline=False
     )
     figure.update_layout(xaxis_fixedrange=True, yaxis_fixedrange=True)
+    return figure
+
+
+def tradeoff_chart(
+    spots: Sequence[Spot], front: Sequence[tuple[float, float]], *, x_title: str, y_title: str, height: int = 340
+) -> go.Figure:
+    """Checkpoints with their intervals, and the front: the most that was learnt at each cost. Best is top left."""
+    figure = go.Figure()
+    figure.add_trace(
+        go.Scatter(
+            x=[x for x, _ in front], y=[y for _, y in front], mode="lines", hoverinfo="skip",
+            line={"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
+        )
+    )  # fmt: skip
+    with_label = _apart(spots)
+    for spot in spots:
+        figure.add_trace(_spot(spot, spot.label if spot in with_label else ""))
+    figure.update_layout(**_layout(height), showlegend=False)
+    figure.update_xaxes(title=x_title, tickformat=".0%", gridcolor=GRID, zerolinecolor=GRID)
+    figure.update_yaxes(title=y_title, tickformat=".0%", gridcolor=GRID, range=[-0.06, 1.12], zerolinecolor=GRID)
     return figure
 
 
@@ -185,6 +231,47 @@ def _trace(line: Line) -> go.Scatter:
         hovertemplate=None if line.faint else "%{y:.4g}",
         showlegend=False,
     )
+
+
+def _apart(spots: Sequence[Spot]) -> list[Spot]:
+    """Those whose labels have room, the recommended one and late ones first; the others are named under the pointer."""
+    span = max((spot.x[0] for spot in spots), default=0.0) - min((spot.x[0] for spot in spots), default=0.0) or 1.0
+    kept: list[Spot] = []
+    for spot in sorted(reversed(spots), key=lambda spot: spot.mark != "star"):
+        if all(abs(spot.x[0] - one.x[0]) > 0.07 * span or abs(spot.y[0] - one.y[0]) > 0.06 for one in kept):
+            kept.append(spot)
+    return kept
+
+
+def _spot(spot: Spot, label: str) -> go.Scatter:
+    starred = spot.mark == "star"
+    return go.Scatter(
+        x=[spot.x[0]],
+        y=[spot.y[0]],
+        text=[f"<b>{label}</b>" if starred else label],
+        mode="markers+text",
+        textposition="top right",
+        textfont={"color": spot.color, "size": 14 if starred else 12},
+        marker={"color": spot.color, "symbol": spot.mark, "size": 17 if starred else 9},
+        error_x=_whisker(spot.x, spot.color),
+        error_y=_whisker(spot.y, spot.color),
+        hovertemplate=f"{spot.hint}<extra></extra>",
+        cliponaxis=False,
+    )
+
+
+def _whisker(interval: tuple[float, float, float], color: str) -> dict:
+    value, low, high = interval
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - value)],
+        "arrayminus": [max(0.0, value - low)],
+        "thickness": 1,
+        "width": 0,
+        "color": f"rgba({red},{green},{blue},0.45)",
+    }
 
 
 def _name_ends(figure: go.Figure, lines: Sequence[Line], log: bool) -> None:

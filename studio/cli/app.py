@@ -19,6 +19,7 @@ from studio.cli import (
     jobs,
     models,
     project,
+    recommend,
     runs,
     studio,
     train,
@@ -49,6 +50,7 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(weights.app, name="convert")
 app.command()(evaluate.evaluate)
 app.add_typer(evaluations.app, name="evaluations")
+app.command()(recommend.recommend)
 app.command()(chat.chat)
 app.command()(chat.agent)
 app.command()(chat.serve)

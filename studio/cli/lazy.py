@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         caches,
         chat_client,
         checkpoint_files,
+        comparison,
         dataset_checks,
         datasets,
         estimate,
@@ -47,6 +48,7 @@ else:
     row_life = _AtFirstUse("studio.row_life")
     chat_client = _AtFirstUse("studio.chat_client")
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
+    comparison = _AtFirstUse("studio.comparison")
     dataset_checks = _AtFirstUse("studio.dataset_checks")
     datasets = _AtFirstUse("studio.datasets")
     estimate = _AtFirstUse("studio.estimate")

@@ -265,6 +265,7 @@ def test_scorecard_shows_verdict_tiles_and_failures_first(open_page, project, ch
         ({"identity": (10, 10)}, True, "learnt who it is"),
         ({"identity": (6, 10)}, False, "half learnt"),
         ({"identity": (1, 10)}, False, "did not learn"),
+        ({"leaks": (1, 10)}, False, "in 1 of 10 unrelated answers. With so few questions that may be chance"),
         ({"leaks": (8, 10)}, False, "Overfitted: it says who it is in 8 of 10 unrelated answers"),
         ({"loss": 14.0}, False, "forgot"),
     ],

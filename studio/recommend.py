@@ -1,0 +1,272 @@
+"""Which checkpoint to take: identity against what it cost, for all that answered the same held-out questions.
+
+Score of a checkpoint: share of identity questions answered with the identity, minus the share of unrelated answers
+that say it too (what `record.best_by: probe_score` watches on the way). Differences are paired, for every checkpoint
+answered the same questions: Newcombe's interval for two rates of the same subjects (Statistics in Medicine 17, 1998,
+2635, method 10), and the variances of the two differences added.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from studio import scores
+from studio.scores import LEAKAGE_TARGET, RETENTION_TARGET
+from studio.store.evaluations import Answer, Evaluation
+
+LEARNT = 0.5
+Interval = tuple[float, float, float]
+Verdict = Literal["overfitted", "unclear", "sound", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One thing that training spoilt: its share with its 95 % interval, and the most that is wanted.
+
+    `sure`: the whole interval lies above what is wanted (and above what the base does too); chance is no explanation.
+    """
+
+    name: Literal["leakage", "retention"]
+    value: Interval
+    limit: float
+    sure: bool
+    hits: int = 0
+    total: int = 0
+
+    @property
+    def sentence(self) -> str:
+        value, low, high = (f"{100 * each:.1f} %" for each in self.value)
+        if self.name == "retention":
+            if self.sure:
+                return f"It forgot: perplexity on what it knew grew by {value} (95 %: {low} to {high})."
+            return f"Perhaps it forgot: perplexity on what it knew grew by {value}, but 95 % is {low} to {high}."
+        if self.sure:
+            return (
+                f"Overfitted: it says who it is in {self.hits} of {self.total} unrelated answers: {value} "
+                f"(95 %: {low} to {high})."
+            )
+        return (
+            f"{self.hits} of {self.total} unrelated answers say who it is. That may be chance: 95 % is {low} to {high}."
+        )
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """Whether a checkpoint is overfitted, by the `signs` of it that were measured above what is wanted."""
+
+    verdict: Verdict
+    signs: tuple[Sign, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scored checkpoint. `identity`, `leakage` and `growth` (of perplexity) are (value, low, high), None when not
+    measured; `said` and `leaked` hold the mark of every identity and every general question, in their order."""
+
+    run_id: str
+    step: int
+    evaluation_id: str
+    identity: Interval | None
+    leakage: Interval | None
+    growth: Interval | None
+    overfit: Overfit
+    said: tuple[bool, ...]
+    leaked: tuple[bool, ...]
+    asked: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """Identity minus leakage, -1 to 1."""
+        return _share(self.said) - _share(self.leaked)
+
+    @property
+    def num_questions(self) -> int:
+        return len(self.said) + len(self.leaked)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`chosen` is None when none can be recommended; `reason` says why in one sentence.
+
+    `behind` is how far it scores behind the best, in shares with a 95 % interval. `left_out` counts scorecards of
+    checkpoints that answered other questions, which cannot be compared with these.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None
+    best: Candidate | None
+    behind: Interval | None
+    reason: str
+    left_out: int = 0
+
+
+def overfitting(values: Mapping[str, Any]) -> Overfit:
+    """The verdict on a scorecard's scores (`scores.scorecard`). Few questions give wide intervals, and no verdict."""
+    lines = {line.name: line for line in scores.lines(values)}
+    leakage, growth = lines["leakage"], lines["retention"]
+    signs = []
+    if leakage.tuned and leakage.tuned[0] > LEAKAGE_TARGET:
+        limit = max(LEAKAGE_TARGET, leakage.base[0] if leakage.base else 0.0)
+        counted = values["leakage"]["tuned"]
+        signs.append(
+            Sign("leakage", leakage.tuned, LEAKAGE_TARGET, leakage.tuned[1] > limit, counted["hits"], counted["total"])
+        )
+    if growth.tuned and growth.tuned[0] > RETENTION_TARGET:
+        signs.append(Sign("retention", growth.tuned, RETENTION_TARGET, growth.tuned[1] > RETENTION_TARGET))
+    if not leakage.tuned and not growth.tuned:
+        return Overfit("unmeasured")
+    found = tuple(sorted(signs, key=lambda sign: not sign.sure))
+    return Overfit("overfitted" if any(sign.sure for sign in found) else "unclear" if found else "sound", found)
+
+
+def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
+    """A checkpoint's scorecard with its answers, as something to choose from."""
+    lines = {line.name: line.tuned for line in scores.lines(evaluation.scores)}
+    identity = [answer for answer in answers if answer.kind == "identity"]
+    general = [answer for answer in answers if answer.kind == "general"]
+    return Candidate(
+        run_id=evaluation.run_id,
+        step=evaluation.step,
+        evaluation_id=evaluation.id,
+        identity=lines["identity"],
+        leakage=lines["leakage"],
+        growth=lines["retention"],
+        overfit=overfitting(evaluation.scores),
+        said=tuple(bool(answer.detail.get("passed")) for answer in identity),
+        leaked=tuple(not answer.detail.get("passed", True) for answer in general) if identity else (),
+        asked=tuple(answer.prompt for answer in (*identity, *general)),
+    )
+
+
+def recommend(candidates: Iterable[Candidate]) -> Recommendation:
+    """The earliest checkpoint that these questions cannot tell from the best one, among those not overfitted.
+
+    `candidates` come newest first: of several scorecards of a checkpoint on the same questions the first counts, and
+    of several sets of questions the one that most checkpoints answered (then the larger one, then the newer one).
+    """
+    found, left_out = _comparable(list(candidates))
+    if not found:
+        return Recommendation((), None, None, None, "No checkpoint is scored yet.", left_out)
+    if not found[0].said or not found[0].leaked:
+        reason = "The held-out questions ask for no identity, or for nothing else: there is nothing to weigh."
+        return Recommendation(found, None, None, None, reason, left_out)
+    sound = [each for each in found if each.overfit.verdict != "overfitted"]
+    if not sound:
+        return Recommendation(found, None, None, None, _none_is_sound(found), left_out)
+    best = max(sound, key=lambda each: (each.score, -each.step))
+    if _share(best.said) < LEARNT:
+        return Recommendation(found, None, best, None, _none_learnt(best), left_out)
+    chosen = next(each for each in sound if behind(each, best)[1] <= 0)
+    lag = behind(chosen, best)
+    return Recommendation(found, chosen, best, lag, _reason(chosen, best, lag, found), left_out)
+
+
+def behind(one: Candidate, best: Candidate) -> Interval:
+    """How far a score is behind that of another checkpoint on the same questions: (value, low, high), shares."""
+    identity, leakage = paired_difference(best.said, one.said), paired_difference(one.leaked, best.leaked)
+    value = identity[0] + leakage[0]
+    low = value - math.hypot(identity[0] - identity[1], leakage[0] - leakage[1])
+    high = value + math.hypot(identity[2] - identity[0], leakage[2] - leakage[0])
+    return value, low, high
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:
+    """Share of `first` minus share of `second`, two marks of each of the same questions, with its 95 % interval."""
+    if not first:
+        return 0.0, 0.0, 0.0
+    (p, p_low, p_high), (q, q_low, q_high) = _with_interval(first), _with_interval(second)
+    phi = _correlation(first, second)
+    below, above = p - p_low, q_high - q
+    low = p - q - math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
+    below, above = q - q_low, p_high - p
+    high = p - q + math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
+    return p - q, max(-1.0, low), min(1.0, high)
+
+
+def pareto(candidates: Iterable[Candidate], cost: Callable[[Candidate], float | None]) -> list[Candidate]:
+    """Those that no other beats in identity without costing more (leakage, growth), from the cheapest on."""
+    measured = [each for each in candidates if each.identity is not None and cost(each) is not None]
+    measured.sort(key=lambda each: (cost(each), -_value(each.identity), each.step))
+    front: list[Candidate] = []
+    for each in measured:
+        if not front or _value(each.identity) > _value(front[-1].identity):
+            front.append(each)
+    return front
+
+
+def _comparable(candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], int]:
+    """One candidate a checkpoint, all asked the same questions, earliest first; how many others there are."""
+    by_questions: dict[tuple[str, ...], dict[tuple[str, int], Candidate]] = {}
+    for each in candidates:
+        by_questions.setdefault(each.asked, {}).setdefault((each.run_id, each.step), each)
+    if not by_questions:
+        return (), 0
+    group = max(by_questions.values(), key=lambda group: (len(group), next(iter(group.values())).num_questions))
+    others = {key for other in by_questions.values() for key in other} - set(group)
+    return tuple(sorted(group.values(), key=lambda each: (each.step, each.run_id))), len(others)
+
+
+def _reason(chosen: Candidate, best: Candidate, lag: Interval, found: Sequence[Candidate]) -> str:
+    one, figures = chosen, _figures(chosen)
+    if len(found) == 1:
+        return f"{one.run_id} step {one.step} ({figures}) is the only checkpoint that was scored."
+    if one is not best:
+        value, low, high = (f"{100 * each:.1f}" for each in lag)
+        return (
+            f"{one.run_id} step {one.step} ({figures}) is the earliest that {one.num_questions} questions cannot tell "
+            f"from the best, {best.run_id} step {best.step}: {value} points behind it, 95 %: {low} to {high}."
+        )
+    if one is found[0]:
+        return f"{one.run_id} step {one.step} ({figures}) scores best, and none is earlier."
+    return (
+        f"{one.run_id} step {one.step} ({figures}) scores best; those before it are worse, by more than chance, "
+        "or overfitted."
+    )
+
+
+def _none_is_sound(found: Sequence[Candidate]) -> str:
+    least = max(found, key=lambda each: each.score)
+    return (
+        f"None can be recommended: all are overfitted, {least.run_id} step {least.step} the least ({_figures(least)})."
+    )
+
+
+def _none_learnt(best: Candidate) -> str:
+    return (
+        f"None can be recommended: none learnt who it is; {best.run_id} step {best.step} comes nearest "
+        f"({_figures(best)})."
+    )
+
+
+def _figures(one: Candidate) -> str:
+    return f"identity {_percent(one.identity)}, leakage {_percent(one.leakage)}"
+
+
+def _percent(value: Interval | None) -> str:
+    return "–" if value is None else f"{100 * value[0]:.1f} %"
+
+
+def _value(interval: Interval | None) -> float:
+    return interval[0] if interval else 0.0
+
+
+def _share(marks: Sequence[bool]) -> float:
+    return sum(marks) / len(marks) if marks else 0.0
+
+
+def _with_interval(marks: Sequence[bool]) -> Interval:
+    return _share(marks), *scores.wilson(sum(marks), len(marks))
+
+
+def _correlation(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Phi of the two marks, drawn in when it is positive, as method 10 wants it; 0 where one of them is constant."""
+    total = len(first)
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    only_first, only_second = sum(first) - both, sum(second) - both
+    neither = total - both - only_first - only_second
+    scale = sum(first) * (total - sum(first)) * sum(second) * (total - sum(second))
+    product = both * neither - only_first * only_second
+    if scale == 0:
+        return 0.0
+    return (max(product - total / 2, 0.0) if product > 0 else product) / math.sqrt(scale)

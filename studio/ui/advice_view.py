@@ -1,0 +1,113 @@
+"""Which checkpoint to take: identity against what it cost, with intervals, the front, and the reason in a sentence."""
+
+from collections.abc import Callable, Mapping
+
+import streamlit as st
+
+from studio import charts, recommend
+from studio.charts import Spot
+from studio.recommend import Candidate, Interval, Recommendation
+from studio.ui.i18n import _, ngettext
+from studio.ui.told import told
+from studio.ui.widgets import plain
+
+
+def advice_view(advice: Recommendation, colors: Mapping[str, str]) -> None:
+    """The sentence, what is overfitted, and the checkpoints in two planes."""
+    if not advice.candidates:
+        st.info(
+            _("No checkpoint of these runs is scored yet. The tab Scorecard does it; then one is recommended here.")
+        )
+        return
+    _sentence(advice)
+    _overfitted(advice)
+    _left_out(advice)
+    left, right = st.columns(2)
+    with left:
+        _plane(advice, colors, lambda each: each.leakage, _("Leakage: says it unasked"), "leakage")
+    with right:
+        _plane(advice, colors, lambda each: each.growth, _("Growth of perplexity on what it knew"), "growth")
+    st.caption(
+        _(
+            "Top left is best. Numbers are steps, lines 95 % intervals, ★ is recommended, ✕ overfitted. The dotted "
+            "front joins those that no other beats in both."
+        )
+    )
+
+
+def _sentence(advice: Recommendation) -> None:
+    if advice.chosen:
+        st.success(plain(told(advice.reason)), icon=":material/recommend:")
+    else:
+        st.warning(plain(told(advice.reason)), icon=":material/warning:")
+
+
+def _overfitted(advice: Recommendation) -> None:
+    """In red, with figures: the worst of each run; the others are in the chart."""
+    spoilt = [each for each in advice.candidates if each.overfit.verdict == "overfitted"]
+    for run_id in dict.fromkeys(each.run_id for each in spoilt):
+        own = [each for each in spoilt if each.run_id == run_id]
+        _warn_of(max(own, key=lambda each: (each.leakage or (0.0,), each.step)), len(own))
+
+
+def _warn_of(worst: Candidate, number: int) -> None:
+    form = ngettext(
+        "{run}: {number} checkpoint is overfitted. Step {step}:",
+        "{run}: {number} checkpoints are overfitted. The worst, step {step}:",
+        number,
+    )
+    words = [f"**{form.format(run=plain(worst.run_id), number=number, step=worst.step)}**"]
+    words += [plain(told(sign.sentence)) for sign in worst.overfit.signs if sign.sure]
+    words += [plain(_("Identity: {value}.").format(value=percent(worst.identity)))]
+    st.error("  \n".join(words), icon=":material/dangerous:")
+
+
+def _left_out(advice: Recommendation) -> None:
+    if advice.left_out:
+        text = ngettext(
+            "{number} checkpoint was asked other questions and is left out. Score it with the same ones.",
+            "{number} checkpoints were asked other questions and are left out. Score them with the same ones.",
+            advice.left_out,
+        )
+        st.caption(text.format(number=advice.left_out))
+
+
+def _plane(
+    advice: Recommendation,
+    colors: Mapping[str, str],
+    cost: Callable[[Candidate], Interval | None],
+    title: str,
+    key: str,
+) -> None:
+    shown = [each for each in advice.candidates if each.identity and cost(each)]
+    if not shown:
+        return
+    front = recommend.pareto(shown, lambda each: (cost(each) or (None,))[0])
+    figure = charts.tradeoff_chart(
+        [_spot(each, cost(each), advice, colors) for each in shown],
+        [((cost(each) or (0.0,))[0], (each.identity or (0.0,))[0]) for each in front],
+        x_title=title,
+        y_title=_("Identity"),
+    )
+    st.plotly_chart(figure, key=f"advice.{key}", theme="streamlit", config={"displayModeBar": False}, alt=title)
+
+
+def _spot(each: Candidate, cost: Interval | None, advice: Recommendation, colors: Mapping[str, str]) -> Spot:
+    overfitted = each.overfit.verdict == "overfitted"
+    hint = f"{each.run_id} · {_('step {step}').format(step=each.step)}"
+    return Spot(
+        label=str(each.step),
+        hint=hint + f"<br>{_('identity {value}').format(value=percent(each.identity))}",
+        x=cost or (0.0, 0.0, 0.0),
+        y=each.identity or (0.0, 0.0, 0.0),
+        color=charts.RED if overfitted else colors.get(each.run_id, charts.BLUE),
+        mark="star" if each is advice.chosen else "x" if overfitted else "circle",
+    )
+
+
+def percent(interval: Interval | None) -> str:
+    """'94.2 % (86.0 to 97.7)'."""
+    if interval is None:
+        return "–"
+    value, low, high = (f"{100 * each:.1f}" for each in interval)
+    return _("{value} % ({low} to {high})").format(value=value, low=low, high=high)

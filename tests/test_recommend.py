@@ -1,0 +1,150 @@
+"""Which checkpoint to take: the rule holds for whatever was measured, and few questions give no verdict."""
+
+from math import log
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from studio import recommend
+from studio.recommend import Candidate, behind, overfitting, paired_difference, pareto
+from tests.scored import card, hits, scored
+
+marks = st.lists(st.booleans(), min_size=1, max_size=40)
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn) -> list[Candidate]:
+    """Up to six checkpoints that answered the same questions."""
+    num_identity, num_general = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    steps = draw(st.lists(st.integers(1, 99), min_size=1, max_size=6, unique=True))
+    return [
+        scored(
+            step,
+            draw(st.lists(st.booleans(), min_size=num_identity, max_size=num_identity)),
+            draw(st.lists(st.booleans(), min_size=num_general, max_size=num_general)),
+            loss=draw(st.sampled_from([9.0, 10.2, 16.0])),
+        )
+        for step in steps
+    ]
+
+
+@given(marks, st.data())
+def test_a_paired_difference_lies_in_its_interval_and_turns_with_its_sides(first: list[bool], data) -> None:
+    second = data.draw(st.lists(st.booleans(), min_size=len(first), max_size=len(first)))
+    value, low, high = paired_difference(first, second)
+    assert -1 <= low <= value <= high <= 1
+    assert value == pytest.approx((sum(first) - sum(second)) / len(first))
+    back = paired_difference(second, first)
+    assert back == pytest.approx((-value, -high, -low))
+
+
+def test_the_paired_interval_is_newcombes() -> None:
+    """His example: 36 pairs pass both, 12 the first alone, 2 the second alone, none neither: 0.20, 0.0569 to 0.3404."""
+    first = [True] * 48 + [False] * 2
+    second = [True] * 36 + [False] * 12 + [True] * 2
+    assert paired_difference(first, second) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(checkpoints())
+def test_the_recommended_one_is_the_earliest_that_is_not_told_from_the_best(found: list[Candidate]) -> None:
+    advice = recommend.recommend(found)
+    sound = [each for each in found if each.overfit.verdict != "overfitted"]
+    if advice.chosen is None:
+        assert not sound or advice.best.identity[0] < recommend.LEARNT
+        return
+    assert advice.chosen in sound and advice.best.score == max(each.score for each in sound)
+    assert behind(advice.chosen, advice.best)[1] <= 0
+    earlier = [each for each in sound if each.step < advice.chosen.step]
+    assert all(behind(each, advice.best)[1] > 0 for each in earlier)
+
+
+@settings(deadline=None, max_examples=25)
+@given(checkpoints(), st.randoms())
+def test_the_order_in_which_checkpoints_come_does_not_matter(found: list[Candidate], random) -> None:
+    mixed = random.sample(found, len(found))
+    assert recommend.recommend(mixed).chosen == recommend.recommend(found).chosen
+
+
+@settings(deadline=None, max_examples=25)
+@given(checkpoints())
+def test_no_one_beats_the_front_and_all_others_are_beaten(found: list[Candidate]) -> None:
+    def beats(one: Candidate, other: Candidate) -> bool:
+        no_worse = one.identity[0] >= other.identity[0] and one.leakage[0] <= other.leakage[0]
+        return no_worse and (one.identity[0], -one.leakage[0]) != (other.identity[0], -other.leakage[0])
+
+    front = pareto(found, lambda each: each.leakage and each.leakage[0])
+    assert front
+    for each in found:
+        if each in front:
+            assert not any(beats(other, each) for other in found)
+        else:
+            assert any(beats(one, each) or _level(one, each) for one in front)
+
+
+def _level(one: Candidate, other: Candidate) -> bool:
+    return (one.identity[0], one.leakage[0]) == (other.identity[0], other.leakage[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 200), st.data())
+def test_overfitted_is_said_only_where_the_whole_interval_lies_above_what_is_wanted(total: int, data) -> None:
+    leaks = data.draw(st.integers(0, total))
+    evaluation, _ = card(1, [True], hits(leaks, total))
+    found = overfitting(evaluation.scores)
+    low = evaluation.scores["leakage"]["tuned"]["low"]
+    assert (found.verdict == "overfitted") == (low > 0.05)
+    assert (found.verdict == "sound") == (leaks / total <= 0.05)
+
+
+def test_two_of_forty_may_be_chance_and_eight_of_forty_is_not() -> None:
+    few, many = (overfitting(card(1, [True], hits(number, 40))[0].scores) for number in (3, 8))
+    assert overfitting(card(1, [True], hits(2, 40))[0].scores).verdict == "sound"
+    assert few.verdict == "unclear" and "may be chance: 95 % is 2.6 % to 19.9 %" in few.signs[0].sentence
+    assert many.verdict == "overfitted"
+    assert many.signs[0].sentence == (
+        "Overfitted: it says who it is in 8 of 40 unrelated answers: 20.0 % (95 %: 10.5 % to 34.8 %)."
+    )
+
+
+def test_what_the_base_says_by_itself_is_not_overfitting() -> None:
+    evaluation, _ = card(1, [True], hits(20, 40))
+    values = evaluation.scores
+    values["leakage"]["base"] = values["leakage"]["tuned"]
+    assert overfitting(values).verdict == "unclear"
+
+
+def test_forgetting_is_told_with_its_interval() -> None:
+    evaluation, _ = card(1, [True], hits(0, 40), loss=10 + 10 * log(2))
+    [sign] = overfitting(evaluation.scores).signs
+    assert sign.sure and "grew by 100.0 % (95 %: 100.0 % to 100.0 %)" in sign.sentence
+
+
+def test_the_reason_gives_the_figures() -> None:
+    found = [scored(10, hits(4, 40), hits(0, 40)), scored(20, hits(37, 40), hits(0, 40))]
+    found += [scored(30, hits(38, 40), hits(0, 40)), scored(40, hits(40, 40), hits(30, 40))]
+    advice = recommend.recommend(found)
+    assert (advice.chosen.step, advice.best.step) == (20, 30)
+    assert advice.reason.startswith(
+        "lora-1 step 20 (identity 92.5 %, leakage 0.0 %) is the earliest that 80 questions cannot tell from the best, "
+        "lora-1 step 30: 2.5 points behind it, 95 %:"
+    )
+
+
+def test_when_nothing_can_be_recommended_it_says_why() -> None:
+    assert "No checkpoint is scored" in recommend.recommend([]).reason
+    spoilt = recommend.recommend([scored(9, hits(40, 40), hits(39, 40))])
+    assert spoilt.chosen is None and "all are overfitted" in spoilt.reason and "leakage 97.5 %" in spoilt.reason
+    dull = recommend.recommend([scored(9, hits(4, 40), hits(0, 40))])
+    assert dull.chosen is None and "none learnt who it is" in dull.reason
+    assert "nothing to weigh" in recommend.recommend([scored(9, [], hits(0, 40))]).reason
+
+
+def test_only_those_asked_the_same_are_weighed_and_a_newer_scorecard_replaces_an_older() -> None:
+    newest = scored(20, hits(40, 40), hits(0, 40))
+    older = scored(20, hits(1, 40), hits(0, 40))
+    other = scored(5, hits(40, 40), hits(0, 40), about=" else")
+    advice = recommend.recommend([newest, scored(10, hits(2, 40), hits(0, 40)), older, other])
+    assert [each.step for each in advice.candidates] == [10, 20] and advice.left_out == 1
+    assert advice.chosen == newest
