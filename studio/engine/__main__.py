@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from studio.engine import tuning
+from studio.engine import environment, tuning
 from studio.engine.job import JobContext, PatientOutput
 
 # verb -> module below studio.engine with a function `run(job)`; its result (a dict) is stored in the job's row.
@@ -32,8 +32,7 @@ COMPUTES = ("train", "measure", "distill", "evaluate")
 
 def main(verb: str, job_dir: Path) -> int:
     """Run one job to its end; the exit code is 0 when it finished or was stopped as asked."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said out loud, it does not warn when a process is forked
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    environment.prepare()
     with contextlib.redirect_stdout(PatientOutput(sys.stdout)), contextlib.redirect_stderr(PatientOutput(sys.stderr)):
         return _live(verb, job_dir)
 

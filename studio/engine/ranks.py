@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from studio.config.launch import slurm_rank_variables
+from studio.engine import environment, tuning
 from studio.engine.job import JobContext, explain
 from studio.engine.launch import REPORTS
 from studio.errors import StudioError
@@ -94,9 +95,8 @@ def main(job_dir: Path) -> int:
     os.environ.update(slurm_rank_variables())
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # rank 0 alone speaks; what is wrong goes to stderr
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("GOMP_SPINCOUNT", tuning.DEFAULT_SPIN)
+    environment.prepare()
     with RankContext.open(job_dir) as job:
         from studio.engine import train  # torch, once this process can say what became of it
 
