@@ -12,10 +12,11 @@ from worker import Channel, Counts, Meter, read_rows
 from studio.config.schema import RunConfig, parse_config
 from studio.data.tokens import IGNORE_INDEX, Example
 from studio.engine import adapters, devices
+from studio.engine.fused import weight_of
 from studio.engine.loop import StepResult, Trainer
 from studio.engine.models.load import LoadedModel, load_base
 
-REFERENCE_ROWS = 4  # that the reference computes at once
+REFERENCE_TOKENS = 2048  # that the reference computes at once, padding among them
 
 
 def train(job: dict[str, Any], meter: Meter, _: Channel) -> None:
@@ -77,18 +78,38 @@ def attach(job: dict[str, Any], config: RunConfig, loaded: LoadedModel, wake: bo
 
 
 def reference(job: dict[str, Any], config: RunConfig, examples: list[Example], dtype: torch.dtype) -> list[Tensor]:
-    """The gradient by the simplest way: rows padded, eager attention, whole logits, the mean over trained tokens."""
+    """The gradient by the simplest way: rows padded, eager attention, whole logits, the mean over trained tokens.
+
+    A 4-bit base is unpacked for good: bitsandbytes' own layers compute in a format of their choice. Layers are computed
+    again on the way back, for eager attention keeps gigabytes of a long row.
+    """
     eager = config.model_copy(update={"model": config.model.model_copy(update={"attention": "eager"})})
     full = config.method == "full"
     model = attach(job, config, load(job, eager, torch.float32 if full else dtype), wake=True)
+    unpack(model, dtype)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
     num_trained = sum(example.num_trained_tokens for example in examples)
-    for start in range(0, len(examples), REFERENCE_ROWS):
-        ids, labels, seen = padded(examples[start : start + REFERENCE_ROWS])
+    num_rows = max(1, REFERENCE_TOKENS // max(len(example.input_ids) for example in examples))
+    for start in range(0, len(examples), num_rows):
+        ids, labels, seen = padded(examples[start : start + num_rows])
         with torch.autocast("cpu", torch.bfloat16, enabled=full and dtype == torch.bfloat16):
             logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits.float()
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
         (loss / num_trained).backward()
     return [parameter.grad for parameter in adapters.trainable_parameters(model)]
+
+
+def unpack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put a linear layer of plain numbers in the place of every 4-bit one."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "compute_dtype") and not hasattr(child, "base_layer"):
+                plain = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, dtype=dtype)
+                plain.weight = nn.Parameter(weight_of(child, dtype), requires_grad=False)
+                if child.bias is not None:
+                    plain.bias = nn.Parameter(child.bias.to(dtype), requires_grad=False)
+                setattr(parent, name, plain)
 
 
 def padded(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
