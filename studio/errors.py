@@ -9,6 +9,7 @@ StudioError
   + ModelError         a base model is missing or incomplete
   + CheckpointError    a checkpoint is damaged or does not fit
     - UnsafeFileError  a file would run code when opened
+  + BundleError        a bundle of a run is damaged, hostile, or lacks something
   + JobError           a job cannot be started, stopped or found
   + DiskFullError      not enough space, before or while writing
   + ServerError        the model server does not answer
@@ -80,6 +81,10 @@ class CheckpointError(StudioError):
 
 class UnsafeFileError(CheckpointError):
     """A file would run code when opened; it was not opened."""
+
+
+class BundleError(StudioError):
+    """A bundle of a run is damaged, hostile, or lacks something."""
 
 
 class JobError(StudioError):

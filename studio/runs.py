@@ -118,8 +118,10 @@ def planned_steps(project: Project, config: RunConfig) -> int:
     return mix.num_steps(epoch_rows(project, config), config.train.num_epochs or 1, config.examples_per_step)
 
 
-def start_run(project: Project, config: RunConfig, allow_lint_errors: bool = False) -> tuple[Run, Job]:
-    """Freeze a config with a new run, which remembers the version of each dataset, and start its job.
+def start_run(
+    project: Project, config: RunConfig, allow_lint_errors: bool = False, notes: dict[str, Any] | None = None
+) -> tuple[Run, Job]:
+    """Freeze a config with a new run, which remembers the version of each dataset and `notes`, and start its job.
 
     Raises ConfigError, ModelError, or DataError
     when the rows have errors, before anything is made; with `allow_lint_errors` the errors are recorded with the run.
@@ -131,7 +133,7 @@ def start_run(project: Project, config: RunConfig, allow_lint_errors: bool = Fal
     config = beginnings.fitting(config)
     if problems := problems_before_start(project, config):
         raise ConfigError(problems, config.name)
-    detail = {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
+    detail = (notes or {}) | {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
     detail |= {"continued_from": config.model.continue_from} if config.model.continue_from else {}
     detail |= {"predicted": forecast.prediction(project, config)}
     with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:

@@ -7,6 +7,7 @@ import typer
 
 from studio.cli import (
     built_in,
+    bundle,
     chat,
     checkpoints,
     config,
@@ -51,6 +52,8 @@ app.add_typer(weights.app, name="convert")
 app.command()(evaluate.evaluate)
 app.add_typer(evaluations.app, name="evaluations")
 app.command()(recommend.recommend)
+app.command()(bundle.bundle)
+app.command()(bundle.reproduce)
 app.command()(chat.chat)
 app.command()(chat.agent)
 app.command()(chat.serve)

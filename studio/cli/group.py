@@ -15,6 +15,9 @@ ORDER = (
     "checkpoints", "convert", "evaluate", "evaluations", "recommend", "chat", "agent", "serve", "jobs", "doctor",
     "xtuner",
     "list-dataset-format", "log-dataset", "check-custom-dataset", "test", "preprocess", "mmbench", "eval-refcoco",
+    "checkpoints", "convert", "evaluate", "evaluations", "bundle", "reproduce", "chat", "agent", "serve", "jobs",
+    "doctor", "xtuner", "list-dataset-format", "log-dataset", "check-custom-dataset",
+    "test", "preprocess", "mmbench", "eval-refcoco",
 )  # fmt: skip
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 

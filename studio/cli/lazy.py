@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from studio.agent import session as agent_session
     from studio.agent import steps, tools
+    from studio.bundles import comparing, content, packing, reproducing
     from studio.config import catalog, launch, schema
     from studio.config import yaml as configs
     from studio.config.xtuner import exporting, importing
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from studio.foreign import xtuner
     from studio.store import checkpoints, evaluations, metrics, run_events, samples
 else:
+    comparing = _AtFirstUse("studio.bundles.comparing")
+    content = _AtFirstUse("studio.bundles.content")
+    packing = _AtFirstUse("studio.bundles.packing")
+    reproducing = _AtFirstUse("studio.bundles.reproducing")
     arxiv = _AtFirstUse("studio.data.arxiv")
     caches = _AtFirstUse("studio.caches")
     row_life = _AtFirstUse("studio.row_life")

@@ -116,6 +116,14 @@ def stream(folder: Path, name: str, number: int = 0) -> Iterator[Conversation]:
         yield row
 
 
+def probes_file(folder: Path, name: str, number: int) -> Path | None:
+    """The file of a version's held-out probes; None when it has none."""
+    with open_db(folder) as db:
+        current = settle(folder, store.get(db, name)).version
+    path = _current(folder, name, PROBES) if number == current else _staged(folder, name, number, PROBES)
+    return path if path.is_file() else None
+
+
 def load_probes(folder: Path, name: str) -> list[dict[str, Any]]:
     """The held-out probes of a dataset; empty when it has none."""
     path = _current(folder, name, PROBES)
