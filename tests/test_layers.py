@@ -24,7 +24,6 @@ SHELVES = [
         "probes",
         "scores",
         "recommend",
-        "scores",
         "checkpoint_files",
         "foreign",
     },
