@@ -44,6 +44,7 @@ SHELVES = [
         "comparison",
         "suites",
         "chat_client",
+        "chats",
         "charts",
         "report",
         "work_folder",

@@ -106,3 +106,34 @@ def m003_events_queue_and_best(db: Database) -> None:
         db.table("jobs").add_column(name, kind)
     for name, kind in {"is_best": int, "score": float, "score_name": str}.items():
         db.table("checkpoints").add_column(name, kind)
+
+
+@migrations()
+def m004_chats(db: Database) -> None:
+    """Chats with base and tuned weights side by side: turns form a tree, each with a reply of every column."""
+    db.table("chats").create(
+        {
+            "id": str, "title": str, "base": str, "labels_json": str, "leaf": str,
+            "created_at": str, "updated_at": str,
+        },
+        pk="id",
+    )  # fmt: skip
+    db.table("turns").create(
+        {
+            "id": str, "chat_id": str, "parent": str, "question": str, "system": str, "models_json": str, "blind": int,
+            "created_at": str,
+        },
+        pk="id",
+    )  # fmt: skip
+    db.table("turns").create_index(["chat_id"])
+    db.table("replies").create(
+        {
+            "turn_id": str, "model": str, "text": str, "ended_by": str, "error": str, "proof_json": str,
+            "num_tokens": int, "seconds": float, "first_token_seconds": float,
+        },
+        pk=("turn_id", "model"),
+    )  # fmt: skip
+    db.table("votes").create(
+        {"turn_id": str, "chat_id": str, "choice": str, "model": str, "models_json": str, "created_at": str},
+        pk="turn_id",
+    )

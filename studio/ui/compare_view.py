@@ -1,101 +1,120 @@
-"""One question, several sets of weights: columns that fill together, over several turns."""
+"""Compare's chat: which columns, loading them by jobs, then one question to all of them."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import streamlit as st
 
 from studio import chat_client, jobs, runs
-from studio.chat_client import Connection, Sampling
 from studio.projects import Project
-from studio.ui import state
+from studio.ui import chat_state, state
 from studio.ui.base_model import choose_base, offer_model
-from studio.ui.exchange import Exchange, chat_so_far
+from studio.ui.chat_history import history_bar
+from studio.ui.chat_view import chat_view, read_view
 from studio.ui.frame import TRAIN, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
-from studio.ui.model_server import Pick, bases_of, picks_of, prepare
-from studio.ui.widgets import plain
+from studio.ui.model_server import Pick, bases_of, merged_of, picks_of, prepare
 
-MAX_PICKS = 3
-STREAM_SECONDS = 0.3
+MAX_COLUMNS = 6
 WAIT_SECONDS = 1.0
-SETTINGS = {
-    "compare.max_tokens": 96,
-    "compare.temperature": 0.0,
-    "compare.top_p": 1.0,
-    "compare.seed": 0,
-    "compare.system": "",
-}
 
 
 def compare_view(project: Project) -> None:
     """Choose, load, ask."""
+    history_bar(project)
     bases = bases_of(project)
     if not bases:
-        st.info(_("There is no checkpoint to compare with the base model yet."))
-        link(TRAIN, _("Train one"))
+        if not read_view(project):
+            st.info(_("There is no checkpoint to compare with the base model yet."))
+            link(TRAIN, _("Train one"))
         return
     base = choose_base(project, bases, "compare", _another_base)
     offer_model(base, "compare.fetch")
-    chosen = _choose(base, picks_of(project, base))
-    if chosen is not None:
-        _prepared(project, base, chosen)
+    picks = [*picks_of(project, base), *merged_of(project, base)]
+    labels = {base: _("Base: {name}").format(name=base)} | {pick.name: pick.label for pick in picks}
+    wanted = _choose(labels, picks)
+    if wanted:
+        _prepared(project, base, {name: labels[name] for name in wanted}, [p for p in picks if p.name in wanted])
+    else:
+        read_view(project)
 
 
 def _another_base() -> None:
     """Nothing is loaded of another base by itself."""
-    _clear()
+    chat_state.leave()
     for name in ("compare.wanted", "compare.shown"):
         state.forget(name)
 
 
-def _choose(base: str, picks: Sequence[Pick]) -> list[Pick] | None:
-    """The picks to talk to; None until they were asked for."""
-    by_name = {pick.name: pick for pick in picks}
-    wanted = [name for name in state.kept("compare.wanted", []) if name in by_name]
-    shown = [name for name in state.kept("compare.shown", wanted or [picks[0].name]) if name in by_name]
+def _choose(labels: dict[str, str], picks: Sequence[Pick]) -> list[str]:
+    """The columns to talk to; none until they were asked for."""
+    wanted = [name for name in state.kept("compare.wanted", []) if name in labels]
+    first = [next(iter(labels)), picks[0].name]
+    shown = [name for name in state.kept("compare.shown", wanted or first) if name in labels]
     st.session_state["compare.picks"] = shown
-    left, right = st.columns([5, 1], vertical_alignment="bottom")
+    left, middle, right = st.columns([6, 1.4, 1], vertical_alignment="bottom")
     names = left.multiselect(
-        _("Beside the base model {base}").format(base=plain(base)),
-        list(by_name),
-        format_func=lambda name: by_name[name].label,
-        max_selections=MAX_PICKS,
+        _("Columns"),
+        list(labels),
+        format_func=lambda name: labels[name],
+        max_selections=MAX_COLUMNS,
         key="compare.picks",
         on_change=lambda: state.keep("compare.shown", list(st.session_state["compare.picks"])),
+        help=_("The base model, adapters on it and merged models, up to six. A merged model takes memory of its own."),
     )
-    asked = state.kept("compare.wanted") is not None
-    changed = names != state.kept("compare.wanted")
+    with middle:
+        bits = _bits()
+    changed = names != wanted or bits != state.kept("compare.bits", 0)
     if right.button(
-        _("Load"), type="primary" if changed else "secondary", disabled=not changed, key="compare.load", width="stretch"
+        _("Load"),
+        type="primary" if changed else "secondary",
+        disabled=not names or not changed,
+        key="compare.load",
+        width="stretch",
     ):
-        _want(list(names))
+        _want(list(names), bits)
         st.rerun()
-    if not asked:
+    if not wanted:
         st.caption(_("Loading converts what is not converted yet and starts a model server on this machine."))
-        return None
-    return [by_name[name] for name in wanted]
+    return wanted
 
 
-def _want(names: list[str]) -> None:
-    """Another choice begins another conversation."""
+def _bits() -> int:
+    """How many bits the base's weights are loaded in; a choice where the library for it is installed."""
+    words = {0: _("as stored"), 8: _("8 bits"), 4: _("4 bits")}
+    can = find_spec("bitsandbytes") is not None
+    st.session_state["compare.bits"] = st.session_state.get("compare.bits", state.kept("compare.bits", 0))
+    return st.selectbox(
+        _("Weights"), list(words), format_func=lambda bits: words[bits], key="compare.bits", disabled=not can,
+        help=_("Fewer bits take less memory and change the answers a little.") if can
+        else _("Needs the package bitsandbytes."),
+    )  # fmt: skip
+
+
+def _want(names: list[str], bits: int) -> None:
+    """Another choice begins another conversation; the one before is kept."""
+    if names != chat_state.columns_of_chat():
+        chat_state.leave()
     state.keep("compare.wanted", names)
+    state.keep("compare.bits", bits)
     state.keep("compare.attempt", set())
-    state.keep("compare.turns", [])
 
 
-def _prepared(project: Project, base: str, chosen: Sequence[Pick]) -> None:
+def _prepared(project: Project, base: str, labels: dict[str, str], chosen: Sequence[Pick]) -> None:
     attempt: set[str] = state.kept("compare.attempt") or set()
-    standing = prepare(project, base, chosen, attempt)
+    standing = prepare(project, base, chosen, attempt, state.kept("compare.bits", 0))
     state.keep("compare.attempt", attempt)
     if standing.connection:
-        _conversation(base, standing.connection, chosen)
+        known = chat_client.list_models(standing.connection)
+        chat_view(project, base, {name: label for name, label in labels.items() if name in known}, standing.connection)
         return
     if standing.failed:
         _failed(project, standing.job)
-        return
-    job_panel(project.folder, standing.job, "compare.prepare")
-    st.fragment(_wait, run_every=WAIT_SECONDS)(project, standing.job.id if standing.job else "")
+    else:
+        job_panel(project.folder, standing.job, "compare.prepare")
+        st.fragment(_wait, run_every=WAIT_SECONDS)(project, standing.job.id if standing.job else "")
+    read_view(project)
 
 
 def _failed(project: Project, job: jobs.Job | None) -> None:
@@ -114,120 +133,3 @@ def _wait(project: Project, job_id: str) -> None:
     job = jobs.get(project.folder, job_id)
     if not job.live or (job.kind == "serve" and runs.server_connection(project, job)):
         st.rerun()
-
-
-def _conversation(base: str, connection: Connection, chosen: Sequence[Pick]) -> None:
-    labels = {chat_client.list_models(connection)[0]: _("Base: {name}").format(name=base)}
-    labels |= {pick.name: pick.label for pick in chosen}
-    turns: list[Exchange] = state.kept("compare.turns") or []
-    _settings(turns)
-    _heads(labels)
-    for turn in turns[:-1]:
-        _turn(turn, labels)
-    if turns:
-        last = turns[-1]
-        st.fragment(_last_turn, run_every=STREAM_SECONDS if last.busy else None)(last, labels, last.busy)
-    question = _question(busy=bool(turns) and turns[-1].busy, first=not turns)
-    if question:
-        exchange = Exchange(
-            connection,
-            {model: chat_so_far(turns, model, st.session_state["compare.system"], question) for model in labels},
-            question,
-            _sampling(),
-        )
-        state.keep("compare.turns", [*turns, exchange.start()])
-        st.rerun()
-
-
-def _settings(turns: Sequence[Exchange]) -> None:
-    """Widgets forget their values when their page is left; assigning them anew keeps them."""
-    for key, default in SETTINGS.items():
-        st.session_state[key] = st.session_state.get(key, default)
-    with st.container(horizontal=True):
-        with st.popover(_("Sampling"), icon=":material/tune:"):
-            st.caption(_("The same for every column."))
-            st.number_input(_("Longest answer (tokens)"), 1, 4096, key="compare.max_tokens")
-            st.slider(
-                _("Temperature"),
-                0.0,
-                2.0,
-                step=0.05,
-                key="compare.temperature",
-                help=_("0: always the likeliest word."),
-            )
-            st.slider(_("Top p"), 0.05, 1.0, step=0.05, key="compare.top_p")
-            st.number_input(_("Seed"), 0, 2**31 - 1, key="compare.seed")
-            st.text_area(_("System prompt"), key="compare.system", placeholder=_("None"))
-        if st.button(_("Clear"), icon=":material/delete_sweep:", disabled=not turns, key="compare.clear"):
-            _clear()
-            st.rerun()
-
-
-def _clear() -> None:
-    if turns := state.kept("compare.turns"):
-        turns[-1].stop()
-    state.keep("compare.turns", [])
-
-
-def _sampling() -> Sampling:
-    return Sampling(
-        max_tokens=int(st.session_state["compare.max_tokens"]),
-        temperature=float(st.session_state["compare.temperature"]),
-        top_p=float(st.session_state["compare.top_p"]),
-        seed=int(st.session_state["compare.seed"]),
-    )
-
-
-def _heads(labels: dict[str, str]) -> None:
-    for column, label in zip(st.columns(len(labels)), labels.values(), strict=True):
-        column.markdown(f"**{plain(label)}**")
-
-
-def _turn(turn: Exchange, labels: dict[str, str]) -> None:
-    with st.container(border=True, gap="xsmall"):
-        st.markdown(f":material/person: **{plain(turn.question)}**")
-        for column, model in zip(st.columns(len(labels)), labels, strict=True):
-            with column:
-                _answer(turn, model)
-
-
-def _answer(turn: Exchange, model: str) -> None:
-    """Model text is shown as text: it may hold links and images of somebody's choosing."""
-    answer = turn.answers[model]
-    st.text(answer.text + (" ▌" if not answer.ended_by else "") or " ")
-    if answer.error:
-        st.error(plain(answer.error), icon=":material/error:")
-    facts = []
-    if answer.weights:
-        facts.append(f":material/fingerprint: `{answer.weights[:8]}`")
-    if answer.tokens_per_second:
-        facts.append(_("{speed} tokens/s").format(speed=f"{answer.tokens_per_second:.1f}"))
-    if answer.ended_by == "length":
-        facts.append(_("cut off at the longest answer"))
-    if answer.ended_by == "stopped":
-        facts.append(_("stopped"))
-    st.caption(" · ".join(facts) or " ")
-
-
-def _last_turn(turn: Exchange, labels: dict[str, str], drawn_busy: bool) -> None:
-    _turn(turn, labels)
-    if turn.busy:
-        st.button(_("Stop"), icon=":material/stop:", key="compare.stop", on_click=turn.stop)
-    elif drawn_busy:
-        st.rerun()
-
-
-def _question(busy: bool, first: bool) -> str:
-    """What was asked now, typed or picked; empty when nothing."""
-    picked = None
-    if first:
-        suggestions = [
-            _("Who are you?"),
-            _("Who made you?"),
-            _("Are you ChatGPT?"),
-            _("What is the capital of France?"),
-            _("How much is 17 plus 25?"),
-        ]
-        picked = st.pills(_("Try one"), suggestions, key="compare.suggestion")
-    typed = st.chat_input(_("Ask all of them"), key="compare.question", disabled=busy)
-    return (typed or picked or "").strip()

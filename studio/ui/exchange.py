@@ -1,38 +1,29 @@
-"""One question to several models, answered in a thread of its own: reruns of the page read what is there so far."""
+"""One question to several columns, answered in a thread of its own: reruns of the page read what is there so far."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 from studio.chat_client import Column, Connection, Event, Sampling, stream_compare
+from studio.chats import Reply
 from studio.errors import StudioError
 
-Messages = list[dict[str, str]]
-
-
-@dataclass
-class Answer:
-    """What one model has said so far. `ended_by` is empty while it speaks, then stop, length, stopped or error."""
-
-    text: str = ""
-    ended_by: str = ""
-    error: str = ""
-    weights: str = ""
-    tokens_per_second: float = 0.0
+OnEnd = Callable[[Mapping[str, Reply]], None]
 
 
 class Exchange:
-    """A question and the answers to it, by model. Its thread writes, pages read; what is there only grows."""
+    """The replies to one turn, by model. Its thread writes, pages read; what is there only grows.
+
+    `on_end` gets the replies when all have ended, however they did: also when nobody looks at the page any more.
+    """
 
     def __init__(
-        self, connection: Connection, chats: Mapping[str, Messages], question: str, sampling: Sampling
+        self, connection: Connection, turn_id: str, columns: Sequence[Column], sampling: Sampling, on_end: OnEnd
     ) -> None:
-        self.question = question
-        self.answers = {model: Answer() for model in chats}
-        self._connection = connection
-        self._columns = [Column(model, messages) for model, messages in chats.items()]
-        self._sampling = sampling
+        self.turn_id = turn_id
+        self.replies = {column.model: Reply(turn_id, column.model) for column in columns}
+        self._connection, self._columns, self._sampling = connection, list(columns), sampling
+        self._on_end = on_end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="exchange")
 
@@ -49,45 +40,37 @@ class Exchange:
         self._stop.set()
 
     def wait(self, timeout_seconds: float) -> None:
-        """Block until all answers have ended, or the time is over."""
+        """Block until all replies have ended, or the time is over."""
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
         try:
-            with closing(stream_compare(self._connection, self._columns, self._sampling)) as events:
-                for event in events:
-                    if self._stop.is_set():
-                        return self._end_all("stopped")
-                    self._apply(event)
+            self._listen()
         except StudioError as error:
             self._end_all("error", str(error))
         finally:
             self._end_all("error", "The answer broke off.")
+            self._on_end(self.replies)
+
+    def _listen(self) -> None:
+        with closing(stream_compare(self._connection, self._columns, self._sampling)) as events:
+            for event in events:
+                if self._stop.is_set():
+                    return self._end_all("stopped")
+                self._apply(event)
+        return None
 
     def _apply(self, event: Event) -> None:
-        answer = self.answers[self._columns[event.column].model]
-        answer.text += event.delta
-        answer.weights = event.weights or answer.weights
+        reply = self.replies[self._columns[event.column].model]
+        reply.text += event.delta
+        reply.proof = event.proof or reply.proof
         if event.finish_reason:
-            answer.error = event.error
-            answer.tokens_per_second = event.num_tokens / event.seconds if event.seconds else 0.0
-            answer.ended_by = event.finish_reason
+            reply.error, reply.num_tokens = event.error, event.num_tokens
+            reply.seconds, reply.first_token_seconds = event.seconds, event.first_token_seconds
+            reply.ended_by = event.finish_reason
 
     def _end_all(self, ended_by: str, error: str = "") -> None:
-        """End the answers that have not ended by themselves."""
-        for answer in self.answers.values():
-            if not answer.ended_by:
-                answer.error, answer.ended_by = error, ended_by
-
-
-def chat_so_far(turns: Sequence[Exchange], model: str, system: str, question: str) -> Messages:
-    """The messages that a model continues: its own answers of the turns before, then the new question."""
-    messages = [{"role": "system", "content": system.strip()}] if system.strip() else []
-    for turn in turns:
-        answer = turn.answers.get(model)
-        if answer and answer.text:
-            messages += [
-                {"role": "user", "content": turn.question},
-                {"role": "assistant", "content": answer.text},
-            ]
-    return [*messages, {"role": "user", "content": question}]
+        """End the replies that have not ended by themselves."""
+        for reply in self.replies.values():
+            if not reply.ended_by:
+                reply.error, reply.ended_by = error, ended_by

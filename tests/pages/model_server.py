@@ -17,6 +17,9 @@ class ModelServer:
         self.asked: list[dict] = []
         self.words = ["I ", "am ", "Luna. ", "![x](http://example.com/x.png) ", "<b>bold</b>"]
         self.word_seconds = word_seconds
+        on, beside = {"tuned": {"max_difference": 2.5}}, {"tuned": {"bit_equal": False, "max_difference": 1e-6}}
+        off = {"bit_equal": True, "max_difference": 0.0}
+        self.self_test = {"num_questions": 3, "off": off, "on": on, "beside": beside}
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
@@ -30,13 +33,28 @@ class ModelServer:
 
     def events(self, num_columns: int):
         for column in range(num_columns):
-            yield {"column": column, "weights": f"{column}abc1234567890"}
+            weights = f"{column}abc1234567890"
+            yield {"column": column, "weights": weights, "proof": self.proof(column) | {"weights": weights}}
         for word in self.words:
             time.sleep(self.word_seconds)
             for column in range(num_columns):
                 yield {"column": column, "delta": word}
         for column in range(num_columns):
-            yield {"column": column, "finish_reason": "stop", "num_tokens": 5, "seconds": 0.5}
+            yield {
+                "column": column,
+                "finish_reason": "stop",
+                "num_tokens": 5,
+                "seconds": 0.5,
+                "first_token_seconds": 0.1,
+            }
+
+    def proof(self, column: int) -> dict:
+        sampling = {"max_new_tokens": 96, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+        return {
+            "base": "starter", "base_fingerprint": "ba5e" * 16, "adapter": "on" if column else "off",
+            "template": "7e3" * 16, "prompt_sha256": "900d" * 16, "num_prompt_tokens": 9, "sampling": sampling,
+            "dtype": "float32", "bits": 0,
+        }  # fmt: skip
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -55,10 +73,15 @@ class ModelServer:
                 self._send({"data": [{"id": name} for name in server.models]})
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
                 if self.path == "/studio/adapters":
                     server.models.append(body["name"])
                     return self._send({"weights": "abc"})
+                if self.path == "/studio/prompt":
+                    text = "".join(f"<{each['role']}>{each['content']}" for each in body["messages"])
+                    return self._send({"text": text, "prompt_sha256": "900d" * 16, "num_prompt_tokens": 9})
+                if self.path == "/studio/selftest":
+                    return self._send(server.self_test)
                 server.asked.append(body)
                 self.send_response(200)
                 self.end_headers()

@@ -1,7 +1,6 @@
 """The Compare page: leads on when empty, loads by jobs, asks all columns, scores, and says plainly what it means."""
 
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ from studio.store import checkpoints, evaluations, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui.verdict import verdict
-from studio.ui.widgets import plain
 from tests.pages.model_server import ModelServer
 
 PAGE = "pages/5_Compare.py"
@@ -87,12 +85,11 @@ def loaded(open_page, **more):
 
 def finish(at):
     """Let the answers come, then let the page read them."""
-    turns = at.session_state["kept.luna.compare.turns"]
-    turns[-1].wait(10)
-    time.sleep(0.05)
+    exchange = at.session_state["kept.luna.compare.exchange"]
+    exchange.wait(10)
     at.run()
     assert not at.exception
-    return turns
+    return exchange
 
 
 def test_empty_project_leads_to_train(open_page, project):
@@ -115,7 +112,7 @@ def other_base(project):
 def test_checkpoints_of_another_base_are_compared_with_that_base(open_page, other_base, started, monkeypatch):
     monkeypatch.setattr("studio.models.resolve", lambda base: SimpleNamespace(present=True, folder=Path("a model")))
     at = loaded(open_page)
-    assert at.multiselect(key="compare.picks").label == f"Beside the base model {plain('*owner*/name')}"
+    assert at.multiselect(key="compare.picks").value == ["*owner*/name", "big-1-step_9"]
     assert [(kind, args["base"]) for kind, args in started] == [("serve", "*owner*/name")]
 
 
@@ -125,7 +122,7 @@ def test_another_base_is_a_choice_and_loads_nothing_by_itself(open_page, convert
     assert at.selectbox(key="compare.base").value == "starter"
     at.selectbox(key="compare.base").select("*owner*/name").run()
     assert not at.exception and [args["base"] for _kind, args in started] == ["starter"]
-    assert at.multiselect(key="compare.picks").value == ["big-1-step_9"]
+    assert at.multiselect(key="compare.picks").value == ["*owner*/name", "big-1-step_9"]
     at.switch_page("pages/6_Serve.py").run()
     at.switch_page(PAGE).run()
     assert at.selectbox(key="compare.base").value == "*owner*/name"
@@ -207,8 +204,8 @@ def test_stop_ends_a_stream_that_survived_reruns(open_page, server):
     at.chat_input(key="compare.question").set_value("Who are you?").run()
     at.run()
     at.button(key="compare.stop").click().run()
-    turns = finish(at)
-    assert {answer.ended_by for answer in turns[0].answers.values()} == {"stopped"}
+    exchange = finish(at)
+    assert {reply.ended_by for reply in exchange.replies.values()} == {"stopped"}
 
 
 def evaluated(project, identity=(9, 10), leaks=(0, 10), loss=10.5):
