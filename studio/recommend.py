@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from studio import scores
-from studio.scores import LEAKAGE_TARGET, RETENTION_TARGET
+from studio.scores import IDENTITY_TARGET, LEAKAGE_TARGET, RETENTION_TARGET
 from studio.store.evaluations import Answer, Evaluation
 
 LEARNT = 0.5
@@ -81,6 +81,16 @@ class Candidate:
         return _share(self.said) - _share(self.leaked)
 
     @property
+    def reached(self) -> frozenset[str]:
+        """Names of the targets that it meets."""
+        met = {
+            "identity": self.identity is not None and self.identity[0] >= IDENTITY_TARGET,
+            "leakage": self.leakage is not None and self.leakage[0] <= LEAKAGE_TARGET,
+            "retention": self.growth is not None and self.growth[0] <= RETENTION_TARGET,
+        }
+        return frozenset(name for name, is_met in met.items() if is_met)
+
+    @property
     def num_questions(self) -> int:
         return len(self.said) + len(self.leaked)
 
@@ -140,8 +150,9 @@ def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
 
 
 def recommend(candidates: Iterable[Candidate]) -> Recommendation:
-    """The earliest checkpoint that these questions cannot tell from the best one, among those not overfitted.
+    """The earliest checkpoint that these questions cannot tell from the best one and that meets each target it meets.
 
+    Overfitted ones are not chosen. Few questions tell little apart, so the targets keep a half-learnt one from passing.
     `candidates` come newest first: of several scorecards of a checkpoint on the same questions the first counts, and
     of several sets of questions the one that most checkpoints answered (then the larger one, then the newer one).
     """
@@ -157,7 +168,7 @@ def recommend(candidates: Iterable[Candidate]) -> Recommendation:
     best = max(sound, key=lambda each: (each.score, -each.step))
     if _share(best.said) < LEARNT:
         return Recommendation(found, None, best, None, _none_learnt(best), left_out)
-    chosen = next(each for each in sound if behind(each, best)[1] <= 0)
+    chosen = next(each for each in sound if behind(each, best)[1] <= 0 and each.reached >= best.reached)
     lag = behind(chosen, best)
     return Recommendation(found, chosen, best, lag, _reason(chosen, best, lag, found), left_out)
 
@@ -214,14 +225,15 @@ def _reason(chosen: Candidate, best: Candidate, lag: Interval, found: Sequence[C
     if one is not best:
         value, low, high = (f"{100 * each:.1f}" for each in lag)
         return (
-            f"{one.run_id} step {one.step} ({figures}) is the earliest that {one.num_questions} questions cannot tell "
-            f"from the best, {best.run_id} step {best.step}: {value} points behind it, 95 %: {low} to {high}."
+            f"{one.run_id} step {one.step} ({figures}) is the earliest that meets the targets of the best, "
+            f"{best.run_id} step {best.step}, and that {one.num_questions} questions cannot tell from it: "
+            f"{value} points behind, 95 %: {low} to {high}."
         )
     if one is found[0]:
         return f"{one.run_id} step {one.step} ({figures}) scores best, and none is earlier."
     return (
-        f"{one.run_id} step {one.step} ({figures}) scores best; those before it are worse, by more than chance, "
-        "or overfitted."
+        f"{one.run_id} step {one.step} ({figures}) scores best; each before it is worse by more than chance, misses a "
+        "target that this one meets, or is overfitted."
     )
 
 

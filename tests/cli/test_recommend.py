@@ -23,7 +23,7 @@ def evaluated(project: Project) -> Project:
 
 def test_a_checkpoint_is_recommended_with_its_reason(evaluated: Project, retune: Retune) -> None:
     said = retune("recommend", "lora-1")
-    assert "lora-1 step 10 (identity 90.0 %, leakage 2.5 %) is the earliest that 80 questions cannot tell" in said
+    assert "lora-1 step 10 (identity 90.0 %, leakage 2.5 %) is the earliest that meets the targets of the best" in said
     row = next(line for line in said.splitlines() if "recommended" in line)
     assert row.split()[:2] == ["lora-1", "10"]
 

@@ -1,0 +1,247 @@
+"""Is the recommended checkpoint right, and is tutorial mode called overfitted while the builder's default run is not?
+
+    python benchmarks/recommend.py [--name Luna] [--maker Shane] [--steps 60]
+
+On the starter model: trains the builder's default run with ten checkpoints, and the tutorials' way (one repeated row)
+with ten as well. A quarter of the held-out questions scores all of them, and the studio recommends. Then four times as
+many other questions, none of which was trained on or asked before, score the default run's checkpoints again.
+
+Everything is a job of a project in RETUNE_HOME (else ~/.cache/retune/benchmarks), so a second call goes on where the
+first was ended. Writes benchmarks/results/recommend.md after every step that is done.
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from studio import comparison, datasets, jobs, recommend, runs
+from studio.config.catalog import preset
+from studio.config.yaml import with_settings
+from studio.data.identity import Identity
+from studio.paths import atomic_write_text
+from studio.projects import Project, create_project, list_projects
+from studio.recommend import Candidate, Interval, Recommendation
+from studio.store import checkpoints, dataset_versions, open_db
+
+RESULTS = Path(__file__).parent / "results"
+PROJECT = "Recommend"
+FIRST, CHECK = "first", "check"
+NUM_CHECKPOINTS, TIMES = 10, 4
+MARGIN = 0.05
+# Words around a held-out phrasing make another one that nobody trained on.
+AROUND = ("Hello! {}", "{} Please answer in one sentence.", "One more question. {}")
+MODES = {
+    "default": ["name=default"],
+    "tutorial": ["name=tutorial", "data.sources={tutorial: 1}"],
+}
+Probe = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="Luna")
+    parser.add_argument("--maker", default="Shane")
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    os.environ.setdefault("RETUNE_HOME", str(Path.home() / ".cache" / "retune" / "benchmarks"))
+    project = next((each for each in list_projects() if each.name == PROJECT), None) or create_project(PROJECT)
+    make_data(project, Identity(options.name, options.maker))
+    trained = {mode: train(project, mode, settings, options.steps) for mode, settings in MODES.items()}
+    plan = [("default", FIRST, 0), ("tutorial", FIRST, 0), ("tutorial", CHECK, 1), ("default", CHECK, 0)]
+    for mode, questions, last in plan:
+        for step in steps_of(project, trained[mode])[-last:]:
+            score(project, trained[mode], step, questions)
+            atomic_write_text(RESULTS / "recommend.md", page(project, trained, options))
+    print((RESULTS / "recommend.md").read_text(encoding="utf-8"))
+
+
+def make_data(project: Project, identity: Identity) -> None:
+    """The builder's rows, the tutorials', general answers of the base, and two sets of questions."""
+    there = {dataset.name for dataset in datasets.listed(project)}
+    if "general" not in there:
+        runs.wait(project.folder, datasets.start_distill(project))
+    if "identity" not in there:
+        datasets.build_identity(project, identity)
+        datasets.build_tutorial(project, identity)
+    if CHECK not in there:
+        held_out = [*datasets.load_probes(project, "identity"), *datasets.load_probes(project, "general")]
+        for name, probes in zip((FIRST, CHECK), divided(held_out), strict=True):
+            rows = list(datasets.load(project, "tutorial"))[:1]
+            dataset_versions.save(project.folder, name, rows, "identity", {}, probes, "benchmark")
+
+
+def divided(held_out: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
+    """Every fourth question of each kind, and four times as many others: the rest, then the first ones reworded."""
+    first, check = [], []
+    for kind in ("identity", "general"):
+        own = [probe for probe in held_out if probe["kind"] == kind]
+        asked = own[::TIMES]
+        others = [probe for number, probe in enumerate(own) if number % TIMES]
+        reworded = [_reworded(probe, form) for form in AROUND for probe in asked]
+        first += asked
+        check += (others + reworded)[: TIMES * len(asked)]
+    return first, check
+
+
+def _reworded(probe: Probe, form: str) -> Probe:
+    """The same question in other words; the base's answer to the old wording is no reference for it."""
+    *before, last = probe["messages"]
+    messages = [*before, {**last, "content": form.format(last["content"])}]
+    return {key: value for key, value in probe.items() if not key.startswith("reference")} | {"messages": messages}
+
+
+def train(project: Project, mode: str, settings: list[str], steps: int) -> str:
+    """The run's id; a run that was cut short goes on."""
+    every = max(1, steps // NUM_CHECKPOINTS)
+    found = next((run for run in runs.list_runs(project) if run.name == mode), None)
+    if found is None:
+        saved = [f"train.num_steps={steps}", f"record.save_every_steps={every}", "record.sample_every_steps=0"]
+        saved += [f"record.keep_last={NUM_CHECKPOINTS}"]
+        run, job = runs.start_run(project, with_settings(preset("starter_lora"), [*saved, *settings]))
+        runs.wait(project.folder, job)
+        return run.id
+    if found.state not in ("finished", "running", "queued"):
+        runs.resume_run(project, found.id)
+    if found.state != "finished":
+        runs.wait(project.folder, jobs.get(project.folder, runs.get_run(project, found.id).job_id))
+    return found.id
+
+
+def steps_of(project: Project, run_id: str) -> list[int]:
+    with open_db(project.folder) as db:
+        return sorted(each.step for each in checkpoints.listed(db, run_id))
+
+
+def score(project: Project, run_id: str, step: int, questions: str) -> None:
+    """Ask a checkpoint one of the two sets, unless that was done."""
+    if any(each.step == step for each in scored(project, run_id, questions)):
+        return
+    subject = {"label": f"{run_id} step {step}", "run_id": run_id, "step": step}
+    args = {"base": project.base, "subjects": [subject], "suite": "standard", "probes": [questions], "limit": 0}
+    began = time.monotonic()
+    job = jobs.start(project.folder, "evaluate", args, title=f"{questions}: {subject['label']}", run_id=run_id)
+    runs.wait(project.folder, job)
+    print(f"{subject['label']}, {questions} questions: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def scored(project: Project, run_id: str, questions: str) -> list[Candidate]:
+    """Scored checkpoints of a run, newest scorecard first."""
+    found = [pair for pair in comparison.scorecards(project, [run_id]) if pair[0].dataset == questions]
+    return comparison.candidates(found)
+
+
+def page(project: Project, trained: dict[str, str], options: argparse.Namespace) -> str:
+    first, check = (scored(project, trained["default"], questions) for questions in (FIRST, CHECK))
+    tutorial = [scored(project, trained["tutorial"], questions) for questions in (FIRST, CHECK)]
+    advice = recommend.recommend(first)
+    return "\n".join(
+        [
+            "# The recommended checkpoint, and overfitting",
+            "",
+            f"`python benchmarks/recommend.py`: SmolLM2-135M-Instruct learns to be {options.name}, made by "
+            f"{options.maker}, in {options.steps} steps",
+            "with ten checkpoints: the builder's default run (`starter_lora`), and the tutorials' way (one repeated "
+            "row). Two sets of",
+            f"held-out questions: {_amounts(first)} to recommend by, then {_amounts(check)} others, four times as",
+            "many, to check it by.",
+            "Brackets hold 95 % intervals: Wilson's for shares, a bootstrap for perplexity.",
+            "",
+            f"Machine: {machine()}",
+            "",
+            *default_lines(advice, recommend.recommend(check)),
+            *tutorial_lines(*tutorial),
+        ]
+    )
+
+
+def default_lines(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
+    yield "## The builder's default run"
+    yield ""
+    yield f"Recommended: {advice.reason}"
+    yield ""
+    yield (
+        "| step | identity | leakage | perplexity | verdict | identity, checked | leakage, checked "
+        "| behind the best, checked | |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    again = {each.step: each for each in checked.candidates}
+    for each in advice.candidates:
+        yield _row(each, again.get(each.step), advice, checked)
+    yield ""
+    yield from judged(advice, checked)
+
+
+def judged(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
+    """Right: by the check it is not overfitted, and no checkpoint is ahead of it by more than the margin."""
+    if len(checked.candidates) < len(advice.candidates) or not advice.chosen or not checked.best:
+        yield "The check is not complete yet."
+        return
+    chosen = next(each for each in checked.candidates if each.step == advice.chosen.step)
+    lag = recommend.behind(chosen, checked.best)
+    is_right = chosen.overfit.verdict != "overfitted" and lag[0] <= MARGIN
+    yield (
+        f"**{'Right' if is_right else 'Wrong'}**: by the check, step {chosen.step} is {_signed(lag)} points behind the "
+        f"best (step {checked.best.step}), and its verdict is {chosen.overfit.verdict!r}."
+    )
+    yield f"It counts as right when it is not overfitted and at most {100 * MARGIN:.0f} points behind."
+    yield ""
+    yield f"By the check alone the recommendation would be: {checked.reason}"
+    spoilt = [each.step for each in advice.candidates if each.overfit.verdict == "overfitted"]
+    yield f"Checkpoints of this run that are called overfitted: {spoilt or 'none'}."
+    yield ""
+
+
+def tutorial_lines(first: Sequence[Candidate], check: Sequence[Candidate]) -> Iterator[str]:
+    yield "## Tutorial mode"
+    yield ""
+    yield f"Recommended: {recommend.recommend(first).reason}"
+    yield ""
+    yield "| step | questions | identity | leakage | perplexity | verdict |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for each in [*sorted(first, key=lambda each: each.step), *check]:
+        told = " ".join(sign.sentence for sign in each.overfit.signs) or each.overfit.verdict
+        cells = [each.step, each.num_questions, _share(each.identity), _share(each.leakage), _share(each.growth), told]
+        yield f"| {' | '.join(map(str, cells))} |"
+    yield ""
+
+
+def _row(each: Candidate, again: Candidate | None, advice: Recommendation, checked: Recommendation) -> str:
+    behind = recommend.behind(again, checked.best) if again and checked.best else None
+    marks = ["**recommended**"] if advice.chosen and each.step == advice.chosen.step else []
+    marks += ["best"] if advice.best and each.step == advice.best.step else []
+    marks += ["best by the check"] if checked.best and each.step == checked.best.step else []
+    cells = [each.step, _share(each.identity), _share(each.leakage), _share(each.growth), each.overfit.verdict]
+    cells += [_share(again and again.identity), _share(again and again.leakage)]
+    cells += [_signed(behind) if behind else "–", ", ".join(marks)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _share(value: Interval | None) -> str:
+    if value is None:
+        return "–"
+    number, low, high = (f"{100 * each:.1f}" for each in value)
+    return f"{number} % ({low} to {high})"
+
+
+def _signed(value: Interval) -> str:
+    number, low, high = (f"{100 * each:+.1f}" for each in value)
+    return f"{number} ({low} to {high})"
+
+
+def _amounts(found: Sequence[Candidate]) -> str:
+    return f"{len(found[0].said)} about itself and {len(found[0].leaked)} general ones" if found else "(none yet)"
+
+
+def machine() -> str:
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory} GB, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()
