@@ -10,6 +10,7 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
+from studio.recommend import Candidate, Interval
 from studio.store.metrics import Point
 
 # Okabe and Ito's hues, shifted until each is 3:1 against white and against the dark background alike.
@@ -149,13 +150,26 @@ def tradeoff_chart(
             line={"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
         )
     )  # fmt: skip
-    with_label = _apart(spots)
+    with_label = apart(spots)
     for spot in spots:
         figure.add_trace(_spot(spot, spot.label if spot in with_label else ""))
     figure.update_layout(**_layout(height), showlegend=False)
     figure.update_xaxes(title=x_title, tickformat=".0%", gridcolor=GRID, zerolinecolor=GRID)
     figure.update_yaxes(title=y_title, tickformat=".0%", gridcolor=GRID, range=[-0.06, 1.12], zerolinecolor=GRID)
     return figure
+
+
+def spot(each: Candidate, cost: Interval | None, is_chosen: bool, color: str, hint: str) -> Spot:
+    """A checkpoint as a point of `tradeoff_chart`: red where overfitted, a star where recommended."""
+    is_overfitted = each.overfit.verdict == "overfitted"
+    return Spot(
+        label=str(each.step),
+        hint=hint,
+        x=cost or (0.0, 0.0, 0.0),
+        y=each.identity or (0.0, 0.0, 0.0),
+        color=RED if is_overfitted else color,
+        mark="star" if is_chosen else "x" if is_overfitted else "circle",
+    )
 
 
 def histogram_chart(bins: Sequence[tuple[int, int, int]], *, x_title: str, y_title: str) -> go.Figure:
@@ -233,7 +247,7 @@ def _trace(line: Line) -> go.Scatter:
     )
 
 
-def _apart(spots: Sequence[Spot]) -> list[Spot]:
+def apart(spots: Sequence[Spot]) -> list[Spot]:
     """Those whose labels have room, the recommended one and late ones first; the others are named under the pointer."""
     span = max((spot.x[0] for spot in spots), default=0.0) - min((spot.x[0] for spot in spots), default=0.0) or 1.0
     kept: list[Spot] = []

@@ -195,6 +195,15 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval
     return p - q, max(-1.0, low), min(1.0, high)
 
 
+def overfitted(candidates: Iterable[Candidate]) -> list[tuple[Candidate, int]]:
+    """For each run with overfitted checkpoints: the one that leaks most, and how many there are."""
+    spoilt: dict[str, list[Candidate]] = {}
+    for each in candidates:
+        if each.overfit.verdict == "overfitted":
+            spoilt.setdefault(each.run_id, []).append(each)
+    return [(max(own, key=lambda each: (_value(each.leakage), each.step)), len(own)) for own in spoilt.values()]
+
+
 def pareto(candidates: Iterable[Candidate], cost: Callable[[Candidate], float | None]) -> list[Candidate]:
     """Those that no other beats in identity without costing more (leakage, growth), from the cheapest on."""
     measured = [each for each in candidates if each.identity is not None and cost(each) is not None]

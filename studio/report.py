@@ -49,45 +49,52 @@ def as_html(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
     """The scorecard as one page without outside references; whatever models or people wrote is shown as text."""
     lines = scores.lines(evaluation.scores)
     title = f"{evaluation.subject}: scorecard"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{_text(title)}</title><style>{STYLE}</style></head>
-<body>
-<h1>{_text(evaluation.subject)}</h1>
-<p class="sub">beside its base {_text(evaluation.base)} · weights {_text(evaluation.weights_hash[:16])}
-· {_text(evaluation.created_at[:19].replace("T", " "))} UTC</p>
+    body = f"""<h1>{text(evaluation.subject)}</h1>
+<p class="sub">beside its base {text(evaluation.base)} · weights {text(evaluation.weights_hash[:16])}
+· {text(evaluation.created_at[:19].replace("T", " "))} UTC</p>
 <table><thead><tr><th>Score</th><th>Base</th><th>Tuned</th><th>Target</th><th>Probes</th><th></th></tr></thead>
 <tbody>{"".join(_score_row(line) for line in lines)}</tbody></table>
 <p class="faint">Values in brackets are 95 % intervals: Wilson's for shares, a bootstrap for perplexity.</p>
 {_groups(evaluation.scores)}
 {_answers("Failures", [answer for answer in answers if not _passed(answer)], "No probe failed.")}
 {_answers("Other answers", [answer for answer in answers if _passed(answer)], "There are none.")}
-<h2>How it was measured</h2><pre>{_text(json.dumps(_setting(evaluation), ensure_ascii=False, indent=2))}</pre>
-</body></html>
+<h2>How it was measured</h2><pre>{text(json.dumps(setting(evaluation), ensure_ascii=False, indent=2))}</pre>
+"""
+    return page(title, body)
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """One HTML page that fetches and runs nothing, whatever is in its body."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{text(title)}</title>
+<style>{STYLE}{style}</style></head>
+<body>
+{body}</body></html>
 """
 
 
 def as_markdown(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
     """The scorecard and its failures in Markdown."""
-    rows = [f"| {_mark(name)} | {_mark(base)} | {_mark(tuned)} |" for name, base, tuned in score_rows(evaluation)]
+    rows = [f"| {mark(name)} | {mark(base)} | {mark(tuned)} |" for name, base, tuned in score_rows(evaluation)]
     failures = [
-        f"- **{_mark(answer.prompt)}** ({_mark(answer.kind)}, {_mark(answer.intent)})\n"
-        f"  - base: {_mark(answer.base_answer)}\n  - tuned: {_mark(answer.answer)}"
+        f"- **{mark(answer.prompt)}** ({mark(answer.kind)}, {mark(answer.intent)})\n"
+        f"  - base: {mark(answer.base_answer)}\n  - tuned: {mark(answer.answer)}"
         for answer in answers
         if not _passed(answer)
     ]
     head = [
-        f"# {_mark(evaluation.subject)}",
+        f"# {mark(evaluation.subject)}",
         "",
-        f"Beside its base {_mark(evaluation.base)}, weights `{evaluation.weights_hash[:16]}`, "
+        f"Beside its base {mark(evaluation.base)}, weights `{evaluation.weights_hash[:16]}`, "
         f"{evaluation.created_at[:19]} UTC. Brackets hold 95 % intervals.",
         "",
         "| Score | Base | Tuned |",
         "| --- | --- | --- |",
     ]
     tail = ["", "## Failures", "", *(failures or ["No probe failed."]), "", "## How it was measured", ""]
-    setting = json.dumps(_setting(evaluation), ensure_ascii=False, indent=2).replace("```", "'''")
-    return "\n".join([*head, *rows, *tail, "```json", setting, "```", ""])
+    told = json.dumps(setting(evaluation), ensure_ascii=False, indent=2).replace("```", "'''")
+    return "\n".join([*head, *rows, *tail, "```json", told, "```", ""])
 
 
 def _score_row(line: ScoreLine) -> str:
@@ -109,7 +116,7 @@ def _bars(line: ScoreLine) -> str:
     height = 4 + 12 * len(rows)
     label = f"{TITLES[line.name]}: base {_value(line, line.base)}, tuned {_value(line, line.tuned)}"
     return (
-        f'<br><svg role="img" aria-label="{_text(label)}" width="320" height="{height}" viewBox="0 0 320 {height}">'
+        f'<br><svg role="img" aria-label="{text(label)}" width="320" height="{height}" viewBox="0 0 320 {height}">'
         f"{drawn}</svg>"
     )
 
@@ -129,7 +136,7 @@ def _groups(values: dict[str, Any]) -> str:
     parts = []
     for key, title in (("identity_by_intent", "Identity by intent"), ("leakage_by_intent", "Leakage by intent")):
         rows = [
-            f"<tr><td>{_text(name)}</td><td class='number'>{_share(one['rate'])}</td>"
+            f"<tr><td>{text(name)}</td><td class='number'>{_share(one['rate'])}</td>"
             f"<td class='number'>{one['hits']} of {one['total']}</td></tr>"
             for name, one in values.get(key, {}).items()
         ]
@@ -142,16 +149,17 @@ def _answers(title: str, answers: Sequence[Answer], when_empty: str) -> str:
     if not answers:
         return f"<h2>{title}</h2><p>{when_empty}</p>"
     rows = "".join(
-        f"<tr><td class='faint'>{_text(answer.kind)}<br>{_text(answer.intent)}</td>"
-        f"<td class='text'>{_text(answer.prompt)}</td><td class='text'>{_text(answer.base_answer)}</td>"
-        f"<td class='text'>{_text(answer.answer)}</td></tr>"
+        f"<tr><td class='faint'>{text(answer.kind)}<br>{text(answer.intent)}</td>"
+        f"<td class='text'>{text(answer.prompt)}</td><td class='text'>{text(answer.base_answer)}</td>"
+        f"<td class='text'>{text(answer.answer)}</td></tr>"
         for answer in answers
     )
     head = "<tr><th></th><th>Asked</th><th>Base</th><th>Tuned</th></tr>"
     return f"<h2>{title} ({len(answers)})</h2><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
-def _setting(evaluation: Evaluation) -> dict[str, Any]:
+def setting(evaluation: Evaluation) -> dict[str, Any]:
+    """What was scored, and how."""
     about = {
         "subject": evaluation.subject,
         "base": evaluation.base,
@@ -186,10 +194,11 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
+    """Text from outside, as HTML that shows it letter by letter."""
     return html.escape(value, quote=True)
 
 
-def _mark(value: str) -> str:
+def mark(value: str) -> str:
     """Text on one line of Markdown that stays text."""
     return " ".join(value.split()).translate(_MARKDOWN_MARKS)

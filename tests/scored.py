@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from studio import recommend, scores
+from studio import recommend, runs, scores
+from studio.config.catalog import preset
+from studio.config.yaml import save_config, with_settings
+from studio.projects import Project
 from studio.recommend import Candidate
-from studio.store import evaluations
+from studio.store import evaluations, metrics, open_db
+from studio.store import runs as store_runs
 from studio.store.evaluations import Answer, Evaluation
+from studio.store.runs import Run
 
 
 def card(
@@ -45,6 +50,21 @@ def scored(step: int, said: Sequence[bool], leaked: Sequence[bool], **more: Any)
 def store(db: Any, *cards: tuple[Evaluation, list[Answer]]) -> None:
     for evaluation, answers in cards:
         evaluations.add(db, evaluation, answers)
+
+
+def add_run(
+    project: Project, run_id: str, settings: Sequence[str] = (), versions: dict[str, int] | None = None, steps: int = 2
+) -> None:
+    """A run with a frozen config and a point of each curve a step: a step takes 2 s and trains 50 tokens."""
+    folder = runs.run_folder(project, run_id)
+    folder.mkdir(parents=True)
+    save_config(folder / runs.CONFIG_FILE, with_settings(preset("starter_lora"), list(settings)))
+    data = {name: {"version": number, "fingerprint": "ab" * 32} for name, number in (versions or {}).items()}
+    with open_db(project.folder) as db:
+        store_runs.add(db, Run(run_id, run_id, "starter", "lora", step=steps, detail={"datasets": data}))
+        for step in range(1, steps + 1):
+            values = {"train/loss": 3.0 / step, "train/trained_tokens": 50.0}
+            metrics.record(db, run_id, step, values, at=f"2026-01-01T10:00:{2 * step:02d}.000000+00:00")
 
 
 def hits(number: int, total: int) -> list[bool]:

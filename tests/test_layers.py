@@ -47,6 +47,8 @@ SHELVES = [
         "chats",
         "charts",
         "report",
+        "run_report",
+        "svg",
         "work_folder",
     },
     {"ui", "cli"},

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         projects,
         report,
         row_life,
+        run_report,
         runs,
         scores,
         store,
@@ -62,6 +63,7 @@ else:
     jobs = _AtFirstUse("studio.jobs")
     projects = _AtFirstUse("studio.projects")
     report = _AtFirstUse("studio.report")
+    run_report = _AtFirstUse("studio.run_report")
     runs = _AtFirstUse("studio.runs")
     scores = _AtFirstUse("studio.scores")
     work_folder = _AtFirstUse("studio.work_folder")

@@ -1,18 +1,25 @@
-"""`retune recommend`: which checkpoint of a run to take, by its scorecards."""
+"""`retune recommend` and `compare`: which checkpoint to take, and how runs differ."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.cli import show
 from studio.cli.evaluate import share
-from studio.cli.lazy import comparison
+from studio.cli.lazy import comparison, run_report
 from studio.cli.options import JsonOption, ProjectOption, chosen
+from studio.errors import StudioError
+from studio.paths import atomic_write_text
+from studio.store.records import now
 
 if TYPE_CHECKING:
+    from studio.comparison import Change, Comparison
     from studio.recommend import Candidate, Recommendation
+
+MARKDOWN, HTML = (".md", ".markdown"), (".html", ".htm")
 
 
 def recommend(
@@ -29,14 +36,60 @@ def recommend(
         return show.as_json(advice)
     table(advice)
     show.say(f"\n{advice.reason}")
-    for each in advice.candidates:
-        if each.overfit.verdict == "overfitted":
-            show.say(f"{each.run_id} step {each.step}: {' '.join(sign.sentence for sign in each.overfit.signs)}")
+    for sentence in run_report.overfitted(advice):
+        show.say(sentence)
     if advice.left_out:
         show.say(f"Not compared, for they were asked other questions: {show.amount(advice.left_out, 'checkpoint')}.")
     if not advice.candidates:
         show.say(f"Score its checkpoints first: retune evaluate {run[0]} --step N")
     return None
+
+
+def compare(
+    run: Annotated[list[str], typer.Argument(help="Two to six runs.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Write all of it, with plots and failures, to this .html or .md file.")
+    ] = None,
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Lay runs side by side: what differs in settings and data, scorecards, and which checkpoint to take.
+
+    Example: retune compare starter_lora-1 tutorial-1 --report compare.html
+    """
+    if report and report.suffix.lower() not in (*MARKDOWN, *HTML):
+        raise StudioError(f"{report.name!r} says no format.", f"Allowed endings: {', '.join((*HTML, *MARKDOWN))}.")
+    workspace = chosen(project)
+    found = comparison.compare(workspace, run)
+    if report:
+        write = run_report.as_markdown if report.suffix.lower() in MARKDOWN else run_report.as_html
+        atomic_write_text(report.resolve(), write(found, workspace.name, now()[:16].replace("T", " ")))
+    if json:
+        return show.as_json(_plain(found))
+    names = [each.id for each in found.runs]
+    show.table(["", *names], [["state", *(each.state for each in found.runs)], *run_report.score_table(found)])
+    _changes("Settings that differ", found.settings, names)
+    _changes("Data that differs", found.data, names)
+    show.say(f"\n{found.recommendation.reason}")
+    for sentence in run_report.overfitted(found.recommendation):
+        show.say(sentence)
+    return show.say(f"Report: {report.resolve()}") if report else None
+
+
+def _changes(title: str, changes: tuple[Change, ...], names: list[str]) -> None:
+    show.say(f"\n{title}:" if changes else f"\n{title}: none.")
+    if changes:
+        show.table(["", *names], [[change.name, *(value or "-" for value in change.values)] for change in changes])
+
+
+def _plain(found: Comparison) -> dict[str, object]:
+    return {
+        "runs": found.runs,
+        "settings": found.settings,
+        "data": found.data,
+        "scorecards": {run_id: card[0] for run_id, card in found.cards.items()},
+        "recommendation": found.recommendation,
+    }
 
 
 def table(advice: Recommendation) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import streamlit as st
 
 from studio import charts, recommend
-from studio.charts import Spot
 from studio.recommend import Candidate, Interval, Recommendation
 from studio.ui.i18n import _, ngettext
 from studio.ui.told import told
@@ -44,10 +43,8 @@ def _sentence(advice: Recommendation) -> None:
 
 def _overfitted(advice: Recommendation) -> None:
     """In red, with figures: the worst of each run; the others are in the chart."""
-    spoilt = [each for each in advice.candidates if each.overfit.verdict == "overfitted"]
-    for run_id in dict.fromkeys(each.run_id for each in spoilt):
-        own = [each for each in spoilt if each.run_id == run_id]
-        _warn_of(max(own, key=lambda each: (each.leakage or (0.0,), each.step)), len(own))
+    for worst, number in recommend.overfitted(advice.candidates):
+        _warn_of(worst, number)
 
 
 def _warn_of(worst: Candidate, number: int) -> None:
@@ -84,7 +81,10 @@ def _plane(
         return
     front = recommend.pareto(shown, lambda each: (cost(each) or (None,))[0])
     figure = charts.tradeoff_chart(
-        [_spot(each, cost(each), advice, colors) for each in shown],
+        [
+            charts.spot(each, cost(each), each == advice.chosen, colors.get(each.run_id, charts.BLUE), _hint(each))
+            for each in shown
+        ],
         [((cost(each) or (0.0,))[0], (each.identity or (0.0,))[0]) for each in front],
         x_title=title,
         y_title=_("Identity"),
@@ -92,17 +92,13 @@ def _plane(
     st.plotly_chart(figure, key=f"advice.{key}", theme="streamlit", config={"displayModeBar": False}, alt=title)
 
 
-def _spot(each: Candidate, cost: Interval | None, advice: Recommendation, colors: Mapping[str, str]) -> Spot:
-    overfitted = each.overfit.verdict == "overfitted"
-    hint = f"{each.run_id} · {_('step {step}').format(step=each.step)}"
-    return Spot(
-        label=str(each.step),
-        hint=hint + f"<br>{_('identity {value}').format(value=percent(each.identity))}",
-        x=cost or (0.0, 0.0, 0.0),
-        y=each.identity or (0.0, 0.0, 0.0),
-        color=charts.RED if overfitted else colors.get(each.run_id, charts.BLUE),
-        mark="star" if each is advice.chosen else "x" if overfitted else "circle",
-    )
+def _hint(each: Candidate) -> str:
+    words = [
+        each.run_id,
+        _("step {step}").format(step=each.step),
+        _("identity {value}").format(value=percent(each.identity)),
+    ]
+    return " · ".join(words)
 
 
 def percent(interval: Interval | None) -> str:

@@ -1,13 +1,16 @@
 """Runs beside each other: which checkpoint to take, curves on one axis, what differs, scorecards, one report."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import streamlit as st
 
-from studio import charts, comparison, report
+from studio import charts, comparison, report, run_report
 from studio.charts import Line
 from studio.comparison import AXES, MOST_RUNS, Axis, Change, Comparison
+from studio.paths import slugify
 from studio.projects import Project
+from studio.store.records import now
 from studio.store.runs import Run
 from studio.ui import state
 from studio.ui.advice_view import advice_view
@@ -43,7 +46,7 @@ def runs_view(project: Project) -> None:
         _changes(_("Settings that differ"), _("Setting"), found.settings, found.runs, _("All settings are the same."))
         _changes(_("Data that differs"), _("Dataset"), found.data, found.runs, _("All learnt from the same rows."))
     _cards(found)
-    _take_along(found)
+    _take_along(project, found)
 
 
 def _choose(there: Sequence[str]) -> list[str]:
@@ -119,5 +122,15 @@ def _cards(found: Comparison) -> None:
     st.dataframe(rows, hide_index=True, key="runs.cards", alt=_("Scorecards"))
 
 
-def _take_along(found: Comparison) -> None:
-    """Nothing here yet but what the shell does; the report is made when it is asked for."""
+def _take_along(project: Project, found: Comparison) -> None:
+    """One page that opens anywhere, or Markdown; made when it is asked for."""
+    name = slugify("-".join(["compare", *(run.id for run in found.runs)]))
+    with st.container(horizontal=True):
+        for label, make, suffix, kind in (
+            (_("Download as one HTML page"), run_report.as_html, "html", "text/html"),
+            (_("Download as Markdown"), run_report.as_markdown, "md", "text/markdown"),
+        ):
+            st.download_button(
+                label, partial(make, found, project.name, now()[:16].replace("T", " ")), f"{name}.{suffix}", kind,
+                icon=":material/download:", on_click="ignore", key=f"runs.{suffix}",
+            )  # fmt: skip

@@ -1,6 +1,7 @@
-"""`retune recommend`: the rule's choice with its reason, as a table and as JSON."""
+"""`retune recommend` and `compare`: the rule's choice with its reason; what differs; tables, JSON, files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from studio.projects import Project
 from studio.store import open_db
 from studio.store import runs as store_runs
 from tests.cli.conftest import Retune
-from tests.scored import card, hits, store
+from tests.scored import add_run, card, hits, store
 
 
 @pytest.fixture
@@ -45,3 +46,18 @@ def test_what_is_not_scored_says_how(project: Project, retune: Retune) -> None:
         store_runs.add(db, store_runs.Run("lora-1", "lora", "starter", "lora", step=20))
     assert "Score its checkpoints first: retune evaluate lora-1" in retune("recommend", "lora-1")
     assert "no run 'nope'" in retune("recommend", "nope", code=1)
+
+
+def test_runs_are_compared_and_written_to_one_file(project: Project, retune: Retune, tmp_path: Path) -> None:
+    add_run(project, "lora-1", [], {"identity": 1})
+    add_run(project, "lora-2", ["lora.rank=8"], {"identity": 2})
+    with open_db(project.folder) as db:
+        store(db, card(10, hits(36, 40), hits(1, 40)), card(10, hits(38, 40), hits(0, 40), run_id="lora-2"))
+    said = retune("compare", "lora-1", "lora-2", "--report", tmp_path / "both.html")
+    assert "lora.rank" in said and "2 (abababababab)" in said and "train.learning_rate" not in said
+    assert "Failures (5)" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    told = json.loads(retune("compare", "lora-1", "lora-2", "--json", "--report", tmp_path / "both.md"))
+    assert told["settings"] == [{"name": "lora.rank", "values": ["16", "8"]}]
+    assert told["scorecards"]["lora-2"]["step"] == 10
+    assert "## Failures (5)" in (tmp_path / "both.md").read_text(encoding="utf-8")
+    assert "Allowed endings: .html" in retune("compare", "lora-1", "--report", tmp_path / "x.pdf", code=1)

@@ -2,12 +2,8 @@
 
 import pytest
 
-from studio import runs
-from studio.config.catalog import preset
-from studio.config.yaml import save_config, with_settings
-from studio.store import metrics, open_db
-from studio.store import runs as store_runs
-from tests.scored import card, hits, store
+from studio.store import open_db
+from tests.scored import add_run, card, hits, store
 
 PAGE = "pages/5_Compare.py"
 
@@ -20,17 +16,6 @@ def two_runs(project):
     with open_db(project.folder) as db:
         store(db, card(10, hits(5, 40), hits(0, 40)), card(20, hits(39, 40), hits(0, 40)))
         store(db, card(20, hits(40, 40), hits(39, 40), loss=24.0, run_id="tutorial-1"))
-
-
-def add_run(project, run_id, settings, versions):
-    folder = runs.run_folder(project, run_id)
-    folder.mkdir(parents=True)
-    save_config(folder / runs.CONFIG_FILE, with_settings(preset("starter_lora"), settings))
-    data = {name: {"version": number, "fingerprint": "ab" * 32} for name, number in versions.items()}
-    with open_db(project.folder) as db:
-        store_runs.add(db, store_runs.Run(run_id, run_id, "starter", "lora", step=20, detail={"datasets": data}))
-        for step in (1, 2):
-            metrics.record(db, run_id, step, {"train/loss": 3.0 / step, "train/trained_tokens": 50.0})
 
 
 def words(at):
@@ -68,6 +53,11 @@ def test_one_run_alone_is_advised_on(open_page, two_runs):
     assert not at.exception and not at.error and "Setting" not in tables(at)
     at.segmented_control(key="runs.axis").set_value("tokens").run()
     assert not at.exception
+
+
+def test_the_report_can_be_taken_along(open_page, two_runs):
+    labels = [button.label for button in open_page(PAGE).get("download_button")]
+    assert labels[-2:] == ["Download as one HTML page", "Download as Markdown"]
 
 
 def test_chinese(open_page, two_runs):
