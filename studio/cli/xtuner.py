@@ -132,6 +132,8 @@ def _resume(shell: Shell, line: argparse.Namespace) -> None:
 
 def _test(shell: Shell, line: argparse.Namespace) -> None:
     place = _place(Path(line.checkpoint) if line.checkpoint else work_folder.newest(_work_dir(line)))
+    if xtuner_lines.base_of(line.cfg_options, "a run is scored as it was trained"):
+        raise CheckpointError("--cfg-options cannot change the base of a run that is scored.", "Leave it out.")
     shell.run("evaluate", place.run_id, "--step", _step(place.name), "-p", place.project)
 
 
@@ -144,8 +146,11 @@ def _convert(shell: Shell, line: argparse.Namespace) -> None:
         raise CheckpointError(f"--save-format {line.save_format} is for models that see images.", xtuner_lines.NO_LATER)
     place = work_folder.place_of(Path(line.pth_model))
     words = [place.run_id, place.name] if place else [_config_file(line.config), line.pth_model]
-    words += [line.save_dir, *(["--fp32"] if line.fp32 else []), "--max-shard-size", line.max_shard_size]
-    return shell.run("convert", "pth_to_hf", *words, *(["-p", place.project] if place else []))
+    words += [line.save_dir, *(["--fp32"] if line.fp32 else ["--dtype", xtuner_lines.XTUNERS_DTYPE])]
+    words += ["--max-shard-size", line.max_shard_size]
+    base = xtuner_lines.base_of(line.cfg_options, "a checkpoint becomes what was trained")
+    words += ["-p", place.project] if place else []
+    return shell.run("convert", "pth_to_hf", *words, *(["--base", base] if base else []))
 
 
 def _log_dataset(shell: Shell, line: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ ELSEWHERE = {
 }
 PREPROCESSORS_ELSEWHERE = {"refcoco": "models that see images"}
 NO_LATER = "It comes with models that see images, in a later version; here only text models are trained."
+XTUNERS_DTYPE = "float16"  # what XTuner's conversion and merge write unless told otherwise
 SEES_IMAGES = ("llava", "visual_encoder", "image")
 
 
@@ -207,6 +208,18 @@ def settings_of(options: Sequence[str], accumulation: int) -> list[str]:
     return [f"{ours}={value}" for ours, value in given.items()]
 
 
+def base_of(options: Sequence[str], what: str) -> str:
+    """The base model that `--cfg-options` of a command other than train name; "" for none. Raises StudioError for
+    other settings: `what` is done with what was trained."""
+    given = dict(each.split("=", 1) for each in settings_of(options, 1))
+    base = given.pop("model.base", "")
+    if given:
+        raise StudioError(
+            f"--cfg-options {next(iter(given))} changes nothing: {what}.", "Only the base model can be another."
+        )
+    return base
+
+
 def _steps(iterations: int, accumulation: int) -> int:
     """Steps nearest to so many micro-batches; what is not positive switches off, as there."""
     return max(1, round(iterations / max(1, accumulation))) if iterations > 0 else 0
@@ -264,7 +277,7 @@ def merge_words(line: argparse.Namespace) -> list[str]:
     if line.is_clip:
         raise StudioError("--is-clip is for models that see images.", NO_LATER)
     words = ["convert", "merge", line.model_name_or_path, line.adapter_name_or_path, line.save_dir]
-    return [*words, "--max-shard-size", line.max_shard_size, "--device", line.device]
+    return [*words, "--max-shard-size", line.max_shard_size, "--device", line.device, "--dtype", XTUNERS_DTYPE]
 
 
 def _option(name: str) -> str:

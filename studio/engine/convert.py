@@ -12,7 +12,7 @@ from studio.config.yaml import load_config
 from studio.data.talk import talk_of
 from studio.engine.card import model_card, shown_base
 from studio.engine.checkpoint import FORMAT, verify
-from studio.engine.foreign import in_our_format, is_foreign
+from studio.engine.foreign import cast, in_our_format, is_foreign
 from studio.engine.job import JobContext
 from studio.engine.models.families import native
 from studio.engine.weights import (
@@ -175,7 +175,7 @@ def convert(source: Source, base: Base, *, dtype: torch.dtype | None = None, max
     """Write the folder, whole or not at all, and return what its retune_weights.json says."""
     if dtype is None and not source.is_adapter and not source.origin:
         dtype = own_dtype(base.folder)
-    tensors = _cast(source.tensors, dtype)
+    tensors = {name: cast(tensor, dtype, name, source.pth.name) for name, tensor in source.tensors.items()}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values()) + (
         tokenizer_bytes(base.folder) if base.is_here else 0
     )
@@ -278,12 +278,6 @@ def write_model(folder: Path, base: Base, tensors: dict[str, torch.Tensor], max_
         odd = f"{lacking[0]} is missing" if lacking else f"{loaded.unexpected_keys[0]} is not part of it"
         raise CheckpointError(f"{what} does not fit {base.name!r}: {odd}.", "Give the base that it was trained on.")
     model.save_pretrained(folder, max_shard_size=max_shard_bytes)
-
-
-def _cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    if dtype is None:
-        return tensors
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _identity(source: Source, base: Base) -> dict[str, Any]:

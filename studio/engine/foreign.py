@@ -84,7 +84,7 @@ def in_our_format(
         "versions": {"xtuner checkpoint": found.path.name},
         "origin": {key: value for key, value in found.facts().items() if value not in ("", None, [], {})},
     }
-    state = {name: _cast(tensor, dtype, name, found.path) for name, tensor in iter_weights(found.weights)}
+    state = {name: cast(tensor, dtype, name, found.path.name) for name, tensor in iter_weights(found.weights)}
     return {"meta": meta, "state_dict": state, "data": {"fingerprints": {}}}
 
 
@@ -99,7 +99,8 @@ def in_layout(content: dict[str, Any], layout: Native | None) -> dict[str, Any]:
     return content | {"meta": meta, "state_dict": layout.translated(content["state_dict"])}
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None, name: str, path: Path) -> torch.Tensor:
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None, name: str, what: str) -> torch.Tensor:
+    """A weight in another number format; None keeps its own. Raises CheckpointError where that makes it infinite."""
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
         tensor = tensor.clone()  # a view of the file's flat piece would be saved with all of it
     if dtype is None or not tensor.is_floating_point():
@@ -107,7 +108,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype | None, name: str, path: Path
     cast = tensor.to(dtype)
     if torch.isfinite(tensor).all() and not torch.isfinite(cast).all():
         raise CheckpointError(
-            f"{name} in {path.name} holds numbers that {str(dtype).removeprefix('torch.')} cannot.",
+            f"{name} in {what} holds numbers that {str(dtype).removeprefix('torch.')} cannot.",
             "Write float32 (--fp32), or bfloat16.",
         )
     return cast

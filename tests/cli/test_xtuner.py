@@ -154,15 +154,18 @@ def test_lines_about_checkpoints_name_the_run(said: list[str], tmp_path: Path, r
     retune("xtuner", "convert", "pth_to_hf", "c.py", pth, "hf", "--fp32", "--max-shard-size", "1GB")
     retune("xtuner", "convert", "merge", "base", "hf", "out", "--device", "cpu")
     retune("xtuner", "convert", "split", "out", "parts")
-    retune("xtuner", "convert", "pth_to_hf", "c.py", "theirs.pth", "hf")
+    place = "model.llm.pretrained_model_name_or_path=here"
+    retune("xtuner", "convert", "pth_to_hf", "c.py", "theirs.pth", "hf", "--cfg-options", place)
     retune("xtuner", "test", "c.py", "--checkpoint", pth)
     retune("xtuner", "copy-cfg", "internlm2_1_8b_qlora_alpaca_e3", "here")
     retune("preprocess", "arxiv", "a.json", "b.json", "--categories", "cs.AI", "cs.CL")
+    for words in (("convert", "pth_to_hf", "c.py", "theirs.pth", "hf"), ("test", "c.py", "--checkpoint", pth)):
+        assert "changes nothing" in retune("xtuner", *words, "--cfg-options", "lr=1", code=1)
     assert said == [
         "convert pth_to_hf luna-1 step_3.pth hf --fp32 --max-shard-size 1GB -p xtuner",
-        "convert merge base hf out --max-shard-size 2GB --device cpu",
+        "convert merge base hf out --max-shard-size 2GB --device cpu --dtype float16",
         "convert split out parts",
-        "convert pth_to_hf c.py theirs.pth hf --max-shard-size 2GB",
+        "convert pth_to_hf c.py theirs.pth hf --dtype float16 --max-shard-size 2GB --base here",
         "evaluate luna-1 --step 3 -p xtuner",
         "copy-cfg internlm2_1_8b_qlora_alpaca_e3 here",
         "data arxiv a.json b.json --category cs.AI --category cs.CL --start-date 2020-01-01",

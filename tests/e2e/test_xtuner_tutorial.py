@@ -91,7 +91,8 @@ def test_the_tutorial(xtuner: Line, ft: Path) -> None:
 
     (ft / "final_model").mkdir()
     xtuner("convert merge /root/ft/model /root/ft/huggingface /root/ft/final_model")
-    assert (ft / "final_model" / "config.json").is_file() and list((ft / "final_model").glob("*.safetensors"))
+    assert json.loads((ft / "final_model" / "config.json").read_text())["dtype"] == "float16"
+    assert list((ft / "final_model").glob("*.safetensors"))
 
     typed = "请你介绍一下你自己\n\nRESET\n\n你是谁\n\nEXIT\n\n"
     short = ("--max-new-tokens", "8")
