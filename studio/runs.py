@@ -29,9 +29,8 @@ from studio.store import runs as store
 from studio.store.checkpoints import Checkpoint
 from studio.store.datasets import not_there
 from studio.store.jobs import Job
-from studio.store.runs import Run
+from studio.store.runs import CONFIG_FILE, LOCK_FILE, Run
 
-CONFIG_FILE = "config.yaml"
 LOG_FILE = "run.log"
 UNTRAINED = {
     "dpo": "learns from pairs of answers (DPO); Retune imports such pairs and does not train on them yet",
@@ -136,7 +135,7 @@ def start_run(
     detail = (notes or {}) | {"datasets": _versions(project, config)} | _overridden(project, config, allow_lint_errors)
     detail |= {"continued_from": config.model.continue_from} if config.model.continue_from else {}
     detail |= {"predicted": forecast.prediction(project, config)}
-    with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
+    with FileLock(project.path(LOCK_FILE), timeout=30), open_db(project.folder) as db:
         run_id = store.next_id(db, config.name)
         run_dir = project.path("runs", run_id)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -306,8 +305,9 @@ def beginning(project: Project, text: str) -> str:
 
 def import_checkpoint(
     project: Project, path: Path, base: str = "", name: str = "", config: Path | None = None
-) -> tuple[Run, Job]:
-    """A run for a checkpoint of XTuner (a `.pth`, or a folder of DeepSpeed), and the job that brings it in.
+) -> Job:
+    """The job that brings in a checkpoint of XTuner (a `.pth`, or a folder of DeepSpeed) as a run of its own, which its
+    result names (`run_id`). A job that fails leaves no run.
 
     `base` is its base model, the one that its config names when left out; `config` the `.py` it was trained with, for
     what it does not say itself. Raises CheckpointError, or ModelError when the base is not here; nothing is made then.
@@ -321,24 +321,9 @@ def import_checkpoint(
         raise ModelError(
             f"{path.name} needs its base model: {error.message}", "Say which model it is: --base."
         ) from error
-    frozen = found.run_config(base, slugify(name or found.name or path.stem))
-    with FileLock(project.path(".runs.lock"), timeout=30), open_db(project.folder) as db:
-        run_id = store.next_id(db, frozen.name)
-        project.path("runs", run_id).mkdir(parents=True, exist_ok=True)
-        save_config(project.path("runs", run_id, CONFIG_FILE), frozen)
-        store.add(db, Run(run_id, frozen.name, base, frozen.method, detail={"imported": found.facts()}))
-    job = jobs.start(
-        project.folder,
-        "import_checkpoint",
-        {"path": str(path.resolve()), "base": base, "config": str(config.resolve()) if config else ""},
-        title=f"import {path.name}",
-        run_id=run_id,
-        needs_device=False,
-        log_path=run_folder(project, run_id) / LOG_FILE,
-    )
-    with open_db(project.folder) as db:
-        store.update(db, run_id, job_id=job.id)
-    return get_run(project, run_id), job
+    found.run_config(base, slugify(name or found.name or path.stem))  # raises for what would make no run
+    args = {"path": str(path.resolve()), "base": base, "name": name, "config": str(config.resolve()) if config else ""}
+    return jobs.start(project.folder, "import_checkpoint", args, title=f"import {path.name}", needs_device=False)
 
 
 def probe_sets(project: Project, run_id: str) -> list[str]:

@@ -78,10 +78,10 @@ def import_(
     Example: retune checkpoints import work_dirs/my_run/iter_96.pth --base internlm/internlm2_5-1_8b-chat
     """
     workspace = chosen(project)
-    run, job = runs.import_checkpoint(workspace, path, base_model(base) if base else "", name, config)
-    ended = follow(workspace.folder, job)
-    show.say(f"{path.name} is step {ended.result['step']} of run {run.id} in project {workspace.slug}.")
-    show.say(f"Next: retune evaluate {run.id}, or retune train CONFIG --continue-from {run.id}")
+    job = runs.import_checkpoint(workspace, path, base_model(base) if base else "", name, config)
+    result = follow(workspace.folder, job).result
+    show.say(f"{path.name} is step {result['step']} of run {result['run_id']} in project {workspace.slug}.")
+    show.say(f"Next: retune evaluate {result['run_id']}, or retune train CONFIG --continue-from {result['run_id']}")
 
 
 @app.command()

@@ -38,6 +38,7 @@ from studio.models import resolve
 from studio.paths import atomic_write_json, inside
 from studio.store import checkpoints as store
 from studio.store import open_db
+from studio.store.runs import CONFIG_FILE
 
 DEFAULT_SHARD_SIZE = "2GB"
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
@@ -223,7 +224,7 @@ def _config_of(folder: Path, given: str) -> tuple[RunConfig | None, str]:
         return None, ""
     if Path(given).is_file():
         return load_config(Path(given)), ""
-    frozen = inside(folder, Path("runs", given, "config.yaml"))
+    frozen = inside(folder, Path("runs", given, CONFIG_FILE))
     if not frozen.is_file():
         problem = Problem("config", f"{given!r} is neither a config file nor a run of this project")
         raise ConfigError([problem], "convert")

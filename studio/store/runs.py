@@ -9,6 +9,9 @@ from sqlite_utils import Database
 from studio.errors import JobError
 from studio.store.records import now, select, to_row, writing
 
+CONFIG_FILE = "config.yaml"  # in the run's folder
+LOCK_FILE = ".runs.lock"  # in the project's folder, held while a run gets its id
+
 
 @dataclass
 class Run:
@@ -67,6 +70,13 @@ def note(db: Database, run_id: str, **notes: Any) -> None:
     with writing(db):
         detail = get(db, run_id).detail | notes
         db.table("runs").update(run_id, {"detail_json": json.dumps(detail, ensure_ascii=False)})
+
+
+def remove(db: Database, run_id: str) -> None:
+    """Forget a run and what was registered of it."""
+    for table in ("checkpoints", "metrics", "samples", "run_events"):
+        db.table(table).delete_where("run_id = ?", [run_id])
+    db.table("runs").delete_where("id = ?", [run_id])
 
 
 def next_id(db: Database, name: str) -> str:

@@ -47,9 +47,9 @@ def _found(project: Project, path: Path) -> None:
         help=_("As its config names it; change it where the model lies elsewhere on this machine."),
     )
     if st.button(_("Bring it in"), type="primary", disabled=not base.strip(), key="checkpoints.import.start"):
-        run, _job = runs.import_checkpoint(project, path, base.strip())
+        runs.import_checkpoint(project, path, base.strip())
         state.keep(LOOKED, "")
-        state.flash(_("{name} is being read; it becomes the run {run}.").format(name=plain(path.name), run=run.id))
+        state.flash(_("{name} is being read; it becomes a run of this project.").format(name=plain(path.name)))
         st.rerun()
 
 

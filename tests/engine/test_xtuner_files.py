@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from studio import faults
 from studio.engine import beginning, convert, importing_checkpoint, merge, split
 from studio.engine.foreign import in_our_format
 from studio.engine.weights import known_base
@@ -19,7 +20,6 @@ from studio.foreign.xtuner import open_checkpoint
 from studio.models import model_fingerprint
 from studio.store import checkpoints as store
 from studio.store import open_db, runs
-from studio.store.runs import Run
 from tests.engine.folders import config_for, lora_checkpoint, make_base, tensors_of
 from tests.engine.test_convert import Job
 from tests.foreign.places import FULL, LORA, TINY_LLAMA, XTUNER_CONFIG, ZERO2, copied
@@ -174,13 +174,29 @@ def test_split_writes_one_file_a_tensor_and_keeps_every_bit(tmp_path: Path, kind
 @pytest.fixture
 def imported(tmp_path: Path) -> Path:
     """A project's folder with one imported checkpoint."""
-    job = Job(tmp_path, path=str(LORA), base=str(TINY_LLAMA))
-    job.run_id = "lora-1"
-    with open_db(tmp_path) as db:
-        runs.add(db, Run("lora-1", "lora", str(TINY_LLAMA), "lora"))
-    result = importing_checkpoint.run(job)
-    assert (result["step"], result["checkpoint"]) == (6, "runs/lora-1/step_6.pth")
+    result = importing_checkpoint.run(import_job(tmp_path))
+    assert result == {"step": 6, "checkpoint": "runs/lora-1/step_6.pth", "run_id": "lora-1"}
     return tmp_path
+
+
+def import_job(folder: Path) -> Job:
+    job = Job(folder, path=str(LORA), base=str(TINY_LLAMA), name="")
+    job.id = "a job"
+    return job
+
+
+@pytest.mark.parametrize("where", ["fsync", "row checkpoint"])
+def test_an_import_that_fails_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def fail(point: str, path: Path | None = None) -> None:
+        if point == where and (path is None or path.name.startswith("step_")):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(faults, "hit", fail)
+    with pytest.raises((OSError, StudioError)):
+        importing_checkpoint.run(import_job(tmp_path))
+    with open_db(tmp_path) as db:
+        assert runs.listed(db) == [] and store.listed(db) == []
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_an_imported_checkpoint_is_one_of_ours(imported: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_checkpoint_of_xtuner_is_looked_into_and_brought_in(open_page, project
         ("import_checkpoint", str(LORA), str(TINY_LLAMA))
     ]
     with open_db(project.folder) as db:
-        assert store_runs.listed(db)[0].detail["imported"]["iteration"] == 96
+        assert store_runs.listed(db) == []  # the job makes the run, once all was read
 
 
 def test_a_file_that_is_none_is_named(open_page, project, tmp_path):
