@@ -13,6 +13,7 @@ from studio.ui.widgets import guarded, plain
 KEY = "config.built_in"
 METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full"}
 TABLE_HEIGHT = 420
+FITS_WIDTH, INCOMPLETE_WIDTH = 60, 100  # pixels that their headers need, in English and Chinese
 
 
 def open_button(project: Project) -> None:
@@ -81,7 +82,7 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
         key=f"{KEY}.table.{hash(tuple(row.name for row in found))}",
         column_config={
             "fits": st.column_config.TextColumn(
-                _("Fits"), width="small", help=_("It needs less memory than this machine has.")
+                _("Fits"), width=FITS_WIDTH, help=_("It needs less memory than this machine has.")
             ),
             "name": st.column_config.TextColumn(_("Name"), width="large"),
             "size": st.column_config.NumberColumn(_("Size"), format="%.1f B", width="small"),
@@ -89,7 +90,7 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
             "memory": st.column_config.NumberColumn(_("Memory"), format="%.1f GiB", width="small"),
             "data": st.column_config.TextColumn(_("Data")),
             "missing": st.column_config.CheckboxColumn(
-                _("Incomplete"), width="small", help=_("Part of it cannot be done in Retune yet.")
+                _("Incomplete"), width=INCOMPLETE_WIDTH, help=_("Part of it cannot be done in Retune yet.")
             ),
         },
     )  # fmt: skip

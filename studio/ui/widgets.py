@@ -53,6 +53,7 @@ KIND_WORDS = {
     "convert": N_("Converting"),
     "merge": N_("Merging"),
     "evaluate": N_("Scoring"),
+    "import_checkpoint": N_("Bringing in a checkpoint"),
     "serve": N_("Model server"),
 }
 
