@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from studio.errors import CheckpointError, UnsafeFileError
+from studio.foreign.torch_file import not_a_zip
 
 NEXT_MOVE = "Use another checkpoint of this run, or copy the file again from where it came."
 
@@ -47,7 +48,7 @@ def _require_sound_zip(path: Path) -> None:
             damaged = archive.testzip()
             _require_one_pickle(path, archive.namelist())
     except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise _not_a_zip(path, error) from error
+        raise not_a_zip(path, error) from error
     if damaged is not None:
         raise CheckpointError(f"{path.name} is damaged: {damaged} does not have its checksum.", NEXT_MOVE)
 
@@ -56,19 +57,6 @@ def _require_one_pickle(path: Path, names: list[str]) -> None:
     """Two pickles, or TorchScript code, are tricks against scanners; our files and torch.save's have neither."""
     if len(names) != len(set(names)) or sum(name.endswith("data.pkl") for name in names) != 1:
         raise UnsafeFileError(f"{path.name} does not have exactly one data.pkl; it was not opened.", NEXT_MOVE)
-
-
-def _not_a_zip(path: Path, error: Exception) -> CheckpointError:
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start[:1] == b"\x80":
-        return UnsafeFileError(
-            f"{path.name} is a bare pickle, which can run code when it is opened; it was not opened.",
-            "Ask for the weights as safetensors, or as a `.pth` saved by torch 1.6 or newer.",
-        )
-    if start == b"PK":
-        return CheckpointError(f"{path.name} is cut short or damaged: {_short(error)}.", NEXT_MOVE)
-    return CheckpointError(f"{path.name} is not a `.pth` file.", "Checkpoints are written by `retune train`.")
 
 
 def _unsafe(path: Path, error: Exception) -> UnsafeFileError:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from studio.config.xtuner.reading import MAX_BYTES
 from studio.errors import CheckpointError
-from studio.foreign.settings import MAX_CONFIG_BYTES, Settings, read_settings
+from studio.foreign.settings import Settings, read_settings
 from studio.foreign.xtuner import open_checkpoint
 from tests.foreign.canary import quiet
 from tests.foreign.places import FULL, LORA, XTUNER_CONFIG, ZERO2
@@ -59,14 +60,16 @@ def test_a_config_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["def f(:\n", "x = '\0'", "(" * 5000, "#" * (MAX_CONFIG_BYTES + 1)])
+@pytest.mark.parametrize("text", ["def f(:\n", "x = '\0'", "(" * 5000, "#" * (MAX_BYTES + 1)])
 def test_a_text_that_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError):
         read_settings(text)
 
 
 def test_what_must_be_run_stays_unknown() -> None:
-    assert read_settings("lr = 1e-4 * 2\nmax_length = int('5')\nmodel = dict(lora=build())\n") == Settings()
+    assert read_settings("lr = find()\nmax_length = [n for n in (5,)]\nmodel = dict(lora=build())\n") == Settings()
+    assert read_settings("lora = dict(r=rank(), lora_alpha=4 * 4)\nmodel = dict(lora=lora)").lora == {"lora_alpha": 16}
+    assert read_settings("strategy = dict(gradient_accumulation_steps=8)").accumulation == 8
     quantized = read_settings("model = dict(llm=dict(quantization_config=dict(load_in_4bit=True)))")
     assert quantized.is_quantized
 
