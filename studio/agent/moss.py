@@ -5,9 +5,9 @@ are ours. The template moss_sft goes with it.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from studio.agent.steps import Ask, Limits, Message, Step, Watch, use
+from studio.agent.steps import Message, Step, Watch, call
 from studio.agent.tools import Tool
 from studio.data.phrasings import load_bank
 
@@ -32,24 +32,19 @@ def system_text(tools: Collection[Tool], bot_name: str = "MOSS") -> str:
 
 
 def moss(
-    ask: Ask,
-    tools: Sequence[Tool],
-    messages: Sequence[Message],
-    limits: Limits = Limits(),  # noqa: B008
-    stops: Sequence[str] = (),
-    stopped: Callable[[], bool] = lambda: False,
+    watch: Watch, tools: Sequence[Tool], messages: Sequence[Message], stops: Sequence[str] = ()
 ) -> Iterator[Step]:
     """Answer the last message; as `react.react`."""
-    watch, chat = Watch(ask, limits, stopped), list(messages)
+    chat = list(messages)
     said = watch.say(chat, ["<eoc>", "<eom>", *stops])
     if not (commands := COMMANDS.search(said)) or ANSWER.search(said) or watch.over:
         yield _last(said, watch, chat)
         return
     written, thought = [], _thoughts(said)
-    for call in list(CALL.finditer(commands["text"]))[:MAX_CALLS]:
-        result, failed = use(tools, call["name"], call["text"])
-        written.append(f'{call["name"]}("{call["text"]}") => {result}')
-        yield Step(thought, call["name"], call["text"], result, failed)
+    for found in list(CALL.finditer(commands["text"]))[:MAX_CALLS]:
+        step = call(tools, found["name"], found["text"], thought)
+        written.append(f'{found["name"]}("{found["text"]}") => {step.result}')
+        yield step
         thought = ""
     results = "\n" + "\n".join(written) if written else " None"
     said = f"{said.rstrip()}<eoc>\n<|Results|>:{results}<eor>\n"

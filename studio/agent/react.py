@@ -6,10 +6,10 @@ The protocol's text is the one of `data.msagent`: what a model was trained with 
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from studio.agent.steps import Ask, Limits, Message, Step, Watch, use
+from studio.agent.steps import Message, Step, Watch, call
 from studio.agent.tools import Tool
 from studio.data.msagent import PARAMETERS, PROTOCOL, TOOLS
 
@@ -53,19 +53,14 @@ def read_move(text: str) -> Move:
 
 
 def react(
-    ask: Ask,
-    tools: Sequence[Tool],
-    messages: Sequence[Message],
-    limits: Limits = Limits(),  # noqa: B008
-    stops: Sequence[str] = (),
-    stopped: Callable[[], bool] = lambda: False,
+    watch: Watch, tools: Sequence[Tool], messages: Sequence[Message], stops: Sequence[str] = ()
 ) -> Iterator[Step]:
     """Answer the last message, one step after the other; the last one has `ended_by` and the chat to go on with.
 
     `messages` begin with the `system_text`. A tool's answer is a system message, as in training.
     """
-    watch, chat = Watch(ask, limits, stopped), list(messages)
-    for _ in range(limits.max_steps):
+    chat = list(messages)
+    for _ in range(watch.limits.max_steps):
         said = watch.say(chat, [*STOPS, *stops])
         chat.append(
             {"role": "assistant", "content": said if said.strip() else " "}
@@ -77,9 +72,9 @@ def react(
         if not move.tool:
             yield Step(move.thought, answer=move.answer, ended_by="answer", messages=chat)
             return
-        result, failed = use(tools, move.tool, move.tool_input)
-        chat.append({"role": "system", "content": f"Response:{result}\n"})
-        yield Step(move.thought, move.tool, move.tool_input, result, failed)
+        step = call(tools, move.tool, move.tool_input, move.thought)
+        chat.append({"role": "system", "content": f"Response:{step.result}\n"})
+        yield step
     yield Step(ended_by="steps", messages=chat)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from studio.agent import moss, react
-from studio.agent.steps import Ask, Limits, Message, Step
+from studio.agent.steps import Ask, Limits, Message, Step, Watch
 from studio.agent.tools import pick_tools
 from studio.errors import StudioError
 
@@ -25,7 +25,7 @@ class Session:
     ) -> None:
         if protocol not in PROTOCOLS:
             raise StudioError(f"There is no protocol {protocol!r}.", f"Allowed: {', '.join(PROTOCOLS)}.")
-        self._ask, self._limits = ask, limits or Limits()
+        self._ask, self._limits = ask, limits
         self._run: Callable[..., Iterator[Step]] = moss.moss if protocol == "moss" else react.react
         self._tools = pick_tools(tools, moss.DECIMALS if protocol == "moss" else None)
         text = moss.system_text(self._tools, bot_name) if protocol == "moss" else react.system_text(self._tools, system)
@@ -41,6 +41,6 @@ class Session:
     ) -> Iterator[Step]:
         """What happens until the question is answered, step by step. The conversation goes on from the last step."""
         chat = [*self._messages, {"role": "user", "content": question}]
-        for step in self._run(self._ask, self._tools, chat, self._limits, stops, stopped):
+        for step in self._run(Watch(self._ask, self._limits, stopped), self._tools, chat, stops):
             self._messages = step.messages or self._messages
             yield step

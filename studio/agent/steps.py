@@ -46,11 +46,11 @@ class Step:
 class Watch:
     """Asks the model within the limits of one question."""
 
-    def __init__(self, ask: Ask, limits: Limits, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, ask: Ask, limits: Limits | None = None, stopped: Callable[[], bool] = lambda: False) -> None:
+        self.limits = limits or Limits()
         self._ask = ask
-        self._limits = limits
         self._stopped = stopped
-        self._deadline = time.monotonic() + limits.max_seconds
+        self._deadline = time.monotonic() + self.limits.max_seconds
 
     @property
     def over(self) -> EndedBy:
@@ -63,14 +63,14 @@ class Watch:
         with closing(self._ask(messages, stops)) as pieces:
             for piece in pieces:
                 text += piece
-                if self.over or len(text) > self._limits.max_characters:
+                if self.over or len(text) > self.limits.max_characters:
                     break
-        return text[: self._limits.max_characters]
+        return text[: self.limits.max_characters]
 
 
-def use(tools: Sequence[Tool], called: str, tool_input: str) -> tuple[str, bool]:
-    """(what the tool gave, whether it failed); a failure is told to the model, which may try again."""
+def call(tools: Sequence[Tool], called: str, tool_input: str, thought: str) -> Step:
+    """The step in which the model calls a tool; a failure is told to the model, which may try again."""
     try:
-        return find_tool(tools, called)(tool_input), False
+        return Step(thought, called, tool_input, find_tool(tools, called)(tool_input))
     except ToolError as error:
-        return str(error), True
+        return Step(thought, called, tool_input, str(error), failed=True)

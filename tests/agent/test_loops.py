@@ -7,7 +7,7 @@ import pytest
 from studio.agent.moss import moss
 from studio.agent.moss import system_text as moss_system
 from studio.agent.react import react, read_move, system_text
-from studio.agent.steps import Limits, Message
+from studio.agent.steps import Limits, Message, Watch
 from studio.agent.tools import Tool
 from studio.data.msagent import react_turns
 from studio.errors import ToolError
@@ -47,7 +47,7 @@ def test_react_runs_the_tool_and_answers() -> None:
         "Thought: add them\nAction: Calculate\nAction Input: {'expression': '17+25'}\nResponse: 99\nFinal Answer: 99",
         "Thought: done\nFinal Answer: It is 42.",
     )
-    call, last = react(model, TOOLS, ASKED)
+    call, last = react(Watch(model), TOOLS, ASKED)
     assert (call.thought, call.tool, call.tool_input, call.result) == ("add them", "Calculate", "17+25", "42")
     assert (last.answer, last.ended_by, last.thought) == ("It is 42.", "answer", "done")
     assert model.asked[1][2:] == [
@@ -72,7 +72,7 @@ def test_a_tool_that_fails_is_told_to_the_model() -> None:
     model = Model(
         "Action: Calculate\nAction Input: what", "Action: Python\nAction Input: 1", "Final Answer: I do not know"
     )
-    first, second, last = react(model, TOOLS, ASKED)
+    first, second, last = react(Watch(model), TOOLS, ASKED)
     assert first.failed and "cannot be worked out" in model.asked[1][-1]["content"]
     assert second.failed and "There are: Calculate, Solve" in model.asked[2][-1]["content"]
     assert last.answer == "I do not know"
@@ -97,26 +97,26 @@ def test_moves(text: str, tool: str, tool_input: str, answer: str) -> None:
 
 def test_react_ends_after_so_many_steps() -> None:
     model = Model(*["Action: Calculate\nAction Input: 1+1"] * 9)
-    steps = list(react(model, TOOLS, ASKED, Limits(max_steps=3)))
+    steps = list(react(Watch(model, Limits(max_steps=3)), TOOLS, ASKED))
     assert [step.ended_by for step in steps] == ["", "", "", "steps"] and len(model.asked) == 3
     assert steps[-1].messages[-1]["content"] == "Response:2\n"
 
 
 def test_react_ends_when_the_time_is_over_or_it_is_stopped() -> None:
-    [late] = react(Model("Action: Calculate\nAction Input: 1+1"), TOOLS, ASKED, Limits(max_seconds=-1))
+    [late] = react(Watch(Model("Action: Calculate\nAction Input: 1+1"), Limits(max_seconds=-1)), TOOLS, ASKED)
     assert late.ended_by == "time" and late.answer == "A"
-    [stopped] = react(Model("Action: Calculate"), TOOLS, ASKED, stopped=lambda: True)
+    [stopped] = react(Watch(Model("Action: Calculate"), stopped=lambda: True), TOOLS, ASKED)
     assert stopped.ended_by == "stopped"
 
 
 def test_an_endless_answer_is_cut() -> None:
     model = Model("x" * 10_000)
-    [last] = react(model, TOOLS, ASKED, Limits(max_characters=50))
+    [last] = react(Watch(model, Limits(max_characters=50)), TOOLS, ASKED)
     assert last.answer == "x" * 50 and model.letters == 51
 
 
 def test_own_stop_words_are_honoured() -> None:
-    [last] = react(Model("Final Answer: yes END more"), TOOLS, ASKED, stops=["END"])
+    [last] = react(Watch(Model("Final Answer: yes END more")), TOOLS, ASKED, stops=["END"])
     assert last.answer == "yes"
 
 
@@ -125,7 +125,7 @@ def test_moss_reads_results_in_the_middle_of_its_answer() -> None:
         '<|Inner Thoughts|>: add<eot>\n<|Commands|>: Calculate("17+25"), Solve("x=1")<eoc>\n<|Results|>: made up',
         "<|MOSS|>: It is 42.<eom>\n",
     )
-    first, second, last = moss(model, TOOLS, ASKED)
+    first, second, last = moss(Watch(model), TOOLS, ASKED)
     assert (first.thought, first.tool, first.result, second.result) == ("add", "Calculate", "42", "solved x=1")
     assert (last.answer, last.ended_by) == ("It is 42.", "answer")
     said = (
@@ -138,18 +138,18 @@ def test_moss_reads_results_in_the_middle_of_its_answer() -> None:
 
 def test_moss_without_a_command_goes_on() -> None:
     model = Model("<|Inner Thoughts|>: None<eot>\n<|Commands|>: None<eoc>\n", "<|MOSS|>: Hello.<eom>")
-    [last] = moss(model, TOOLS, ASKED)
+    [last] = moss(Watch(model), TOOLS, ASKED)
     assert last.answer == "Hello." and "<|Results|>: None<eor>\n" in model.asked[1][-1]["content"]
 
 
 def test_moss_that_keeps_no_form_is_an_answer() -> None:
-    [last] = moss(Model("Just text"), TOOLS, ASKED)
+    [last] = moss(Watch(Model("Just text")), TOOLS, ASKED)
     assert last.answer == "Just text" and last.ended_by == "answer"
 
 
 def test_moss_runs_few_commands_at_most() -> None:
     model = Model("<|Commands|>: " + ", ".join(['Calculate("1+1")'] * 50) + "<eoc>", "<|MOSS|>: ok")
-    assert len(list(moss(model, TOOLS, ASKED))) == 5
+    assert len(list(moss(Watch(model), TOOLS, ASKED))) == 5
 
 
 def test_moss_says_which_tools_are_there() -> None:
