@@ -32,6 +32,7 @@ SHELVES = [
         "built_in",
         "bundles",
         "estimate",
+        "exports",
         "forecast",
         "jobs",
         "projects",

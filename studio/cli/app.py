@@ -17,6 +17,7 @@ from studio.cli import (
     estimate,
     evaluate,
     evaluations,
+    export,
     jobs,
     models,
     project,
@@ -49,6 +50,7 @@ app.command()(train.train)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(weights.app, name="convert")
+app.add_typer(export.app, name="export")
 app.command()(evaluate.evaluate)
 app.add_typer(evaluations.app, name="evaluations")
 app.command()(recommend.recommend)

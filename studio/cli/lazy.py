@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         dataset_checks,
         datasets,
         estimate,
+        exports,
         forecast,
         jobs,
         machine,
@@ -58,6 +59,7 @@ else:
     dataset_checks = _AtFirstUse("studio.dataset_checks")
     datasets = _AtFirstUse("studio.datasets")
     estimate = _AtFirstUse("studio.estimate")
+    exports = _AtFirstUse("studio.exports")
     forecast = _AtFirstUse("studio.forecast")
     machine = _AtFirstUse("studio.machine")
     jobs = _AtFirstUse("studio.jobs")

@@ -21,6 +21,7 @@ VERBS = {
     "distill": "studio.engine.distill",
     "convert": "studio.engine.convert",
     "merge": "studio.engine.merge",
+    "export": "studio.engine.export",
     "split": "studio.engine.split",
     "layout": "studio.engine.relayout",
     "import_checkpoint": "studio.engine.importing_checkpoint",

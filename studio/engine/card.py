@@ -34,17 +34,33 @@ def model_card(
         license=STARTER_LICENSE if base == STARTER else None,
         tags=["retune", *([method] if method else [])],
     )
-    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items() if value not in ("", None))
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {_cell(title)}",
         _intro(base, is_adapter),
-        f"| | |\n| --- | --- |\n{rows}",
+        _table(facts),
         f"## Use\n\n```python\n{USE_ADAPTER if is_adapter else USE_MODEL}\n```",
     ]
     if config:
         parts.append(f"## Config\n\n```json\n{json.dumps(config, ensure_ascii=False, indent=2)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def export_card(title: str, base: str, facts: Mapping[str, Any]) -> str:
+    """The card of files for another tool: what they are and what came of reading them back."""
+    header = ModelCardData(
+        base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
+        pipeline_tag="text-generation",
+        license=STARTER_LICENSE if base == STARTER else None,
+        tags=["retune", str(facts.get("kind", ""))],
+    )
+    parts = [f"---\n{header.to_yaml()}\n---", f"# {_cell(title)}", _intro(base, False), _table(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items() if value not in ("", None))
+    return f"| | |\n| --- | --- |\n{rows}"
 
 
 def _intro(base: str, is_adapter: bool) -> str:

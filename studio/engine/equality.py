@@ -26,15 +26,26 @@ ANSWER_TOKENS = 24
 # folded 3e-6, rounded to float16 0.0016, to bfloat16 0.069; the base without its adapter 0.8. One layer left out of 210
 # is 0.005, less than bfloat16's own rounding, so the folding is checked in float32, before anything is rounded.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+NOT_TOLD = float("-inf")
+"""In place of a log-probability that a tool did not tell, being among the least likely."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Probes with the greedy answers of one form. `logits[i]`: (answer tokens, vocabulary), float32, on the CPU."""
+    """Probes with the greedy answers of one form. `logits[i]`: (answer tokens + 1, vocabulary), float32, on the CPU.
+
+    `ends`: the tokens that end an answer.
+    """
 
     prompts: list[list[int]]
     answers: list[list[int]]
     logits: list[Tensor]
+    ends: tuple[int, ...] = ()
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens of the longest text, and the one after it."""
+        return max(len(p) + len(a) + 1 for p, a in zip(self.prompts, self.answers, strict=True))
 
 
 @dataclass(frozen=True)
@@ -76,28 +87,40 @@ class Agreement:
 
 def make_reference(loaded: LoadedModel, model: nn.Module) -> Reference:
     """Ask `model` (`loaded` with or without an adapter on it) the probes, and keep the logits of its answers."""
-    prompts = [_prompt(loaded, text) for text in PROBES]
+    prompts = probe_prompts(loaded)
     answers = generate(
         model, prompts, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, max_new_tokens=ANSWER_TOKENS
     )  # fmt: skip
     pairs = list(zip(prompts, answers, strict=True))
-    return Reference(prompts, answers, [answer_logits(model, prompt, answer) for prompt, answer in pairs])
+    logits = [answer_logits(model, prompt, answer) for prompt, answer in pairs]
+    return Reference(prompts, answers, logits, tuple(loaded.eos_ids))
+
+
+def probe_prompts(loaded: LoadedModel) -> list[list[int]]:
+    """Ids of the chats that ask the probes."""
+    return [_prompt(loaded, text) for text in PROBES]
 
 
 def compare(loaded: LoadedModel, reference: Reference, stored: torch.dtype) -> Agreement:
     """Read the reference's answers with another model; `stored` is the format that its weights were rounded to.
 
     A greedy answer is the same exactly when the most likely token is the same at each of its places.
-    NaN anywhere makes every comparison false, and so nothing verified.
     """
     pairs = zip(reference.prompts, reference.answers, strict=True)
     found = [answer_logits(loaded.model, prompt, answer) for prompt, answer in pairs]
-    both, differences = torch.cat(reference.logits), torch.cat(found) - torch.cat(reference.logits)
-    centred = both - both.mean(dim=-1, keepdim=True)
-    scale = centred.square().mean().sqrt()
-    tolerance = TOLERANCE.get(stored, TOLERANCE[torch.bfloat16])
+    return agreement(found, reference.logits, TOLERANCE.get(stored, TOLERANCE[torch.bfloat16]))
+
+
+def agreement(found: list[Tensor], expected: list[Tensor], tolerance: float) -> Agreement:
+    """How far logits are from those expected; for NOT_TOLD ones see there: both sides are log-probabilities then.
+
+    NaN anywhere makes every comparison false, and so nothing verified.
+    """
+    both, ours = torch.cat(expected), torch.cat(found)
+    differences = (ours - both)[~torch.isneginf(ours)]
+    scale = (both - both.mean(dim=-1, keepdim=True)).square().mean().sqrt()
     # A lead that is smaller than what rounding moves a logit by is as good as none.
-    losses = [_lost_lead(ours, theirs) for ours, theirs in zip(found, reference.logits, strict=True)]
+    losses = [_lost_lead(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
     same = sum(bool((loss == 0).all()) for loss in losses)
     excusable = sum(bool((loss <= tolerance * scale).all()) for loss in losses)
     return Agreement(

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from studio.data.talk import Talk, read_talk
-from studio.engine.adapter_files import IMPORTING_SETTINGS, Adapter, read_adapter
+from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
 from studio.engine.convert import DTYPES
 from studio.engine.devices import pick_device, set_threads
 from studio.engine.equality import Agreement, compare, make_reference
+from studio.engine.folding import attach
 from studio.engine.job import JobContext
-from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.models.load import load_base
 from studio.engine.weights import (
     Base,
     copy_talk,
@@ -80,7 +81,7 @@ def merge(
     stored = stored or own_dtype(base.folder)
     _round(loaded.model, stored)
     with output_folder(out, loaded.model.num_parameters() * stored.itemsize + 2**24) as folder:
-        pair = attach(loaded, adapter)
+        pair = attach(loaded.model, adapter)
         job.check_stop()
         job.phase("answering with base + adapter")
         reference = make_reference(loaded, pair)
@@ -97,33 +98,6 @@ def merge(
         written = compare(load_base(folder, dtype=dtype, device=device), reference, stored)
         agreement = replace(written, folding_error=folding)
         return _seal(folder, base, adapter, agreement)
-
-
-def attach(loaded: LoadedModel, adapter: Adapter) -> nn.Module:
-    """The base with the adapter on it. Raises CheckpointError when not every tensor finds its place."""
-    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
-
-    adapter = adapter.for_model(loaded.model)
-    known = {key: value for key, value in adapter.config.items() if key not in IMPORTING_SETTINGS}
-    try:
-        config = LoraConfig.from_peft_type(**known)
-        model = PeftModel(loaded.model, config)
-        result = set_peft_model_state_dict(model, adapter.tensors)
-    except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise _does_not_fit(adapter, " ".join(str(error).split())[:300]) from error
-    lacking = [name for name in result.missing_keys if "lora_" in name]
-    if lacking or result.unexpected_keys:
-        raise _does_not_fit(
-            adapter, f"{lacking[0]} is missing" if lacking else f"{result.unexpected_keys[0]} has no place there"
-        )
-    return model.eval()
-
-
-def _does_not_fit(adapter: Adapter, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"The adapter {adapter.folder.name!r} does not fit this base model: {reason}.",
-        "Give the base that it was trained on.",
-    )
 
 
 def fold(job: JobContext, pair: nn.Module) -> nn.Module:

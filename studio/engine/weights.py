@@ -22,7 +22,7 @@ from studio.machine import versions
 from studio.models import BaseModel, model_fingerprint, require, resolve
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
 
-CARD_FILE = "README.md"
+CARD_FILE, GATE_FILE = "README.md", "gate.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a tokenizer consists of, in any family; weights and code are not among them.
 TOKENIZER_FILES = (
@@ -107,7 +107,7 @@ def require_replaceable(out: Path) -> None:
     if not out.is_dir():
         raise StudioError(f"{str(out)!r} is a file, not a folder.", hint)
     there = {path.name for path in out.iterdir()}
-    ours = {WEIGHTS_FILE, *_json_of(out / WEIGHTS_FILE).get("files", [])}
+    ours = {name for record in (WEIGHTS_FILE, GATE_FILE) for name in (record, *_json_of(out / record).get("files", []))}
     if strange := sorted(there - ours):
         raise StudioError(
             f"{str(out)!r} holds {strange[0]!r}, which this command did not make; it was not touched.", hint

@@ -98,7 +98,7 @@ def test_files_figures_and_record(tmp_path: Path, base: Path, adapter: Path) -> 
 def test_a_difference_is_noticed(tmp_path: Path, base: Path, adapter: Path, dtype: torch.dtype) -> None:
     """A model that lost one layer's update, or is the plain base, must not pass as the merged one."""
     loaded = load_base(base, dtype=torch.float32, device=CPU)
-    reference = make_reference(loaded, merge.attach(loaded, merge.read_adapter(adapter)))
+    reference = make_reference(loaded, merge.attach(loaded.model, merge.read_adapter(adapter)))
     assert not compare(load_base(base, dtype=torch.float32, device=CPU), reference, dtype).verified
     merge_it(tmp_path, base, adapter)
     good = load_base(tmp_path / "merged", dtype=torch.float32, device=CPU)

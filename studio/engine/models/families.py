@@ -207,12 +207,12 @@ def read_native(folder: Path, found: Native, dtype: torch.dtype) -> dict[str, Te
     """The weights of a folder under transformers' names, in `dtype`."""
     shards, _ = weight_files(folder)
     stored = (
-        (name, tensor.to(dtype)) for shard in shards for name, tensor in read_shard(shard) if not _is_derived(name)
+        (name, tensor.to(dtype)) for shard in shards for name, tensor in read_shard(shard) if not is_derived(name)
     )
     return found.state(stored)
 
 
-def _is_derived(name: str) -> bool:
+def is_derived(name: str) -> bool:
     """Tables that older versions stored, and that are worked out here."""
     return name.endswith(("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"))
 

@@ -1,0 +1,94 @@
+"""`retune export`: files for another tool, read back and held against what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from studio.cli import show
+from studio.cli.follow import follow
+from studio.cli.group import group
+from studio.cli.lazy import exports
+from studio.cli.options import JsonOption, ProjectOption, StepOption, base_model, checkpoint_step, chosen
+from studio.paths import system_folder
+
+if TYPE_CHECKING:
+    from studio.exports import Choice
+    from studio.store.jobs import Job
+
+app = group("Export a checkpoint for another tool, and check that it answers the same.")
+SourceArgument = Annotated[str, typer.Argument(help="A run, as starter_lora-1, or a folder: an adapter or a model.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The folder to write; in the project when left out.")]
+BaseOption = Annotated[str, typer.Option(help="Base model of an adapter folder, where the one it names is not here.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an export that lies there.")]
+
+
+@app.command()
+def gguf(
+    source: SourceArgument,
+    format: Annotated[str, typer.Option(help="f16, bf16, q8_0 or f32.")] = "f16",
+    step: StepOption = 0,
+    out: OutOption = None,
+    base: BaseOption = "",
+    overwrite: OverwriteOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Write a GGUF file for llama.cpp, Ollama and LM Studio; exit code 1 when it does not answer the same.
+
+    Example: retune export gguf starter_lora-1 --format q8_0
+    """
+    _do(source, step, out, base, exports.Choice("gguf", format, overwrite), project)
+
+
+@app.command("list")
+def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
+    """List what was exported, newest first, each with its verdict.
+
+    Example: retune export list
+    """
+    workspace = chosen(project)
+    found = exports.listed(workspace)
+    if json:
+        return show.as_json(found)
+    if not found:
+        return show.say("No exports yet: retune export gguf RUN")
+    rows = [
+        (each.detail["kind"], each.run_id, each.step, _state(each.detail), workspace.path(each.path)) for each in found
+    ]
+    return show.table(["for", "run", "step", "gate", "folder"], rows)
+
+
+def _do(source: str, step: int, out: Path | None, base: str, choice: Choice, project: str) -> None:
+    """Export, say what came of it, and leave with 1 when the gate failed."""
+    folder = Path(source).expanduser()
+    job = _of_folder(folder, out, base, choice) if folder.is_dir() else _of_run(source, step, out, choice, project)
+    say_verdict(job)
+
+
+def _of_folder(folder: Path, out: Path | None, base: str, choice: Choice) -> Job:
+    target = out or folder.with_name(f"{folder.name}-{choice.kind}")
+    place = system_folder()
+    job = exports.start_of_folder(place, folder.resolve(), base_model(base) if base else "", target.resolve(), choice)
+    return follow(place, job)
+
+
+def _of_run(source: str, step: int, out: Path | None, choice: Choice, project: str) -> Job:
+    workspace = chosen(project)
+    step = checkpoint_step(workspace, source, step)
+    job = exports.start(workspace, source, step, choice, out=out.resolve() if out else None)
+    return follow(workspace.folder, job)
+
+
+def say_verdict(ended: Job) -> None:
+    """Where the export lies and what the gate says; leaves with exit code 1 when it failed."""
+    show.say(f"Wrote {ended.result['path']}")
+    if ended.result["passed"]:
+        return show.say(ended.result["message"])
+    show.fail(ended.result["message"])
+    raise typer.Exit(1)
+
+
+def _state(detail: dict[str, object]) -> str:
+    return "passed" if detail["passed"] else "FAILED"

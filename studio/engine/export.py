@@ -1,0 +1,157 @@
+"""`export`: a checkpoint becomes files for another tool, and they are read back and held against what was trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.data.named import NamedTemplate, as_jinja
+from studio.data.tokens import TextTokenizer
+from studio.engine.adapter_files import Adapter, read_adapter
+from studio.engine.card import STARTER_LICENSE, export_card, shown_base
+from studio.engine.checkpoint import versions
+from studio.engine.convert import folder_of_run
+from studio.engine.devices import set_threads
+from studio.engine.equivalence import Expected, Verdict, expected_of
+from studio.engine.folding import FoldedWeights
+from studio.engine.gguf import checking, writer
+from studio.engine.gguf.vocabulary import Vocabulary, vocabulary_of
+from studio.engine.job import JobContext
+from studio.engine.weights import (
+    ADAPTER_CONFIG,
+    CARD_FILE,
+    GATE_FILE,
+    Base,
+    known_base,
+    output_folder,
+    read_seal,
+)
+from studio.errors import StudioError
+from studio.models import STARTER
+from studio.paths import atomic_write_json, atomic_write_text, sha256_of
+from studio.store import checkpoints as store
+from studio.store import open_db
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: weights on a base, or a full model (then `base` is that model, and there is no adapter)."""
+
+    base: Base
+    adapter: Adapter | None
+    folder: Path
+    seal: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return str(self.seal.get("run_id") or "")
+
+    @property
+    def step(self) -> int:
+        return int(self.seal.get("step") or 0)
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Args: kind (gguf); run_id and step, or weights (a folder) and base; out, format, overwrite.
+
+    Returns the verdict of the gate; a failed export is kept, and marked as such in gate.json and in the store.
+    """
+    set_threads()
+    source = read_source(job)
+    return EXPORTS[str(job.args["kind"])](job, source, Path(job.args["out"]))
+
+
+def read_source(job: JobContext) -> Source:
+    """The weights to export; a run's checkpoint is converted first where that was not done."""
+    args = job.args
+    if args.get("run_id"):
+        folder = folder_of_run(job, str(args["run_id"]), int(args["step"]))
+    else:
+        folder = Path(args["weights"])
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return Source(known_base(str(folder)), None, folder, read_seal(folder))
+    job.phase("reading the adapter")
+    adapter = read_adapter(folder)
+    name = str(args.get("base") or adapter.seal.get("base") or adapter.config.get("base_model_name_or_path") or "")
+    base = known_base(name, str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
+    return Source(base, adapter, folder, adapter.seal)
+
+
+def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
+    """One GGUF file, with its card and gate.json."""
+    form = _format(str(job.args.get("format") or "f16"))
+    weights = FoldedWeights(source.base.folder, source.adapter)
+    writer.require_writable(weights.config)
+    vocabulary = vocabulary_of(TextTokenizer.load(source.base.folder), weights.config.vocab_size)
+    num_weights = sum(shape.numel() for shape in weights.shapes.values())
+    with output_folder(out, int(num_weights * form.bits_per_weight / 8) + 2**24) as folder:
+        job.phase("answering with what was trained")
+        expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU)
+        job.check_stop()
+        file = folder / f"{out.name}-{form.name}.gguf"
+        writer.write(job, file, weights, _speech(vocabulary, expected), form, _about(source, out.name))
+        job.check_stop()
+        job.phase("reading the file back and comparing")
+        verdict = checking.verdict_of_file(file, expected, form.name, torch.get_num_threads())
+        facts = {"kind": "gguf", "format": form.name, "file": file.name, "sha256": sha256_of(file)}
+        record = _finish(folder, source, verdict, facts)
+    return _register(job, out, record)
+
+
+def _format(name: str) -> writer.Format:
+    if name not in writer.FORMATS:
+        raise StudioError(f"GGUF cannot be written as {name!r}.", f"Allowed: {', '.join(writer.FORMATS)}.")
+    return writer.FORMATS[name]
+
+
+def _speech(vocabulary: Vocabulary, expected: Expected) -> writer.Speech:
+    template = expected.template
+    source = as_jinja(template) if isinstance(template, NamedTemplate) else template.source
+    named = {"bos": "bos_token", "unknown": "unk_token", "padding": "pad_token"}
+    found = {name: expected.tokenizer.token_id(template.special_tokens.get(token, "")) for name, token in named.items()}
+    ids = {name: number for name, number in found.items() if number is not None}
+    ends = dict(zip(checking.ENDS, expected.reference.ends, strict=False))
+    return writer.Speech(vocabulary, source, ids | ends)
+
+
+def _about(source: Source, name: str) -> dict[str, str]:
+    return {"type": "model", "name": name, "finetune": source.run_id} | (
+        {"license": STARTER_LICENSE} if source.base.name == STARTER else {}
+    )
+
+
+def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write the card, and last gate.json, which tells of everything."""
+    about = {
+        "run_id": source.run_id,
+        "step": source.step,
+        "method": source.seal.get("method", ""),
+        "base": source.base.name,
+        "base_fingerprint": source.base.fingerprint,
+        "adapter_sha256": source.adapter.hash if source.adapter else "",
+    }
+    record = facts | about | verdict.to_row() | {"versions": versions()}
+    told = {key.replace("_", " "): value for key, value in (facts | about).items()}
+    told |= {"base": shown_base(source.base.name), "gate": verdict.message}
+    atomic_write_text(folder / CARD_FILE, export_card(folder.name, source.base.name, told))
+    record["files"] = sorted([*(path.name for path in folder.iterdir()), GATE_FILE])
+    atomic_write_json(folder / GATE_FILE, record)
+    return record
+
+
+def _register(job: JobContext, out: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Note the export in the project that it lies in; returns the job's result."""
+    root, place = job.folder.resolve(), out.resolve()
+    told = ("kind", "format", "file", "passed", "message", "read_with", "figures", "other_prompts", "lacking_ends")
+    detail = {key: record[key] for key in told if key in record}
+    if root in place.parents and (job.folder / "project.json").is_file():
+        with open_db(job.folder) as db:
+            path = str(place.relative_to(root))
+            store.put_output(db, store.Output("export", path, record["run_id"], record["step"], detail))
+    return detail | {"path": str(out)}
+
+
+EXPORTS = {"gguf": to_gguf}
