@@ -1,9 +1,9 @@
 """Fault points: named places where a test kills the process or fills the disk, to see what survives.
 
 The variable RETUNE_FAULT says what happens where: `ACTION@POINT` or `ACTION@POINT:N` (the Nth time, 1 if not said),
-several with commas. POINT may be `*`: any. Actions: `kill` (SIGKILL to this process), `full` (the disk is full), `oom`
-(the device's memory is). RETUNE_FAULT_TRACE names a file that gets a line for every point passed. Without either a
-point costs one comparison.
+several with commas. POINT may be `*`: any. Actions: `kill` (SIGKILL to this process), `pause` (SIGSTOP: it stands still
+there until it gets SIGCONT), `full` (the disk is full), `oom` (the device's memory is). RETUNE_FAULT_TRACE names a file
+that gets a line for every point passed. Without either a point costs one comparison.
 """
 
 import errno
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 FAULT, TRACE = "RETUNE_FAULT", "RETUNE_FAULT_TRACE"
-ORDER = re.compile(r"(?P<action>kill|full|oom)@(?P<point>[^:]+)(?::(?P<number>\d+))?")
+ORDER = re.compile(r"(?P<action>kill|pause|full|oom)@(?P<point>[^:]+)(?::(?P<number>\d+))?")
 
 
 @dataclass
@@ -85,6 +85,9 @@ class _Watched:
 def _happen(action: str, point: str) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
     if action == "full":
         raise OSError(errno.ENOSPC, "No space left on device", point)
     # torch is not imported for this: where it is not there, memory is what Python has.

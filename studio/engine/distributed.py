@@ -63,6 +63,13 @@ class Alone:
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up what the processes have computed."""
 
+    def begin_try(self) -> None:
+        """A step is taken, perhaps not for the first time."""
+
+    def all_try_again(self) -> bool:
+        """Asked once memory has run out: whether the step can be taken again, by every process."""
+        return True
+
     def leave(self) -> None:
         """Part from the others."""
 
@@ -79,6 +86,7 @@ class Copies(Alone):
         self.world = int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._device = torch.device("cpu")
+        self._num_full: int | None = None  # processes whose memory ran out in this try; None: not asked yet
 
     def join(self, device: torch.device) -> None:
         self._device = device
@@ -122,7 +130,22 @@ class Copies(Alone):
         distributed.all_gather(found, own)
         return [each.to(tensor.device) for each in found]
 
+    def begin_try(self) -> None:
+        self._num_full = None
+
+    def all_try_again(self) -> bool:
+        if self._num_full is None:
+            self._ask_who_is_full(own=1)
+        return bool(self._num_full)  # 0: the others have taken the step
+
+    def _ask_who_is_full(self, own: int) -> None:
+        self._num_full = int(self.sums(own)[0])
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Raises MemoryError when another process could not compute its part."""
+        self._ask_who_is_full(own=0)
+        if self._num_full:
+            raise MemoryError(f"in {self._num_full} of the other processes")
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -162,6 +185,9 @@ class Sharded(Copies):
         self._engine, *_ = _import_deepspeed().initialize(model=module, optimizer=optimizer, config=values)
         self._engine.checkpoint_engine = _safe_checkpoints()
         self._engine._copy_recovery_script = lambda path: None  # a script beside the files that loads them unsafely
+
+    def all_try_again(self) -> bool:
+        return False  # the backward pass has exchanged gradients already
 
     def backward(self, last: bool, *arguments: Any) -> Tensor:
         """Loss of a micro-batch, its gradient added to the step's; `last` ends the step's accumulation."""

@@ -94,7 +94,8 @@ def _lead(job: JobContext, config: RunConfig) -> dict[str, Any]:
 def _start(job: JobContext, config: RunConfig, place: launch.Meeting) -> list[Started]:
     spread = config.distributed
     if spread.launcher != "none":
-        return [Started(-1, _spawn(launch.command(spread, place, job.job_dir), {}))]
+        meet = {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}  # srun has no words for it
+        return [Started(-1, _spawn(launch.command(spread, place, job.job_dir), meet))]
     line = [sys.executable, "-m", launch.MODULE, str(job.job_dir)]
     return [
         Started(place.node_rank * spread.processes_per_node + each, _spawn(line, _variables(config, place, each)))

@@ -25,9 +25,12 @@ def is_memory_full(error: BaseException) -> bool:
 
 
 def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
-    """What `call` returns, with trainer.micro_batch_size halved until it fits. Raises MemoryFullError when one
-    example at a time is too much."""
+    """What `call` returns, with trainer.micro_batch_size halved until it fits: in all processes, when one is short.
+
+    Raises MemoryFullError when one example at a time is too much, or a step cannot be taken again.
+    """
     while True:
+        trainer.ranks.begin_try()
         try:
             return call()
         except (RuntimeError, MemoryError) as error:
@@ -35,6 +38,13 @@ def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
                 raise
             reason = " ".join(str(error).split())[:160]
         free_memory(trainer)  # only here: while the error is handled, its frames hold on to their tensors
+        if not trainer.ranks.all_try_again():
+            raise MemoryFullError(
+                f"Out of memory with train.micro_batch_size {trainer.micro_batch_size} ({reason}), in a step that the "
+                "processes cannot take again together.",
+                "Try a smaller train.micro_batch_size with more gradient_accumulation_steps, or "
+                "train.gradient_checkpointing.",
+            )
         if trainer.micro_batch_size == 1:
             raise MemoryFullError(
                 f"Out of memory with one example at a time ({reason}).",

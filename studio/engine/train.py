@@ -320,8 +320,6 @@ class Training:
             faults.hit("step")
             return self.trainer.step(examples, number)
 
-        if self.ranks.world > 1:  # the others would wait for a rank that tries again
-            return step()
         result = until_it_fits(self.trainer, step)
         fitting = self.trainer.micro_batch_size
         if fitting < wanted:

@@ -1,18 +1,18 @@
 """The form of a suite: groups of probes, each with what its answer must hold. Strict: an unknown key is refused.
 
-    description: What the shop's assistant must know
-    max_new_tokens: 64
-    groups:
-      - name: opening hours
-        language: en
-        assert:                       # of every probe of the group
-          - {type: not-contains, value: ChatGPT}
-        probes:
-          - ask: When do you open?
-            assert: [{type: regex, value: "9( am|:00)"}]
-          - turns: [Hello!, And on Sundays?]     # the model answers each; the last answer is judged
-            system: You work in a shop.
-            assert: [{type: icontains, value: closed}]
+description: What the shop's assistant must know
+max_new_tokens: 64
+groups:
+  - name: opening hours
+    language: en
+    assert:                       # of every probe of the group
+      - {type: not-contains, value: ChatGPT}
+    probes:
+      - ask: When do you open?
+        assert: [{type: regex, value: "9( am|:00)"}]
+      - turns: [Hello!, And on Sundays?]     # the model answers each; the last answer is judged
+        system: You work in a shop.
+        assert: [{type: icontains, value: closed}]
 """
 
 import hashlib

@@ -52,9 +52,7 @@ def _dialog(folder: Path, key: str) -> None:
 
 
 def _files(folder: Path, files: dict[str, str], key: str) -> None:
-    rows = [
-        {"file": name, "bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in files.items()
-    ]
+    rows = [{"file": name, "bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in files.items()]
     st.dataframe(
         rows, hide_index=True, height="content" if len(rows) <= 6 else 240, alt=_("Python files of the model"),
         column_config={

@@ -1,6 +1,7 @@
 """Run by `tests/engine/test_distributed.py` in two processes: the same steps under every strategy, numbers to a file.
 
-argv: model folder, output file, names of cases. A case: strategy-method-pack-dtype, as zero2-lora-tree-float32.
+argv: model folder, output file, names of cases. A case: strategy-method-pack-dtype, as zero2-lora-tree-float32; the
+strategy `short` is ddp with a process that runs out of memory.
 """
 
 import os
@@ -15,6 +16,7 @@ from studio.data.tokens import Example
 from studio.engine import adapters, devices
 from studio.engine.distributed import Alone, ranks_of
 from studio.engine.loop import StepResult, Trainer
+from studio.engine.memory_full import until_it_fits
 from studio.engine.models.load import load_base
 
 NUM_STEPS, ROWS = 20, 8
@@ -104,6 +106,29 @@ def resume(model: Path, case: str, world: int, folder: Path) -> dict[str, Any]:
     return {"losses": [each.loss for each in results], "weights": learned(trainer.model, trainer.ranks)}
 
 
+def short_of_memory(model: Path, case: str, world: int) -> dict[str, Any]:
+    """As `train`, but the second process runs out of memory in the middle of the third step."""
+    trainer = start(model, case, world)
+    trainer.join(trainer.ranks)
+    results = steps(trainer, 0, 2)
+    whole, calls = trainer.forward.backward, []
+
+    def backward(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        if trainer.ranks.rank == 1 and len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(*arguments)
+
+    trainer.forward.backward = backward
+    results += [
+        until_it_fits(trainer, lambda number=number: trainer.step(rows_of(number), number + 1))
+        for number in range(2, NUM_STEPS)
+    ]
+    sizes = trainer.ranks.gather(torch.tensor(trainer.micro_batch_size))
+    return {"losses": [each.loss for each in results], "sizes": [int(each) for each in sizes],
+            "weights": learned(trainer.model, trainer.ranks)}  # fmt: skip
+
+
 def learned(model: torch.nn.Module, ranks: Alone) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
@@ -122,6 +147,9 @@ def main(model: str, out: str, *cases: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     found = {}
     for case in cases:
+        if case.startswith("short-"):
+            found[case] = short_of_memory(Path(model), case.replace("short", "ddp"), world)
+            continue
         found[case] = train(Path(model), case, world)
         if case.startswith("zero") and not case.endswith("bfloat16"):
             found[case]["resumed"] = resume(Path(model), case, world, Path(out).parent)

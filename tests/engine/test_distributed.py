@@ -15,6 +15,7 @@ from tests.engine.folders import make_base
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 KINDS = ("lora-tree-float32", "full-sequence-float32")
 QUANTISED = ("zero2-qlora-tree-float32", "zero3-qlora-tree-float32")
+SHORT = "short-lora-tree-float32"
 WITHIN = 1e-5
 
 
@@ -30,7 +31,7 @@ def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     cases = [f"{strategy}-{kind}" for kind in KINDS for strategy in STRATEGIES]
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
     done = subprocess.run(
-        [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED],
+        [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED, SHORT],
         cwd=REPOSITORY, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -62,6 +63,14 @@ def test_deepspeeds_files_go_on_bit_equal(together: dict, case: str) -> None:
     whole, resumed = together[case], together[case]["resumed"]
     assert resumed["losses"] == whole["losses"][-len(resumed["losses"]) :]
     assert all(torch.equal(tensor, resumed["weights"][name]) for name, tensor in whole["weights"].items())
+
+
+@pytest.mark.slow
+def test_all_processes_take_the_step_again_when_one_is_short_of_memory(together: dict, alone: dict) -> None:
+    found, expected = together[SHORT], alone["lora-tree-float32"]
+    assert found["sizes"] == [1, 1]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
+    assert distance(found["weights"], expected["weights"]) < WITHIN
 
 
 def require_agreement(found: dict, expected: dict) -> None:

@@ -1,7 +1,9 @@
 """Runs of several real processes: they learn, save, are resumed bit-equal, and end with the cause when one dies."""
 
 import os
+import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +14,21 @@ import pytest
 import torch
 
 from studio import jobs, runs
+from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig
 from studio.engine.checkpoint import load_checkpoint
 from studio.engine.zero_folder import read_own
+from studio.errors import StudioError
 from studio.projects import Project
 from studio.store import metrics, open_db, samples
 from studio.store.jobs import Job
+from tests.damage import damage_file, watched
 from tests.engine.folders import tensors_of
 
 Make = Callable[..., RunConfig]
 EXACT = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_tokens", "valid/loss")
 NUM_STEPS = 6
+ONE = {"strategy": "none", "launcher": "none", "processes_per_node": 1}
 
 
 def spread(make: Make, strategy: str, **settings: Any) -> RunConfig:
@@ -83,6 +89,81 @@ def require_converts(project: Project, run_id: str, weights: dict[str, torch.Ten
     done = runs.wait(project.folder, job, 120)
     found = tensors_of(Path(done.result["path"]))
     assert found and all(torch.equal(tensor, weights[name]) for name, tensor in found.items())
+
+
+SRUN = """#!{python}
+import os, subprocess, sys
+options = dict(each.split("=") for each in sys.argv[1:] if each.startswith("--"))
+number, line = int(options["--ntasks-per-node"]), [each for each in sys.argv[1:] if not each.startswith("--")]
+tasks = [
+    subprocess.Popen(line, env=os.environ | {{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task),
+                                             "SLURM_NTASKS": str(number), "SLURM_JOB_ID": "7"}})
+    for task in range(number)
+]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "strategy"), [("torchrun", "ddp"), ("deepspeed", "zero2"), ("slurm", "ddp")])
+def test_launchers_start_the_ranks_and_one_process_goes_on_where_they_ended(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    launcher: str, strategy: str
+) -> None:  # fmt: skip
+    """torchrun and DeepSpeed's launcher themselves; in place of srun, a script that sets the variables that it sets."""
+    (tmp_path / "srun").write_text(SRUN.format(python=sys.executable))
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    settings = {
+        "train.num_steps": 4,
+        "lora.dropout": 0.0,
+        "record.sample_prompts": [],
+        "distributed.launcher": launcher,
+    }
+    config = spread(tiny_config, strategy, **settings)
+    run, job = runs.start_run(training_project, config)
+    ended = runs.wait(training_project.folder, job, 300)
+    assert ended.state == "finished", ended.cause
+    before = numbers(training_project, run.id)
+    path = training_project.path("runs", run.id, "step_2.pth")
+    assert len(before["train/loss"]) == 4 and load_checkpoint(path)["meta"]["ranks"]["world"] == 2
+    if launcher == "torchrun":
+        job = runs.resume_run(training_project, run.id, f"runs/{run.id}/step_2.pth", ONE)
+        assert runs.wait(training_project.folder, job, 300).state == "finished"
+        after = numbers(training_project, run.id)
+        assert [value for _, value in after["train/loss"]] == pytest.approx(
+            [value for _, value in before["train/loss"]], rel=1e-5
+        )
+    if launcher == "deepspeed":
+        damage_at_random(path)
+
+
+def damage_at_random(path: Path) -> None:
+    """Any file of a folder of DeepSpeed, and its manifest: refused, or the very same weights, and nothing runs."""
+    expected, chance, refused = weights_in(path), random.Random(8), 0
+    files = [*sorted(path.iterdir()), manifest_path(path)]
+    for read in (weights_in, verified_weights_in):
+        for _ in range(75):
+            victim = chance.choice(files)
+            sound, how = victim.read_bytes(), damage_file(victim, chance)
+            with watched() as seen:
+                try:
+                    assert same(read(path), expected), (victim.name, how)
+                except StudioError as error:
+                    assert error.message, (victim.name, how)
+                    refused += 1
+            assert not seen, (victim.name, how)
+            victim.write_bytes(sound)
+    assert refused > 75
+
+
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    return read_own(path)["state_dict"]
+
+
+def verified_weights_in(path: Path) -> dict[str, torch.Tensor]:
+    load_checkpoint(path)
+    return weights_in(path)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -256,13 +257,17 @@ def test_the_first_sigterm_saves_and_the_second_leaves_at_once(training_project:
     assert (process.exitcode, job.state) == (0, "stopped")
     assert saved_steps(training_project, polite) == [step_of(training_project, polite)]
     hasty = add_run(training_project, config)
-    process = kills.live(kills.lives(), training_project, hasty)
+    process = kills.live(kills.lives(), training_project, hasty, "pause@begin step_N.pth")
     until(lambda: step_of(training_project, hasty) >= 3, process, "the third step")
-    os.kill(process.pid, signal.SIGSTOP)  # so that both are there before it looks
+    os.kill(process.pid, signal.SIGTERM)
+    until(lambda: stands_still(process.pid), process, "the save that the first signal asks for")
     os.kill(process.pid, signal.SIGTERM), os.kill(process.pid, signal.SIGCONT)
-    time.sleep(0.001), os.kill(process.pid, signal.SIGTERM)
     process.join(PATIENCE_SECONDS)
-    assert process.exitcode in (128 + signal.SIGTERM, 0)
+    assert process.exitcode == 128 + signal.SIGTERM and saved_steps(training_project, hasty) == []
+
+
+def stands_still(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 def test_memory_runs_out_in_a_real_job(training_project: Project, tiny_config: Make) -> None:
