@@ -85,6 +85,20 @@ def advise(project: Project, run_ids: Sequence[str]) -> Recommendation:
     return recommend.recommend(candidates(scorecards(project, run_ids)))
 
 
+def standing(project: Project) -> dict[tuple[str, int], str]:
+    """(run, step) -> "recommended" or "overfitted", for the scored checkpoints that are one of these in their run."""
+    scored = scorecards(project, run_ids_of(project))
+    found: dict[tuple[str, int], str] = {}
+    for run_id in dict.fromkeys(evaluation.run_id for evaluation, _ in scored):
+        advice = recommend.recommend(candidates([pair for pair in scored if pair[0].run_id == run_id]))
+        for each in advice.candidates:
+            if each.overfit.verdict == "overfitted":
+                found[run_id, each.step] = "overfitted"
+        if advice.chosen:
+            found[run_id, advice.chosen.step] = "recommended"
+    return found
+
+
 def scorecards(project: Project, run_ids: Sequence[str]) -> list[tuple[Evaluation, Sequence[Answer]]]:
     """Scorecards of these runs' checkpoints with their answers, newest first."""
     with open_db(project.folder) as db:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from studio import runs
+from studio import comparison, runs
 from studio.checkpoint_files import glance, verify
 from studio.paths import human_bytes
 from studio.projects import Project
@@ -27,7 +27,8 @@ METHODS_TO_MERGE = ("lora", "qlora")
 
 @dataclass(frozen=True)
 class Row:
-    """A checkpoint with what is known about it. `problem` is empty when its file looks sound."""
+    """A checkpoint with what is known about it. `problem` is empty when its file looks sound; `standing` says whether
+    its scorecard recommends it or calls it overfitted."""
 
     checkpoint: Checkpoint
     method: str
@@ -36,6 +37,7 @@ class Row:
     converted: bool
     merged: Output | None
     problem: str
+    standing: str = ""
 
     @property
     def label(self) -> str:
@@ -49,6 +51,7 @@ def load_rows(project: Project) -> list[Row]:
         merged = {(output.run_id, output.step): output for output in reversed(store.outputs(db, "merged"))}
         known = {run.id: run for run in store_runs.listed(db)}
         losses = {run_id: metrics.series(db, run_id, "valid/loss") for run_id in {each.run_id for each in found}}
+    standing = comparison.standing(project)
     rows = []
     for each in found:
         run = known.get(each.run_id)
@@ -64,6 +67,7 @@ def load_rows(project: Project) -> list[Row]:
                 converted=runs.is_converted(project, each.run_id, each.step),
                 merged=merged.get((each.run_id, each.step)),
                 problem=glance(project.path(each.path)),
+                standing=standing.get((each.run_id, each.step), ""),
             )
         )
     return rows
@@ -83,6 +87,10 @@ def choose_row(rows: Sequence[Row]) -> Row:
             "run": st.column_config.TextColumn(_("Run"), width="medium"),
             "step": st.column_config.NumberColumn(_("Step"), format="%d"),
             "best": st.column_config.TextColumn(_("Best"), help=_("The best one of its run by record.best_by.")),
+            "advice": st.column_config.TextColumn(
+                _("Advice"),
+                help=_("By its scorecard beside the others of its run; Compare's tab Runs gives the reason."),
+            ),
             "method": st.column_config.TextColumn(_("Method")),
             "size": st.column_config.TextColumn(_("Size")),
             "saved": st.column_config.TextColumn(_("Saved")),
@@ -102,6 +110,7 @@ def _table_row(row: Row) -> dict[str, object]:
         "run": each.run_id,
         "step": each.step,
         "best": f"★ {each.score:.3f}" if each.is_best and each.score is not None else "",
+        "advice": {"recommended": _("★ recommended"), "overfitted": _("✕ overfitted")}.get(row.standing, ""),
         "method": row.method,
         "loss": row.valid_loss,
         "size": human_bytes(each.size_bytes),

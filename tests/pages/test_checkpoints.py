@@ -11,6 +11,7 @@ from studio.store import checkpoints, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from tests.foreign.places import LORA, TINY_LLAMA
+from tests.scored import card, hits, store
 
 PAGE = "pages/4_Checkpoints.py"
 
@@ -64,6 +65,14 @@ def test_table_shows_what_is_there(open_page, checkpoint):
     at = open_page(PAGE)
     row = at.dataframe[0].value.iloc[0]
     assert (row["run"], row["step"], row["size"], row["hf"], row["file"]) == ("lora-1", 20, "4.9 KB", "–", "complete")
+
+
+def test_the_recommended_one_is_marked(open_page, project, checkpoint):
+    with open_db(project.folder) as db:
+        checkpoints.put(db, checkpoints.Checkpoint("lora-1", 30, "runs/lora-1/step_30.pth", "abc", 5000))
+        store(db, card(20, hits(38, 40), hits(0, 40)), card(30, hits(40, 40), hits(30, 40)))
+    table = open_page(PAGE).dataframe[0].value
+    assert dict(zip(table["step"], table["advice"], strict=True)) == {20: "★ recommended", 30: "✕ overfitted"}
 
 
 def test_convert_starts_a_job_and_merge_waits_for_it(open_page, project, checkpoint, started):
