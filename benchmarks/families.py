@@ -1,12 +1,13 @@
-"""Every trainable built-in config constructed on a tiny stand-in of its architecture, and one of each family trained.
+"""Every built-in config constructed on a tiny stand-in of its architecture, and one of each family trained.
 
     python benchmarks/families.py [--only FAMILY]
 
 For each name: a model of the architecture (transformers' config class, two layers), its adapter or full weights and
 its quantisation as the config says, rows in the config's template, the plan of a step as the config packs, and the
-optimizer; XTuner's 505 configs for text, and each of the grammar's newer models with each method (names that differ
-only in their rows and questions are one construction). Then, for one name
-of every family, three optimizer steps, whose losses must be finite and fall below the first on repeated rows.
+optimizer; XTuner's 576 configs, and each of the grammar's newer models with each method (names that differ only in
+their rows and questions are one construction). Of those that learn from pictures or pairs of answers, 71, it is the
+language model's part that is constructed, and each must say what is missing. Then, for one name of every family, three
+optimizer steps, whose losses must be finite and fall below the first on repeated rows.
 Architectures that transformers does not have are stood in for by Llama; the table says which.
 Writes benchmarks/results/families.md.
 """
@@ -75,8 +76,8 @@ def main() -> None:
 
 
 def candidates() -> list[Entry]:
-    """XTuner's configs that train on text, and each newer model with each method."""
-    known = [entry for entry in catalog.built_in().values() if entry.line.task == "sft"]
+    """XTuner's configs, and each newer model with each method."""
+    known = list(catalog.built_in().values())
     there = {entry.line.model for entry in catalog.built_in().values()}
     newer = [
         f"{model}_{method}_alpaca_e3" for model in MODELS if model not in there for method in ("qlora", "lora", "full")
@@ -88,7 +89,8 @@ def one_of_each_family(entries: list[Entry]) -> list[Entry]:
     """The first of each family and method's kind: an adapter where there is one."""
     found: dict[str, Entry] = {}
     for entry in sorted(entries, key=lambda each: (each.method == "full", each.name)):
-        found.setdefault(entry.model.family, entry)
+        if entry.line.task == "sft":
+            found.setdefault(entry.model.family, entry)
     return list(found.values())
 
 
@@ -134,6 +136,8 @@ def outcome(entry: Entry, root: Path, steps: int) -> Outcome:
 
 
 def _outcome(entry: Entry, root: Path, steps: int) -> Outcome:
+    if entry.line.task != "sft" and not entry.missing:
+        raise ValueError("does not say what is missing of it")
     base = stand_in(underneath(entry.model.shape.model_type), root)
     config, device = tiny(entry, base), torch.device("cpu")
     devices.seed_all(config.train.seed)
@@ -161,9 +165,11 @@ def _outcome(entry: Entry, root: Path, steps: int) -> Outcome:
 def page(built: list[Outcome], trained: list[Outcome], seconds: float) -> str:
     sound = sum(not each.problem for each in built)
     methods = Counter(each.entry.method for each in built if not each.problem)
+    parts = sum(each.entry.line.task != "sft" for each in built if not each.problem)
     lines = [
         "# Every family on a tiny stand-in", "",
-        f"`python benchmarks/families.py`: {sound} of {len(built)} configs constructed ({dict(methods)}), "
+        f"`python benchmarks/families.py`: {sound} of {len(built)} configs constructed ({dict(methods)}; "
+        f"of {parts} the language model's part), "
         f"{sum(not each.problem for each in trained)} of {len(trained)} families trained for {STEPS} steps, "
         f"{seconds:.0f} s on {platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, "
         f"transformers {transformers.__version__}.", "",

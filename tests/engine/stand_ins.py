@@ -25,7 +25,7 @@ MORE: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64, "n_shared_experts": 1,
         "q_lora_rank": None, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16,
-        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "head_dim": 16,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "head_dim": 16, "num_key_value_heads": 4,
     },
     "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 128, "n_positions": 512, "multi_query": True},
     "phi3": {"rope_scaling": None},
