@@ -9,7 +9,17 @@ import typer
 from studio.cli import xtuner
 from studio.cli.app import app
 from studio.cli.xtuner import Shell
-from studio.cli.xtuner_lines import PLACES, _grammar, chat_words, merge_words, parse_line, process_settings, settings_of
+from studio.cli.xtuner_lines import (
+    ITERATIONS,
+    PLACES,
+    SETTINGS,
+    _grammar,
+    chat_words,
+    merge_words,
+    parse_line,
+    process_settings,
+    settings_of,
+)  # fmt: skip
 from studio.config.schema import parse_config
 from studio.errors import CheckpointError, StudioError
 from studio.paths import REPOSITORY
@@ -17,7 +27,7 @@ from studio.projects import Project, create_project
 from studio.work_folder import newest, place_of, show_run
 from tests.cli.conftest import Retune
 
-DOCS = (REPOSITORY / "docs" / "xtuner.md").read_text(encoding="utf-8")
+DOCS = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("xtuner.md", "xtuner.zh.md")]
 
 
 def chat(typed: str) -> list[str]:
@@ -195,21 +205,32 @@ def test_papers_are_picked(tmp_path: Path, retune: Retune) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_the_table_has_every_command_and_flag_of_xtuner() -> None:
-    flags, todo, words = set(), [_grammar()], set(re.findall(r"[\w-]+", DOCS))
+@pytest.mark.parametrize("docs", DOCS, ids=["en", "zh"])
+def test_the_table_has_every_command_and_flag_of_xtuner(docs: str) -> None:
+    flags, todo, words = set(), [_grammar()], set(re.findall(r"[A-Za-z_-]+", docs))
     while todo:
         for action in todo.pop()._actions:
             if isinstance(action.choices, dict):
                 todo += action.choices.values()
                 assert not [name for name in action.choices if not {name, name.replace("-", "_")} & words]
             flags |= {name for name in action.option_strings if name.startswith("--")}
-    assert not [flag for flag in flags - {"--help"} if flag not in DOCS]
+    assert not [flag for flag in flags - {"--help"} if flag not in docs]
 
 
-def test_the_table_names_commands_that_there_are() -> None:
+@pytest.mark.parametrize("docs", DOCS, ids=["en", "zh"])
+def test_the_table_names_commands_that_there_are(docs: str) -> None:
     root = typer.main.get_command(app)
-    for line in re.findall(r"`retune ([a-z][a-z_-]*)(?: ([a-z_-]+))?", DOCS):
+    for line in re.findall(r"`retune ([a-z][a-z_-]*)(?: ([a-z_-]+))?", docs):
         command = root.get_command(None, line[0])  # type: ignore[attr-defined,arg-type]
         assert command is not None, line
         if line[1] and hasattr(command, "get_command"):
             assert command.get_command(None, line[1]) is not None, line
+
+
+@pytest.mark.parametrize("docs", DOCS, ids=["en", "zh"])
+def test_the_table_names_every_setting_of_cfg_options(docs: str) -> None:
+    assert not [place for places in (SETTINGS, ITERATIONS) for place in places if not set(place) & _quoted(docs)]
+
+
+def _quoted(docs: str) -> set[str]:
+    return set(re.findall(r"`([\w.]+)`", docs))
