@@ -9,7 +9,7 @@ from studio.errors import ModelError
 from studio.paths import atomic_write_json, models_root, sha256_of
 
 CONSENTS = ".trusted_code.json"
-COMPUTED_HERE = ("internlm", "internlm2", "qwen")
+COMPUTED_HERE = ("internlm", "internlm2", "qwen", "Yi")
 """Kinds that came with code and are computed without it (engine.models.families), and the Baichuans of 7B."""
 MAX_SHOWN = 200_000  # characters of a file
 

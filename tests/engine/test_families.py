@@ -1,6 +1,7 @@
 """Families that are Llama underneath: their logits against a reference in plain torch that reads their own weights."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,29 @@ def qwen() -> tuple[dict[str, Any], Shapes]:
     return config, shapes | {"lm_head.weight": (VOCABULARY, HIDDEN)}
 
 
-FAMILIES = [internlm2, internlm, baichuan, baichuan2, qwen]
+def yi() -> tuple[dict[str, Any], Shapes]:
+    """As it is published: a Llama by name too, whose tokenizer is a tokenizer.model."""
+    shapes = llama_names(False, False)
+    shapes |= {name: (2 * WIDTH, HIDDEN) for name in shapes if ".k_proj." in name or ".v_proj." in name}
+    config = common("llama", num_key_value_heads=2, rope_theta=5_000_000.0)
+    return {name: value for name, value in config.items() if name != "auto_map"}, shapes
+
+
+def first_yi() -> tuple[dict[str, Any], Shapes]:
+    """As it was first published, with code, and names of its own for the norms."""
+    renamed = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+    shapes = {re.sub("|".join(renamed), lambda m: renamed[m[0]], name): shape for name, shape in yi()[1].items()}
+    return common("Yi", num_key_value_heads=2, rope_theta=5_000_000.0), shapes
+
+
+FAMILIES = [internlm2, internlm, baichuan, baichuan2, qwen, first_yi]
 Making = Callable[[], tuple[dict[str, Any], Shapes]]
 
 
 def weights(shapes: Shapes) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     return {
-        name: torch.randn(shape, generator=generator) * 0.2 + ("norm" in name or "ln_" in name)
+        name: torch.randn(shape, generator=generator) * 0.2 + ("norm" in name or "ln" in name)
         for name, shape in shapes.items()
     }
 
@@ -154,9 +170,11 @@ def heads_of(family: Making, w: dict[str, Tensor], n: int, x: Tensor) -> tuple[T
     elif family is qwen:
         at = f"transformer.h.{n}.attn.c_attn."
         parts = list((x @ w[f"{at}weight"].T + w[f"{at}bias"]).split(HIDDEN, -1))
+    elif family in (yi, first_yi):
+        parts = [x @ w[f"model.layers.{n}.self_attn.{p}_proj.weight"].T for p in "qkv"]
     else:
         parts = list((x @ w[f"model.layers.{n}.self_attn.W_pack.weight"].T).split(HIDDEN, -1))
-    q, k, v = (part.view(tokens, HEADS, WIDTH) for part in parts)
+    q, k, v = (part.view(tokens, -1, WIDTH) for part in parts)
     return q, k, v
 
 
@@ -173,17 +191,18 @@ def names(family: Making) -> dict[str, str]:
             "o": "attn.c_proj", "gate": "mlp.w2", "up": "mlp.w1", "down": "mlp.c_proj", "before": "ln_1",
             "between": "ln_2",
         }  # fmt: skip
+    before, between = ("ln1", "ln2") if family is first_yi else ("input_layernorm", "post_attention_layernorm")
     return {
         "embed": "model.embed_tokens", "last": "model.norm", "head": "lm_head", "layer": "model.layers.",
         "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-        "before": "input_layernorm", "between": "post_attention_layernorm",
+        "before": before, "between": between,
     }  # fmt: skip
 
 
 def reference(family: Making, w: dict[str, Tensor], ids: Tensor) -> Tensor:
     called = names(family)
     x = w[f"{called['embed']}.weight"][ids]
-    theta = 1e6 if family is internlm2 else 1e4
+    theta = {internlm2: 1e6, yi: 5e6, first_yi: 5e6}.get(family, 1e4)
     for n in range(LAYERS):
         at = f"{called['layer']}{n}."
         seen = attention(*heads_of(family, w, n, norm(x, w[f"{at}{called['before']}.weight"])), theta)
@@ -207,7 +226,7 @@ def logits(model: torch.nn.Module) -> Tensor:
         return model(IDS).logits[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("family", [*FAMILIES, yi], ids=lambda each: each.__name__)
 def test_logits_are_those_of_the_published_architecture(tmp_path: Path, family: Making) -> None:
     folder = make(tmp_path / "m", family)
     found = loaded(folder)

@@ -1,6 +1,6 @@
 """Model families that are Llama underneath and came with Python code of their own: read as transformers' own classes.
 
-InternLM2 and 2.5, InternLM, Baichuan and Baichuan2 7B, Qwen (1). Their code is not run: the config is translated, the
+InternLM2 and 2.5, InternLM, Baichuan and Baichuan2 7B, Qwen (1), Yi as it was first published. Their code is not run: the config is translated, the
 weights are renamed, and where query, key and value lie in one matrix it is cut. `own_state` is the way back. Sources:
 the configs and papers that the families were published with. Names and values are exact both ways, but for Baichuan2's
 output head, which its model normalises at each use, and which is stored normalised here: the logits are the same.
@@ -58,6 +58,7 @@ INTERNLM2 = Family(
     is_grouped=True,
 )  # fmt: skip
 INTERNLM = Family("InternLM")
+YI = Family("Yi", inner={"ln1": "input_layernorm", "ln2": "post_attention_layernorm"})
 BAICHUAN = Family("Baichuan", fused="self_attn.W_pack")
 BAICHUAN2 = Family("Baichuan2", fused="self_attn.W_pack", normalises_head=True)
 QWEN = Family(
@@ -193,6 +194,8 @@ def native(folder: Path) -> Native | None:
             return Native(INTERNLM2, values, _llama(values, attention_bias=bool(values.get("bias"))))
         if kind == "internlm":
             return Native(INTERNLM, values, _llama(values, attention_bias=bool(values.get("bias"))))
+        if kind == "Yi":  # later revisions say llama
+            return Native(YI, values, _llama(values))
         if kind == "baichuan" and _has_rotary_positions(values):
             is_second = "z_loss_weight" in values or values.get("vocab_size") == 125696
             return Native(BAICHUAN2 if is_second else BAICHUAN, values, _llama(values))
