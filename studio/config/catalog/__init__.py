@@ -70,8 +70,9 @@ def preset_text(name: str) -> str:
 
 
 def copy_text(name: str, base: str = "") -> str:
-    """The YAML of a built-in config, on another base model where one is given. The model's prompt template is then
-    that of its family, as its config.json says. Raises ConfigError, ModelError."""
+    """The YAML of a built-in config, on another base model where one is given. A name that leaves the model open
+    (`qlora_alpaca_e3`) takes the prompt template of its family, as its config.json says; one that names a model keeps
+    that model's, unless the base is another of the table. Raises ConfigError, ModelError."""
     if not base:
         return preset_text(name)
     if name in preset_names():
@@ -91,8 +92,9 @@ def entry_text(found: Entry) -> str:
 
 def _header(found: Entry) -> list[str]:
     model, recipe = found.model, RECIPES[found.line.recipe]
-    by_xtuner = found.name in built_in()
-    lines = [f"{found.name}: {'as in XTuner 0.1.23' if by_xtuner else 'composed in the grammar of XTuner'}."]
+    origin = built_in().get(found.name)
+    made = "as in XTuner 0.1.23" if origin else "composed in the grammar of XTuner"
+    lines = [f"{found.name}: {made}{', on another base model' if origin and origin.base != found.base else ''}."]
     if found.base in BY_ID:
         lines.append(f"Model: {found.base}, {model.shape.billions:.1f} billion weights.")
         lines.append(f"From ModelScope instead: model.base: modelscope:{model.modelscope_id}")
