@@ -94,7 +94,8 @@ def _header(found: Entry) -> list[str]:
     model, recipe = found.model, RECIPES[found.line.recipe]
     origin = built_in().get(found.name)
     made = "as in XTuner 0.1.23" if origin else "composed in the grammar of XTuner"
-    lines = [f"{found.name}: {made}{', on another base model' if origin and origin.base != found.base else ''}."]
+    on_other = ", on another base model" if origin and origin.base != found.base else ""
+    lines = [f"{found.name}: {made}{on_other}."]
     if found.base in BY_ID:
         lines.append(f"Model: {found.base}, {model.shape.billions:.1f} billion weights.")
         lines.append(f"From ModelScope instead: model.base: modelscope:{model.modelscope_id}")
