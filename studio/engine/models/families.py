@@ -1,9 +1,10 @@
 """Model families that are Llama underneath and came with Python code of their own: read as transformers' own classes.
 
-InternLM2 and 2.5, InternLM, Baichuan and Baichuan2 7B, Qwen (1), Yi as it was first published. Their code is not run: the config is translated, the
-weights are renamed, and where query, key and value lie in one matrix it is cut. `own_state` is the way back. Sources:
-the configs and papers that the families were published with. Names and values are exact both ways, but for Baichuan2's
-output head, which its model normalises at each use, and which is stored normalised here: the logits are the same.
+InternLM2 and 2.5, InternLM, Baichuan and Baichuan2 7B, Qwen (1), Yi as it was first published. Their code is not run:
+the config is translated, the weights are renamed, and where query, key and value lie in one matrix it is cut.
+`own_state` is the way back. Sources: the configs and papers that the families were published with. Names and values are
+exact both ways, but for Baichuan2's output head, which its model normalises at each use, and which is stored normalised
+here: the logits are the same.
 
 Not among them: families that are built otherwise (ChatGLM, the 13B Baichuans with ALiBi, MiniCPM).
 """
