@@ -1,33 +1,46 @@
 """Scores of a tuned model beside its base, from marked answers: plain arithmetic, no model needed.
 
-identity    share of held-out questions about the assistant that are answered with its new name or maker
-leakage     share of held-out general questions whose answer says that name or maker though nobody asked
-retention   how much worse the tuned model predicts the base's own answers to general questions (perplexity)
+identity    share of questions about the assistant that are answered with its new name or maker
+leakage     share of general questions whose answer says that name or maker though nobody asked
+retention   how much worse the tuned model predicts the base's own answers to general questions (perplexity), and how
+            far its predictions there are from the base's (divergence)
+
+An evaluation stores what `scorecard` returns; its docstring is the form that pages, reports and recommendations read.
 """
 
 import math
-import random
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from difflib import SequenceMatcher
-from statistics import fmean
 from typing import Any
 
-from studio.data.identity import answers_identity, mentions
+from studio.probes import paired
+from studio.probes.assertions import Mark, Said
+from studio.probes.likeness import loops, similarity
+from studio.probes.suite import Probe
 
-Z_95 = 1.959963984540054
-NUM_RESAMPLES = 1000
 IDENTITY_TARGET, LEAKAGE_TARGET, RETENTION_TARGET = 0.90, 0.05, 0.10
-_WORDS = re.compile(r"[^\W_]+|[\u3400-\u9fff]")
-_HAN = re.compile(r"([\u3400-\u9fff])")
+LEAK = "not-mentions"
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How well both models predict the reference of a probe: sums over its `num_tokens` tokens, in nats.
+
+    `divergence` is Kullback and Leibler's, from the base to the tuned model; None where it was not measured.
+    """
+
+    base_loss: float = 0.0
+    loss: float = 0.0
+    num_tokens: int = 0
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)
 class MarkedAnswer:
     """One probe answered by base and tuned model. `loss` sums over the `num_tokens` of the base's reference answer.
 
-    `passed` means: for an identity probe that the identity was said, for a general one that it was not.
+    `passed` means that all assertions of the probe hold; `judged` is False where it has none that could be decided.
+    `leaked` says whether something was said that must not be, None for a probe that forbids nothing.
     """
 
     kind: str
@@ -42,6 +55,15 @@ class MarkedAnswer:
     base_loss: float = 0.0
     loss: float = 0.0
     num_tokens: int = 0
+    divergence: float | None = None
+    group: str = ""
+    judged: bool = True
+    leaked: bool | None = None
+    base_leaked: bool | None = None
+    finished: bool = True
+    base_finished: bool = True
+    marks: tuple[Mark, ...] = ()
+    base_marks: tuple[Mark, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -69,127 +91,100 @@ class ScoreLine:
         return self.tuned[0] >= self.target if self.higher_is_better else self.tuned[0] <= self.target
 
 
-def wilson(hits: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """95 % interval of a rate; (0, 1) when nothing was counted. Sound near 0 and 1, where others are not."""
-    if total == 0:
-        return 0.0, 1.0
-    rate, spread = hits / total, z * z / total
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / total + spread / (4 * total))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
-
-
-def rate(hits: Iterable[bool]) -> dict[str, Any]:
-    """{"hits", "total", "rate", "low", "high"}; rate is None when there was nothing to count."""
-    marks = list(hits)
-    low, high = wilson(sum(marks), len(marks))
-    share = sum(marks) / len(marks) if marks else None
-    return {"hits": sum(marks), "total": len(marks), "rate": share, "low": low, "high": high}
-
-
-def identity_words(probes: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names and makers that the identity probes expect: what must not turn up anywhere else."""
-    expected = [probe["expected"] for probe in probes if probe["kind"] == "identity"]
-    return list(dict.fromkeys(word for one in expected for word in (one["name"], one["maker"]) if word))
-
-
-def leaks(answer: str, prompt: str, identity_words: Iterable[str]) -> bool:
-    """Whether an answer says one of the words (name, maker) that its question did not say."""
-    return any(mentions(answer, word) and not mentions(prompt, word) for word in identity_words)
-
-
-def similarity(text: str, other: str) -> float:
-    """1 for equal words in equal order, 0 for none in common; case and punctuation do not count."""
-    return SequenceMatcher(None, words_of(text), words_of(other), autojunk=False).ratio()
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words; Chinese characters count as words."""
-    return _WORDS.findall(_HAN.sub(r" \1 ", text.casefold()))
-
-
-def mark(
-    probe: Mapping[str, Any],
-    base_answer: str,
-    answer: str,
-    identity_words: Sequence[str],
-    base_loss: float = 0.0,
-    loss: float = 0.0,
-    num_tokens: int = 0,
-) -> MarkedAnswer:
+def mark(probe: Probe, base: Said, tuned: Said, likelihood: Likelihood | None = None) -> MarkedAnswer:
     """Judge both answers to one probe."""
-    prompt = question_of(probe)
-    passes = _judge(probe, prompt, identity_words)
+    likelihood = likelihood or Likelihood()
+    base_marks, marks = probe.marks(base), probe.marks(tuned)
     return MarkedAnswer(
-        kind=str(probe["kind"]),
-        intent=str(probe.get("intent", "")),
-        language=str(probe.get("language", "")),
-        prompt=prompt,
-        base_answer=base_answer,
-        answer=answer,
-        base_passed=passes(base_answer),
-        passed=passes(answer),
-        similarity=similarity(base_answer, answer),
-        base_loss=base_loss,
-        loss=loss,
-        num_tokens=num_tokens,
+        kind=probe.kind,
+        intent=probe.intent,
+        language=probe.language,
+        prompt=probe.prompt,
+        base_answer=base.text,
+        answer=tuned.text,
+        base_passed=all(each.passed for each in base_marks),
+        passed=all(each.passed for each in marks),
+        similarity=similarity(base.text, tuned.text),
+        group=probe.group,
+        judged=bool(marks) and _decided(base_marks) and _decided(marks),
+        leaked=_leaked(probe, marks),
+        base_leaked=_leaked(probe, base_marks),
+        finished=tuned.finished,
+        base_finished=base.finished,
+        marks=tuple(marks),
+        base_marks=tuple(base_marks),
+        **asdict(likelihood),
     )
 
 
-def question_of(probe: Mapping[str, Any]) -> str:
-    """The chat that a probe asks, as one text: its turns, joined by line breaks when there are several."""
-    return "\n".join(str(message["content"]) for message in probe["messages"])
+def _decided(marks: Sequence[Mark]) -> bool:
+    """One that failed decides; else all must be known."""
+    return any(each.passed is False for each in marks) or all(each.passed is not None for each in marks)
 
 
-def _judge(probe: Mapping[str, Any], prompt: str, identity_words: Sequence[str]) -> Callable[[str], bool]:
-    if probe["kind"] == "identity":
-        return lambda text: answers_identity(text, dict(probe))
-    return lambda text: not leaks(text, prompt, identity_words)
+def _leaked(probe: Probe, marks: Sequence[Mark]) -> bool | None:
+    forbidding = [each for each in marks if each.type == LEAK] if probe.kind == "general" else []
+    return any(each.passed is False for each in forbidding) if forbidding else None
 
 
 def scorecard(answers: Sequence[MarkedAnswer]) -> dict[str, Any]:
-    """All scores of one subject as plain values, {"base", "tuned"} side by side.
+    """All scores of one subject as plain values. A pair of sides is {"base": rate, "tuned": rate, "difference":
+    difference}, with rates and differences as `studio.probes.paired` makes them.
 
-    Without identity probes nobody knows which name must not be said, so leakage is not measured.
+    identity, leakage        sides over the probes of that kind (hits of leakage are leaks)
+    groups                   group of the suite -> sides of probes passed, with its "kind"; only what could be judged
+    all                      sides of all judged probes
+    ends, loops              sides: answers that ended by themselves, that repeat themselves
+    perplexity               {"base", "tuned"} on the references, None when nothing was measured
+    retention                {"increase", "low", "high", "num_tokens"}: relative growth of perplexity
+    divergence               {"value", "low", "high", "num_tokens"}: nats a token from the base, None when not measured
+    changed, similarity      rate of general answers in other words than the base's, and their mean likeness
+    identity_by_intent, identity_by_language, leakage_by_intent, leakage_by_language     name -> rate of the tuned model
+
+    Where nothing was counted, rates and values are None. Scorecards stored before suites were have no groups, all,
+    ends, loops, divergence and differences.
     """
-    identity = [answer for answer in answers if answer.kind == "identity"]
+    identity = [answer for answer in answers if answer.kind == "identity" and answer.judged]
     general = [answer for answer in answers if answer.kind == "general"]
-    listened_to = general if identity else []
-    sides = {"base": lambda each: each.base_passed, "tuned": lambda each: each.passed}
+    listened_to = [answer for answer in general if answer.leaked is not None]
+    measured = [answer for answer in answers if answer.num_tokens]
     return {
-        "identity": {side: rate(passed(each) for each in identity) for side, passed in sides.items()},
-        "leakage": {side: rate(not passed(each) for each in listened_to) for side, passed in sides.items()},
+        "identity": paired.sides((each.base_passed, each.passed) for each in identity),
+        "leakage": paired.sides((bool(each.base_leaked), bool(each.leaked)) for each in listened_to),
+        "groups": _groups(answers),
+        "all": paired.sides((each.base_passed, each.passed) for each in answers if each.judged),
+        "ends": paired.sides((each.base_finished, each.finished) for each in answers),
+        "loops": paired.sides((loops(each.base_answer), loops(each.answer)) for each in answers),
         "perplexity": {
-            "base": _perplexity(general, lambda each: each.base_loss),
-            "tuned": _perplexity(general, lambda each: each.loss),
+            "base": _perplexity(measured, lambda each: each.base_loss),
+            "tuned": _perplexity(measured, lambda each: each.loss),
         },
-        "retention": retention(general),
-        "changed": rate(answer.changed for answer in general),
-        "similarity": fmean(answer.similarity for answer in general) if general else None,
-        "identity_by_intent": _grouped(identity, lambda answer: answer.intent, lambda answer: answer.passed),
-        "identity_by_language": _grouped(identity, lambda answer: answer.language, lambda answer: answer.passed),
-        "leakage_by_intent": _grouped(listened_to, lambda answer: answer.intent, lambda answer: not answer.passed),
-        "leakage_by_language": _grouped(listened_to, lambda answer: answer.language, lambda answer: not answer.passed),
+        "retention": retention(measured),
+        "divergence": divergence(measured),
+        "changed": paired.rate(answer.changed for answer in general),
+        "similarity": paired.average(answer.similarity for answer in general),
+        "identity_by_intent": _rates(identity, lambda each: each.intent, lambda each: each.passed),
+        "identity_by_language": _rates(identity, lambda each: each.language, lambda each: each.passed),
+        "leakage_by_intent": _rates(listened_to, lambda each: each.intent, lambda each: bool(each.leaked)),
+        "leakage_by_language": _rates(listened_to, lambda each: each.language, lambda each: bool(each.leaked)),
     }
 
 
-def retention(general: Sequence[MarkedAnswer]) -> dict[str, Any]:
-    """{"increase", "low", "high", "num_tokens"}: relative growth of perplexity on the base's own answers.
-
-    The interval comes from drawing the probes again and again (a bootstrap with a fixed seed).
-    """
-    measured = [answer for answer in general if answer.num_tokens]
+def retention(measured: Sequence[MarkedAnswer]) -> dict[str, Any]:
+    """{"increase", "low", "high", "num_tokens"}: relative growth of perplexity on the references."""
     if not measured:
         return {"increase": None, "low": None, "high": None, "num_tokens": 0}
-    rng = random.Random(0)
-    drawn = sorted(_increase(rng.choices(measured, k=len(measured))) for _ in range(NUM_RESAMPLES))
-    return {
-        "increase": _increase(measured),
-        "low": drawn[round(0.025 * (NUM_RESAMPLES - 1))],
-        "high": drawn[round(0.975 * (NUM_RESAMPLES - 1))],
-        "num_tokens": sum(answer.num_tokens for answer in measured),
-    }
+    found = paired.mean(measured, _increase)
+    num_tokens = sum(answer.num_tokens for answer in measured)
+    return {"increase": found["value"], "low": found["low"], "high": found["high"], "num_tokens": num_tokens}
+
+
+def divergence(measured: Sequence[MarkedAnswer]) -> dict[str, Any]:
+    """{"value", "low", "high", "num_tokens"}: nats a token from the base's predictions to the tuned model's."""
+    known = [answer for answer in measured if answer.divergence is not None]
+    if not known:
+        return {"value": None, "low": None, "high": None, "num_tokens": 0}
+    return paired.mean(known, _divergence) | {"num_tokens": sum(answer.num_tokens for answer in known)}
 
 
 def lines(scores: Mapping[str, Any]) -> list[ScoreLine]:
@@ -206,9 +201,19 @@ def lines(scores: Mapping[str, Any]) -> list[ScoreLine]:
 
 
 def detail(answer: MarkedAnswer) -> dict[str, Any]:
-    """The marks of an answer, as they are stored beside it."""
-    kept = ("base_passed", "passed", "similarity", "base_loss", "loss", "num_tokens")
-    return {key: value for key, value in asdict(answer).items() if key in kept}
+    """The marks of an answer, as they are stored beside it: what is in no column of its own."""
+    in_columns = ("kind", "intent", "language", "prompt", "base_answer", "answer")
+    return {key: value for key, value in asdict(answer).items() if key not in in_columns}
+
+
+def _groups(answers: Sequence[MarkedAnswer]) -> dict[str, Any]:
+    judged = [answer for answer in answers if answer.judged]
+    names = dict.fromkeys(answer.group for answer in judged)
+    members = {name: [answer for answer in judged if answer.group == name] for name in names}
+    return {
+        name: {"kind": found[0].kind} | paired.sides((each.base_passed, each.passed) for each in found)
+        for name, found in members.items()
+    }
 
 
 def _line(name: str, sides: Mapping[str, Any], target: float, higher_is_better: bool) -> ScoreLine:
@@ -216,9 +221,9 @@ def _line(name: str, sides: Mapping[str, Any], target: float, higher_is_better: 
     return ScoreLine(name, base, tuned, target, higher_is_better, sides["tuned"]["total"])
 
 
-def _perplexity(general: Sequence[MarkedAnswer], loss: Callable[[MarkedAnswer], float]) -> float | None:
-    num_tokens = sum(answer.num_tokens for answer in general)
-    return math.exp(min(sum(loss(answer) for answer in general) / num_tokens, 700.0)) if num_tokens else None
+def _perplexity(measured: Sequence[MarkedAnswer], loss: Callable[[MarkedAnswer], float]) -> float | None:
+    num_tokens = sum(answer.num_tokens for answer in measured)
+    return math.exp(min(sum(loss(answer) for answer in measured) / num_tokens, 700.0)) if num_tokens else None
 
 
 def _increase(answers: Sequence[MarkedAnswer]) -> float:
@@ -227,13 +232,17 @@ def _increase(answers: Sequence[MarkedAnswer]) -> float:
     return math.expm1(min(difference, 700.0))
 
 
-def _grouped(
+def _divergence(answers: Sequence[MarkedAnswer]) -> float:
+    return sum(answer.divergence or 0.0 for answer in answers) / sum(answer.num_tokens for answer in answers)
+
+
+def _rates(
     answers: Sequence[MarkedAnswer],
     key: Callable[[MarkedAnswer], str],
     hit: Callable[[MarkedAnswer], bool],
 ) -> dict[str, dict[str, Any]]:
     names = sorted({key(answer) for answer in answers})
-    return {name: rate(hit(answer) for answer in answers if key(answer) == name) for name in names}
+    return {name: paired.rate(hit(answer) for answer in answers if key(answer) == name) for name in names}
 
 
 def _triple(counted: Mapping[str, Any]) -> tuple[float, float, float] | None:

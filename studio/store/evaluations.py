@@ -11,7 +11,12 @@ from studio.store.records import new_id, now, select, to_row, writing
 
 @dataclass
 class Evaluation:
-    """Scores of one set of weights (`subject`, a label) beside its base, on the probes of `dataset`."""
+    """Scores of one set of weights (`subject`, a label) beside its base, on the probes of a suite.
+
+    `scores` is what `studio.scores.scorecard` returns, with "setting": how it was measured. `dataset`: whose held-out
+    probes a built-in suite asked. `suite` is "" for those that were stored before suites were. `setting_key` stands for
+    the suite's content, the base and the number format; `source_hash` is that of the file the weights came from.
+    """
 
     job_id: str
     subject: str
@@ -21,13 +26,16 @@ class Evaluation:
     scores: dict[str, Any]
     run_id: str = ""
     step: int = 0
+    suite: str = ""
+    setting_key: str = ""
+    source_hash: str = ""
     id: str = field(default_factory=new_id)
     created_at: str = field(default_factory=now)
 
 
 @dataclass
 class Answer:
-    """What base and tuned model said to one probe; `detail` holds the marks."""
+    """What base and tuned model said to one probe; `detail` holds the marks, as `studio.scores.detail` makes them."""
 
     evaluation_id: str
     probe: int
@@ -38,6 +46,23 @@ class Answer:
     base_answer: str
     answer: str
     detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        return str(self.detail.get("group") or self.kind)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.detail.get("passed", True))
+
+    @property
+    def base_passed(self) -> bool:
+        return bool(self.detail.get("base_passed", True))
+
+    @property
+    def judged(self) -> bool:
+        """Whether there was something to pass that could be decided."""
+        return bool(self.detail.get("judged", True))
 
 
 def add(db: Database, evaluation: Evaluation, answers: list[Answer]) -> Evaluation:
@@ -50,6 +75,26 @@ def add(db: Database, evaluation: Evaluation, answers: list[Answer]) -> Evaluati
 def listed(db: Database) -> list[Evaluation]:
     """All evaluations, newest first."""
     return select(db, Evaluation, "select * from evaluations order by created_at desc")
+
+
+def of_run(db: Database, run_id: str, suite: str) -> list[Evaluation]:
+    """The newest evaluation of each checkpoint of a run by one suite, by step."""
+    found = select(
+        db, Evaluation, "select * from evaluations where run_id = ? and suite = ? order by created_at", [run_id, suite]
+    )
+    return [newest for _, newest in sorted({each.step: each for each in found}.items())]
+
+
+def measured(db: Database, setting_key: str, source_hash: str, run_id: str, step: int) -> Evaluation | None:
+    """The same measurement of the same weights, when it was made before."""
+    found = select(
+        db,
+        Evaluation,
+        "select * from evaluations where setting_key = ? and source_hash = ? and run_id = ? and step = ?"
+        " order by created_at desc limit 1",
+        [setting_key, source_hash, run_id, step],
+    )
+    return found[0] if found else None
 
 
 def get(db: Database, evaluation_id: str) -> Evaluation:

@@ -137,3 +137,11 @@ def m004_chats(db: Database) -> None:
         {"turn_id": str, "chat_id": str, "choice": str, "model": str, "models_json": str, "created_at": str},
         pk="turn_id",
     )
+
+
+@migrations()
+def m005_evaluations_of_suites(db: Database) -> None:
+    """Which suite was asked and how, and which weights by their file: what was measured is not measured again."""
+    for name in ("suite", "setting_key", "source_hash"):
+        db.table("evaluations").add_column(name, str)
+    db.table("evaluations").create_index(["setting_key", "source_hash"])
