@@ -100,9 +100,9 @@ def standing(project: Project) -> dict[tuple[str, int], str]:
 
 
 def scorecards(project: Project, run_ids: Sequence[str]) -> list[tuple[Evaluation, Sequence[Answer]]]:
-    """Scorecards of these runs' checkpoints with their answers, newest first."""
+    """Standard scorecards of these runs' checkpoints with their answers, newest first."""
     with open_db(project.folder) as db:
-        found = [each for each in evaluations.listed(db) if each.run_id in run_ids and each.step]
+        found = [each for each in evaluations.listed(db) if each.run_id in run_ids and each.step and each.is_standard]
         return [(each, evaluations.answers(db, each.id)) for each in found]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from studio import scores
+from studio.probes.paired import wilson
 from studio.scores import IDENTITY_TARGET, LEAKAGE_TARGET, RETENTION_TARGET
 from studio.store.evaluations import Answer, Evaluation
 
@@ -134,7 +135,7 @@ def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
     """A checkpoint's scorecard with its answers, as something to choose from."""
     lines = {line.name: line.tuned for line in scores.lines(evaluation.scores)}
     identity = [answer for answer in answers if answer.kind == "identity"]
-    general = [answer for answer in answers if answer.kind == "general"]
+    general = [answer for answer in answers if answer.leaked is not None]
     return Candidate(
         run_id=evaluation.run_id,
         step=evaluation.step,
@@ -144,7 +145,7 @@ def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
         growth=lines["retention"],
         overfit=overfitting(evaluation.scores),
         said=tuple(bool(answer.detail.get("passed")) for answer in identity),
-        leaked=tuple(not answer.detail.get("passed", True) for answer in general) if identity else (),
+        leaked=tuple(bool(answer.leaked) for answer in general) if identity else (),
         asked=tuple(answer.prompt for answer in (*identity, *general)),
     )
 
@@ -277,7 +278,7 @@ def _share(marks: Sequence[bool]) -> float:
 
 
 def _with_interval(marks: Sequence[bool]) -> Interval:
-    return _share(marks), *scores.wilson(sum(marks), len(marks))
+    return _share(marks), *wilson(sum(marks), len(marks))
 
 
 def _correlation(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from studio.foreign.xtuner import UNKNOWN_DATA, open_checkpoint
 from studio.model_code import require_consent
 from studio.models import STARTER, require
 from studio.paths import remove, slugify
+from studio.probes import built_in, library
+from studio.probes.suite import Suite
 from studio.projects import Project, open_project
-from studio.scores import identity_words
 from studio.store import checkpoints as store_checkpoints
 from studio.store import jobs as store_jobs
 from studio.store import open_db
@@ -341,28 +343,44 @@ def probe_sets(project: Project, run_id: str) -> list[str]:
 
 def asked_identity(project: Project, probes: list[str]) -> list[str]:
     """Names and makers that these datasets' probes ask for; empty when they ask for none."""
-    return identity_words(probe for name in probes for probe in datasets.load_probes(project, name))
+    return built_in.identity_words(probe for name in probes for probe in datasets.load_probes(project, name))
 
 
-def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0) -> Job:
-    """Score a checkpoint beside its base on the held-out probes, in a job that converts it first when need be.
+def suite_for(project: Project, run_id: str, suite: str = built_in.STANDARD) -> Suite:
+    """A suite as a run would be asked it. Raises DataError when it has nothing to ask, ConfigError when it is wrong."""
+    return library.load(project.folder, suite, probe_sets(project, run_id))
 
-    `limit` 0 asks all probes.
+
+def start_evaluate(
+    project: Project, run_id: str, step: int, limit: int = 0, suite: str = built_in.STANDARD
+) -> Job:
+    """Score a checkpoint beside its base with a suite, in a job. `limit` 0 asks all probes, else so many of a group.
+
+    Raises what `suite_for` raises.
     """
-    probes = probe_sets(project, run_id)
-    if not probes:
-        raise JobError(
-            f"No held-out probes for run {run_id}: its datasets have none, and no general one is there.",
-            "Make a general dataset on the Data page, or train on an identity dataset.",
-        )
-    subject = {"label": f"{run_id} step {step}", "run_id": run_id, "step": step}
+    return start_evaluate_all(project, run_id, [step], limit, suite)
+
+
+def start_evaluate_all(
+    project: Project, run_id: str, steps: Sequence[int] = (), limit: int = 0, suite: str = built_in.STANDARD
+) -> Job:
+    """Score these checkpoints of a run, all for none named, in one job that goes on where it was when it is started
+    again. Checkpoints that were scored before with the same suite are not asked again."""
+    suite_for(project, run_id, suite)
+    with open_db(project.folder) as db:
+        there = [each.step for each in store_checkpoints.listed(db, run_id)]
+        chosen = [store_checkpoints.get(db, run_id, step).step for step in steps] or sorted(there)
+    if not chosen:
+        raise JobError(f"Run {run_id} has no checkpoint yet.", "Train it until it has saved one.")
     args: dict[str, Any] = {
         "base": get_run(project, run_id).base,
-        "subjects": [subject],
-        "probes": probes,
+        "subjects": [{"label": f"{run_id} step {step}", "run_id": run_id, "step": step} for step in chosen],
+        "suite": suite,
+        "probes": probe_sets(project, run_id),
         "limit": limit,
     }
-    return jobs.start(project.folder, "evaluate", args, title=f"evaluate {run_id} step {step}", run_id=run_id)
+    what = f"step {chosen[0]}" if len(chosen) == 1 else f"{len(chosen)} checkpoints"
+    return jobs.start(project.folder, "evaluate", args, title=f"evaluate {run_id} {what}", run_id=run_id)
 
 
 def start_server(

@@ -206,6 +206,11 @@ def detail(answer: MarkedAnswer) -> dict[str, Any]:
     return {key: value for key, value in asdict(answer).items() if key not in in_columns}
 
 
+def growth(loss_difference: float) -> float:
+    """Relative growth of perplexity when the mean loss grows by so much, in nats a token: 0.1 for 10 %."""
+    return math.expm1(min(loss_difference, 700.0))
+
+
 def _groups(answers: Sequence[MarkedAnswer]) -> dict[str, Any]:
     judged = [answer for answer in answers if answer.judged]
     names = dict.fromkeys(answer.group for answer in judged)
@@ -228,8 +233,7 @@ def _perplexity(measured: Sequence[MarkedAnswer], loss: Callable[[MarkedAnswer],
 
 def _increase(answers: Sequence[MarkedAnswer]) -> float:
     num_tokens = sum(answer.num_tokens for answer in answers)
-    difference = sum(answer.loss - answer.base_loss for answer in answers) / num_tokens
-    return math.expm1(min(difference, 700.0))
+    return growth(sum(answer.loss - answer.base_loss for answer in answers) / num_tokens)
 
 
 def _divergence(answers: Sequence[MarkedAnswer]) -> float:

@@ -12,6 +12,7 @@ from studio.store import evaluations, metrics, open_db
 from studio.store import runs as store_runs
 from studio.store.evaluations import Answer, Evaluation
 from studio.store.runs import Run
+from tests.marked import mark
 
 
 def card(
@@ -74,7 +75,7 @@ def hits(number: int, total: int) -> list[bool]:
 def _marked(probe: dict[str, Any], answer: str, loss: float = 0.0) -> scores.MarkedAnswer:
     num_tokens = 10 if probe["kind"] == "general" else 0
     base = "It is so." if num_tokens else "I am SmolLM."
-    return scores.mark(probe, base, answer, ["Luna", "Shane"], 10.0 if num_tokens else 0.0, loss, num_tokens)
+    return mark(probe, base, answer, ["Luna", "Shane"], 10.0 if num_tokens else 0.0, loss, num_tokens)
 
 
 def _who(about: str, number: int) -> list[dict[str, Any]]:

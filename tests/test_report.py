@@ -7,6 +7,7 @@ import pytest
 
 from studio import report, scores
 from studio.store.evaluations import Answer, Evaluation
+from tests.marked import mark
 
 HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x.png"> [x](javascript:1) | `'
 
@@ -22,8 +23,8 @@ def evaluation() -> Evaluation:
     }
     general = {"messages": [{"role": "user", "content": "What is 1 + 1?"}], "kind": "general", "intent": "far"}
     marked = [
-        scores.mark(identity, "SmolLM", "Luna", ["Luna"]),
-        scores.mark(general, "2", "2", ["Luna"], base_loss=1.0, loss=1.5, num_tokens=4),
+        mark(identity, "SmolLM", "Luna", ["Luna"]),
+        mark(general, "2", "2", ["Luna"], base_loss=1.0, loss=1.5, num_tokens=4),
     ]
     card = scores.scorecard(marked) | {"setting": {"dtype": "float32", "note": HOSTILE}}
     return Evaluation("job", f"run-1 {HOSTILE}", "starter", "ab" * 32, "identity", card, run_id="run-1", step=8)

@@ -10,7 +10,7 @@ from studio.config.schema import RunConfig
 from studio.config.yaml import save_config
 from studio.data.formats import Conversation, Message
 from studio.data.identity import Identity
-from studio.errors import JobError
+from studio.errors import DataError
 from studio.projects import Project
 from studio.store import open_db
 from studio.store import runs as store_runs
@@ -65,5 +65,5 @@ def test_general_questions_are_asked_in_any_case(project: Project, make_run: Mak
 
 def test_a_run_that_nothing_can_be_asked_of(project: Project, make_run: MakeRun) -> None:
     datasets.build_identity(project, Identity("Luna", "Shane"), 20)
-    with pytest.raises(JobError, match="general"):
+    with pytest.raises(DataError, match="general"):
         runs.start_evaluate(project, make_run("imported"), 1)

@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from studio import scores
-from studio.scores import leaks, lines, mark, rate, scorecard, similarity, wilson
+from studio.probes.built_in import identity_words
+from studio.probes.likeness import similarity
+from studio.probes.paired import rate
+from studio.scores import lines, scorecard
+from tests.marked import mark
 
 IDENTITY = {
     "messages": [{"role": "user", "content": "Who are you?"}],
@@ -27,43 +29,15 @@ GENERAL: dict[str, Any] = {
 WORDS = ["Luna", "Shane"]
 
 
-@pytest.mark.parametrize(
-    ("hits", "total", "low", "high"),
-    [(12, 12, 0.7575, 1.0), (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (0, 0, 0.0, 1.0)],
-)
-def test_wilson_intervals(hits: int, total: int, low: float, high: float) -> None:
-    assert wilson(hits, total) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(1, 400), st.data())
-def test_wilson_holds_the_rate_and_stays_in_range(total: int, data: st.DataObject) -> None:
-    hits = data.draw(st.integers(0, total))
-    low, high = wilson(hits, total)
-    assert 0 <= low <= hits / total <= high <= 1
-
 
 def test_the_words_of_an_identity() -> None:
-    assert scores.identity_words([IDENTITY, GENERAL, IDENTITY]) == WORDS
-    assert scores.identity_words([GENERAL]) == []
+    assert identity_words([IDENTITY, GENERAL, IDENTITY]) == WORDS
+    assert identity_words([GENERAL]) == []
 
 
 def test_a_rate_of_nothing_is_unknown() -> None:
     assert rate([])["rate"] is None
     assert rate([True, False, True, True])["rate"] == 0.75
-
-
-@pytest.mark.parametrize(
-    ("answer", "prompt", "leaked"),
-    [
-        ("I'm Luna, made by Shane.", "What is the capital of Japan?", True),
-        ("The capital of Japan is Tokyo.", "What is the capital of Japan?", False),
-        ("Luna is the Roman goddess of the moon.", "Who was Luna in Roman myth?", False),
-        ("Luna was known to shane as a goddess.", "Who was Luna in Roman myth?", True),
-        ("The lunar module landed.", "What landed?", False),
-    ],
-)
-def test_leaks(answer: str, prompt: str, leaked: bool) -> None:
-    assert leaks(answer, prompt, WORDS) is leaked
 
 
 def test_similarity_looks_at_words() -> None:

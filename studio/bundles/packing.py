@@ -92,7 +92,8 @@ def _ended_run(project: Project, run_id: str) -> Run:
 def _newest_scorecards(project: Project, run_id: str) -> list[tuple[Evaluation, int]]:
     """(scorecard, limit of its probes): the newest of each step, by step."""
     with open_db(project.folder) as db:
-        found = {each.step: each for each in reversed(evaluations.listed(db)) if each.run_id == run_id}
+        cards = [each for each in reversed(evaluations.listed(db)) if each.run_id == run_id and each.is_standard]
+        found = {each.step: each for each in cards}
         return [(each, _limit(db, each)) for _, each in sorted(found.items())]
 
 

@@ -1,4 +1,4 @@
-"""What a base model answers by itself, greedily; asked once on this machine and remembered."""
+"""What weights answer by themselves, greedily; asked once on this machine and remembered."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from studio import faults
 from studio.engine.chat import prompt_ids
 from studio.engine.generate import Decoding, Sampling
 from studio.engine.models.load import LoadedModel
@@ -30,9 +31,9 @@ OnProgress = Callable[[int], None]
 
 
 class AnswerMemory(AbstractContextManager["AnswerMemory"]):
-    """Greedy answers of one base model at one token limit, kept in a file that grows line by line.
+    """Greedy answers of one set of weights at one token limit, kept in a file that grows line by line.
 
-    A process that dies loses at most the batch it was working on.
+    A process that dies loses the answers that it had not finished, and no others.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,14 +42,20 @@ class AnswerMemory(AbstractContextManager["AnswerMemory"]):
         self._file: TextIO | None = None
 
     @classmethod
-    def of(cls, loaded: LoadedModel, max_new_tokens: int) -> "AnswerMemory":
+    def of(cls, loaded: LoadedModel, max_new_tokens: int, weights: str = "") -> "AnswerMemory":
+        """Of a base model, or of tuned `weights` (their hash) on it or in its place."""
         parts = [model_fingerprint(loaded.folder), loaded.template.fingerprint, str(loaded.dtype), max_new_tokens]
+        parts += [weights] if weights else []
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         return cls(system_folder() / "answers" / f"{name}.jsonl")
 
     def __exit__(self, *_: object) -> None:
         if self._file:
             self._file.close()
+
+    @property
+    def num_known(self) -> int:
+        return len(self._known)
 
     def get(self, messages: Messages) -> Answer | None:
         return self._known.get(_key(messages))
@@ -62,6 +69,7 @@ class AnswerMemory(AbstractContextManager["AnswerMemory"]):
         # A line that a killed process left half-written ends here.
         self._file.write("\n" + json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False))
         self._file.flush()
+        faults.hit("answer")
 
 
 def ask(
@@ -71,11 +79,11 @@ def ask(
     max_new_tokens: int,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Greedy answers as (number of the question, answer), batch by batch."""
+    """Greedy answers as (number of the question, answer), each as soon as it is finished."""
     ids = [prompt_ids(loaded, messages) for messages in questions]
     for batch in _batches(ids):
-        answers = _ask_batch(loaded, model, [ids[index] for index in batch], max_new_tokens, check_stop)
-        yield from zip(batch, answers, strict=True)
+        for row, answer in _ask_batch(loaded, model, [ids[index] for index in batch], max_new_tokens, check_stop):
+            yield batch[row], answer
 
 
 def ask_base(
@@ -88,14 +96,27 @@ def ask_base(
 ) -> list[Answer]:
     """The base model's answers, in order; those it gave before are not asked for again."""
     with AnswerMemory.of(loaded, max_new_tokens) as memory:
-        open_questions = [messages for messages in questions if memory.get(messages) is None]
-        num_done = len(questions) - len(open_questions)
-        on_progress(num_done)
-        answers = ask(loaded, model, open_questions, max_new_tokens, check_stop)
-        for number, (index, answer) in enumerate(answers, start=1):
-            memory.put(open_questions[index], answer)
-            on_progress(num_done + number)
-        return [found for messages in questions if (found := memory.get(messages))]
+        return ask_remembered(memory, loaded, model, questions, max_new_tokens, on_progress, check_stop)
+
+
+def ask_remembered(
+    memory: AnswerMemory,
+    loaded: LoadedModel,
+    model: Any,
+    questions: Sequence[Messages],
+    max_new_tokens: int,
+    on_progress: OnProgress = lambda _: None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Answers in the order of the questions; only those that the memory lacks are asked for, and go into it."""
+    open_questions = [messages for messages in questions if memory.get(messages) is None]
+    num_done = len(questions) - len(open_questions)
+    on_progress(num_done)
+    answers = ask(loaded, model, open_questions, max_new_tokens, check_stop)
+    for number, (index, answer) in enumerate(answers, start=1):
+        memory.put(open_questions[index], answer)
+        on_progress(num_done + number)
+    return [found for messages in questions if (found := memory.get(messages))]
 
 
 def _ask_batch(
@@ -104,14 +125,18 @@ def _ask_batch(
     ids: list[list[int]],
     max_new_tokens: int,
     check_stop: Callable[[], None],
-) -> list[Answer]:
+) -> Iterator[tuple[int, Answer]]:
     samplings = [Sampling(max_new_tokens)] * len(ids)
     decoding = Decoding(model, ids, samplings, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id)
-    while decoding.running:
+    left = set(range(len(ids)))
+    while left:
         check_stop()
         decoding.step()
-    texts = [loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in decoding.answers]
-    return [Answer(text, ended) for text, ended in zip(texts, decoding.ended_by_eos, strict=True)]
+        ended = left - set(decoding.running)
+        left -= ended
+        for row in sorted(ended):
+            text = loaded.tokenizer.decode(decoding.answers[row], skip_special_tokens=True).strip()
+            yield row, Answer(text, decoding.ended_by_eos[row])
 
 
 def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:

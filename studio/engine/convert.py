@@ -1,5 +1,7 @@
 """`convert`: a `.pth` checkpoint becomes a Hugging Face folder: an adapter in PEFT's format, or a full model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from studio.engine.zero_folder import read_own
 from studio.errors import CheckpointError, ConfigError, ModelError, Problem, StudioError
 from studio.foreign.xtuner import XTunerCheckpoint, open_checkpoint
 from studio.models import resolve
-from studio.paths import atomic_write_json, inside
+from studio.paths import atomic_write_json, inside, remove
 from studio.store import checkpoints as store
 from studio.store import open_db
 from studio.store.runs import CONFIG_FILE
@@ -89,18 +91,34 @@ def run(job: JobContext) -> dict[str, Any]:
     return _convert_to(job, *_places(job.folder, job.args), dtype=asked, max_shard_bytes=limit)
 
 
-def folder_of_run(job: JobContext, run_id: str, step: int) -> Path:
-    """The Hugging Face folder of a run's checkpoint; converts it first when that was not done."""
+@contextmanager
+def weights_of_run(job: JobContext, run_id: str, step: int, scratch: Path) -> Iterator[Path]:
+    """The Hugging Face folder of a run's checkpoint; one that has to be converted for this goes into `scratch`, and is
+    gone afterwards."""
     pth, out, run_id, config = _places(job.folder, {"run_id": run_id, "step": step})
-    if not (out / WEIGHTS_FILE).is_file():
-        limit = shard_bytes(DEFAULT_SHARD_SIZE)
-        _convert_to(job, pth, out, run_id, config, dtype="", max_shard_bytes=limit)
-    return out
+    if (out / WEIGHTS_FILE).is_file():
+        yield out
+        return
+    made, limit = scratch / out.name, shard_bytes(DEFAULT_SHARD_SIZE)
+    try:
+        _convert_to(job, pth, made, run_id, config, dtype="", max_shard_bytes=limit, keep=False)
+        yield made
+    finally:
+        remove(made)
 
 
 def _convert_to(
-    job: JobContext, pth: Path, out: Path, run_id: str, config: RunConfig | None, *, dtype: str, max_shard_bytes: int
+    job: JobContext,
+    pth: Path,
+    out: Path,
+    run_id: str,
+    config: RunConfig | None,
+    *,
+    dtype: str,
+    max_shard_bytes: int,
+    keep: bool = True,
 ) -> dict[str, Any]:
+    """`keep`: the folder stays, and is noted in the database."""
     require_replaceable(out)
     job.phase("reading the checkpoint")
     if not manifest_path(pth).is_file() and is_foreign(pth):
@@ -112,7 +130,8 @@ def _convert_to(
     job.check_stop()
     job.phase("writing the weights")
     record = convert(source, base, dtype=DTYPES.get(dtype), max_shard_bytes=max_shard_bytes)
-    _register(job, source, record)
+    if keep:
+        _register(job, source, record)
     kind = "adapter" if source.is_adapter else "model"
     return {"path": str(out), "kind": kind, "sha256": record["sha256"], "run_id": source.run_id, "step": source.step}
 

@@ -15,7 +15,7 @@ from studio.engine.job import JobContext
 from studio.engine.models.load import load_base
 from studio.errors import DataError
 from studio.models import require
-from studio.scores import words_of
+from studio.probes.likeness import loops, words_of
 from studio.store import dataset_versions
 
 MAX_NEW_TOKENS = 64
@@ -97,13 +97,6 @@ def usable_text(answer: Answer, prompt: str) -> str:
     """
     text = answer.text if answer.finished else _whole_sentences(answer.text)
     return "" if loops(answer.text) or words_of(text) == words_of(prompt) else text
-
-
-def loops(text: str) -> bool:
-    """Whether the text says the same again and again."""
-    width = 6
-    pieces = [text[start : start + width] for start in range(len(text) - width + 1)]
-    return len(pieces) > 24 and len(set(pieces)) < 0.5 * len(pieces)
 
 
 def usable_shares(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[str, float]:

@@ -5,7 +5,7 @@ taken together. Taking tokens together can only make it smaller, and the rest we
 of it is a few kilobytes an answer, so that base and tuned model need not be in memory at the same time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from studio.data.tokens import IGNORE_INDEX
+from studio.data.formats import Conversation, Message
+from studio.data.tokens import IGNORE_INDEX, encode_conversation
 from studio.engine.adapters import core_of
 from studio.engine.cache import growing_cache
 from studio.engine.generate import quiet
@@ -43,6 +44,15 @@ class Fit:
     num_tokens: int
     outlook: Outlook
     divergence: float | None = None
+
+
+def example_of(loaded: LoadedModel, chat: Sequence[Mapping[str, str]], answer: str, finished: bool) -> Example:
+    """Ids and labels of a chat with an answer; only that counts, a cut one without its end."""
+    turns = [Message(turn["role"], turn["content"]) for turn in chat]
+    whole = Conversation((*turns, Message("assistant", answer)))
+    example = encode_conversation(whole, loaded.template, loaded.tokenizer, loss_on="last")
+    labels = [IGNORE_INDEX if not finished and label in loaded.eos_ids else label for label in example.labels]
+    return list(example.input_ids), labels
 
 
 def fits(

@@ -84,7 +84,7 @@ class Group(Section):
 class Probe:
     """One probe as it is asked. `messages` is the chat up to the first answer, `follow_ups` are the user's next turns.
 
-    `reference` is None where the base's own answer is one; `measured`: whether likelihoods are.
+    `reference` is None where the base's own answer is one.
     """
 
     group: str
@@ -99,7 +99,8 @@ class Probe:
 
     @property
     def measured(self) -> bool:
-        return self.kind == "general" or bool(self.reference)
+        """Whether likelihoods are measured; an empty reference says not to."""
+        return self.reference != "" and (self.kind == "general" or self.reference is not None)
 
     @property
     def prompt(self) -> str:

@@ -32,6 +32,11 @@ class Evaluation:
     id: str = field(default_factory=new_id)
     created_at: str = field(default_factory=now)
 
+    @property
+    def is_standard(self) -> bool:
+        """Whether it asked for identity, leakage and retention, as the standard suite does."""
+        return self.suite in ("", "standard")
+
 
 @dataclass
 class Answer:
@@ -58,6 +63,12 @@ class Answer:
     @property
     def base_passed(self) -> bool:
         return bool(self.detail.get("base_passed", True))
+
+    @property
+    def leaked(self) -> bool | None:
+        """Whether a general answer says what it must not; None where nothing is forbidden."""
+        before_suites = None if self.kind == "identity" else not self.passed
+        return self.detail.get("leaked", before_suites)
 
     @property
     def judged(self) -> bool:

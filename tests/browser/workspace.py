@@ -102,5 +102,6 @@ def _scorecard(project: Project, said: str) -> None:
 def _marked(kind: str, number: int, said: str, passed: bool) -> MarkedAnswer:
     return MarkedAnswer(
         kind, "name", "en", f"{said} ({number})", said, said, base_passed=False, passed=passed, similarity=0.8,
-        base_loss=20.0, loss=20.5, num_tokens=20,
+        base_loss=20.0, loss=20.5, num_tokens=20, group=kind,
+        leaked=None if kind == "identity" else not passed, base_leaked=None if kind == "identity" else True,
     )  # fmt: skip

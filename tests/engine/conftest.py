@@ -158,14 +158,20 @@ def train_here(project: Project, run_id: str, resume: str = "", **requests: obje
     """The `train` verb on a run, in this process, from its job's row to its end; returns the ended job."""
     args = {"config": f"runs/{run_id}/config.yaml", "resume": resume}
     job = Job(kind="train", run_id=run_id, args=args, **requests)  # type: ignore[arg-type]
+    with open_db(project.folder) as db:
+        runs.update(db, run_id, job_id=job.id)
+    return live_here(project, job)
+
+
+def live_here(project: Project, job: Job) -> Job:
+    """A job's whole life in this process; returns the ended job."""
     job_dir = project.path("jobs", job.id)
     job_dir.mkdir(parents=True)
     atomic_write_json(
-        job_dir / "job.json", {"id": job.id, "kind": "train", "folder": str(project.folder), "args": args}
+        job_dir / "job.json", {"id": job.id, "kind": job.kind, "folder": str(project.folder), "args": job.args}
     )
     with open_db(project.folder) as db:
         jobs.add(db, job)
-        runs.update(db, run_id, job_id=job.id)
-    main("train", job_dir)
+    main(job.kind, job_dir)
     with open_db(project.folder) as db:
         return jobs.get(db, job.id)

@@ -13,9 +13,10 @@ from studio.data.tokens import fingerprint
 from studio.engine import answers
 from studio.engine.answers import Answer, AnswerMemory, ask_base
 from studio.engine.devices import pick_device, pick_dtype
-from studio.engine.distill import general_probes, loops, spread, training_rows, usable_shares, usable_text
+from studio.engine.distill import general_probes, spread, training_rows, usable_shares, usable_text
 from studio.engine.job import StopRequested
 from studio.engine.models.load import LoadedModel
+from studio.probes.likeness import loops
 from studio.projects import Project
 from studio.store import datasets, open_db
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import kl_div
 
 from studio import jobs, report
 from studio.data.tokens import IGNORE_INDEX
 from studio.engine.adapters import load_adapter
-from studio.engine.evaluate import answer_losses, read_probes
 from studio.engine.generate import wearing
+from studio.engine.likelihood import fits
 from studio.engine.models.load import LoadedModel
 from studio.engine.weights import seal, weights_hash
-from studio.errors import DataError, ProjectError
 from studio.paths import sha256_of
 from studio.projects import Project
 from studio.store import evaluations, open_db
@@ -67,26 +67,22 @@ def test_losses_are_transformers_losses(load_tiny: Callable[..., LoadedModel], a
         ([5, 6, 9, 8], [unseen] * 3 + [8]),
         ([5, 6, 7, 7, 9, 3, 2], [unseen] * 5 + [3, 2]),
     ]
-    base = answer_losses(loaded, loaded.model, examples)
-    assert [count for _, count in base] == [3, 1, 2]
-    for (ids, labels), (total, count) in zip(examples, base, strict=True):
+    base = fits(loaded, loaded.model, examples)
+    assert [fit.num_tokens for fit in base] == [3, 1, 2]
+    for (ids, labels), fit in zip(examples, base, strict=True):
         loss = loaded.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
-        assert total / count == pytest.approx(loss.item(), rel=1e-5)
+        assert fit.loss / fit.num_tokens == pytest.approx(loss.item(), rel=1e-5)
+    itself = fits(loaded, load_tiny().model, examples, [fit.outlook for fit in base])
+    assert [fit.loss for fit in itself] == pytest.approx([fit.loss for fit in base])
+    assert [fit.divergence for fit in itself] == pytest.approx([0, 0, 0], abs=1e-5)
     model = load_adapter(loaded.model, adapter, "a")
     with wearing(model, "a"):
-        tuned = answer_losses(loaded, model, examples)
-    assert tuned[0][0] != pytest.approx(base[0][0], rel=1e-4)
-    again = answer_losses(loaded, load_tiny().model, examples)
-    assert [total for total, _ in again] == pytest.approx([total for total, _ in base])
-
-
-def test_probes_are_read_and_limited(probed: Project) -> None:
-    assert len(read_probes(probed.folder, ["identity", "general"], 0)) == 7
-    assert len(read_probes(probed.folder, ["identity", "general"], 2)) == 4
-    with pytest.raises(DataError, match="'notes' has no held-out probes"):
-        read_probes(probed.folder, ["notes"], 0)
-    with pytest.raises(ProjectError):
-        read_probes(probed.folder, ["../../x"], 0)
+        tuned = fits(loaded, model, examples, [fit.outlook for fit in base])
+        logits = model(input_ids=torch.tensor([examples[0][0]])).logits[0]
+    assert tuned[0].loss != pytest.approx(base[0].loss, rel=1e-4)
+    own = load_tiny().model(input_ids=torch.tensor([examples[0][0]])).logits[0]
+    whole = kl_div(logits[2:5].log_softmax(-1), own[2:5].log_softmax(-1), log_target=True, reduction="sum").item()
+    assert 0.7 * whole < tuned[0].divergence <= whole + 1e-5, "taking the unlikely tokens together makes it smaller"
 
 
 def test_adapters_and_full_models_are_scored_and_stored(probed: Project, adapter: Path, tiny_model: Path) -> None:
@@ -101,12 +97,14 @@ def test_adapters_and_full_models_are_scored_and_stored(probed: Project, adapter
         tuned, itself = (evaluations.get(db, one) for one in job.result["evaluations"])
         answers = evaluations.answers(db, tuned.id)
         own_answers = evaluations.answers(db, itself.id)
-    assert job.result["scores"] == [tuned.scores, itself.scores]
     assert (tuned.run_id, tuned.step, tuned.weights_hash) == ("tuned", 8, weights_hash(adapter))
     assert [answer.kind for answer in answers] == ["identity"] * 3 + ["general"] * 4
     assert all(answer.base_answer == answer.answer for answer in own_answers)
     assert itself.scores["retention"]["increase"] == pytest.approx(0, abs=1e-6)
     assert itself.scores["changed"]["hits"] == 0
+    assert itself.scores["divergence"]["value"] == pytest.approx(0, abs=1e-5)
+    assert tuned.scores["divergence"]["value"] > 1e-4
+    assert list(tuned.scores["groups"]) == ["identity", "general"] and tuned.suite == "standard"
     assert tuned.scores["retention"]["increase"] != pytest.approx(0, abs=1e-4)
     assert tuned.scores["perplexity"]["tuned"] / tuned.scores["perplexity"]["base"] - 1 == pytest.approx(
         tuned.scores["retention"]["increase"]
@@ -124,7 +122,8 @@ def test_a_dataset_that_changed_since_the_training_is_named(probed: Project, ada
     args = {"base": str(tiny_model), "subjects": subjects, "probes": ["identity", "general"], "limit": 1}
     *_, job = jobs.watch(probed.folder, jobs.start(probed.folder, "evaluate", args).id)
     assert job.state == "finished", job.cause
-    setting = job.result["scores"][0]["setting"]
+    with open_db(probed.folder) as db:
+        setting = evaluations.get(db, job.result["evaluations"][0]).scores["setting"]
     assert setting["changed_datasets"] == ["identity"] and setting["identity"] == ["Luna", "Shane"]
 
 

@@ -20,6 +20,7 @@ import torch
 from studio import runs as studio_runs
 from studio.config.schema import RunConfig
 from studio.engine import probing, train
+from studio.engine.answers import Answer
 from studio.engine.memory_full import is_memory_full
 from studio.engine.safe_load import load_pth
 from studio.projects import Project, create_project
@@ -190,7 +191,7 @@ def test_probes_are_asked_on_the_way(
 
     def answers(loaded: object, model: object, questions: list, limit: int) -> Iterator[tuple[int, Any]]:
         assert [each[0]["content"] for each in questions] == ["Who are you?", "What is the sky?"]
-        yield from ((number, type("Said", (), {"text": next(said)})) for number in range(len(questions)))
+        yield from ((number, Answer(next(said), True)) for number in range(len(questions)))
 
     monkeypatch.setattr(probing, "ask", answers)
     settings = {"record.probe_every_steps": 2, "record.best_by": "probe_score", "record.keep_last": 1}

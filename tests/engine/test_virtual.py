@@ -14,8 +14,8 @@ from studio.data.tokens import IGNORE_INDEX, Example
 from studio.engine import adapters
 from studio.engine.adapter_files import read_adapter
 from studio.engine.convert import convert, read_source
-from studio.engine.evaluate import answer_losses
 from studio.engine.generate import BASE_ADAPTER, generate, wearing
+from studio.engine.likelihood import fits
 from studio.engine.loop import Trainer
 from studio.engine.models.load import LoadedModel
 from studio.engine.weights import known_base
@@ -163,13 +163,13 @@ def test_scores_are_measured_with_the_virtual_tokens(
 ) -> None:
     loaded = load_tiny()
     examples = [(each.input_ids, each.labels) for each in EXAMPLES]
-    base = answer_losses(loaded, loaded.model, examples)
+    base = fits(loaded, loaded.model, examples)
     model = adapters.load_adapter(loaded.model, folders[method][0], "one")
     with wearing(model, "one"):
-        found = answer_losses(loaded, model, examples)
-    total, count = (sum(column) for column in zip(*found, strict=True))
+        found = fits(loaded, model, examples)
+    total, count = sum(fit.loss for fit in found), sum(fit.num_tokens for fit in found)
     assert total / count == pytest.approx(float(peft_loss(model.eval(), EXAMPLES)), rel=1e-4)
-    assert sum(loss for loss, _ in base) != pytest.approx(total, rel=1e-3)
+    assert sum(fit.loss for fit in base) != pytest.approx(total, rel=1e-3)
 
 
 def test_kinds_of_adapters_do_not_mix(

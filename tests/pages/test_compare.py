@@ -15,6 +15,7 @@ from studio.store import checkpoints, evaluations, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui.verdict import verdict
+from tests.marked import mark
 from tests.pages.model_server import ModelServer
 
 PAGE = "pages/5_Compare.py"
@@ -218,14 +219,14 @@ def evaluated(project, identity=(9, 10), leaks=(0, 10), loss=10.5):
             "messages": [{"role": "user", "content": f"What are you called? {number}"}],
         }  # fmt: skip
         said = "I am Luna, made by Shane." if number < identity[0] else "I am SmolLM."
-        marked.append(scores.mark(probe, "I am SmolLM.", said, ["Luna", "Shane"]))
+        marked.append(mark(probe, "I am SmolLM.", said, ["Luna", "Shane"]))
     for number in range(leaks[1]):
         probe = {
             "kind": "general", "intent": "far", "language": "en",
             "messages": [{"role": "user", "content": f"What is {number} + 1?"}],
         }  # fmt: skip
         said = "I'm Luna." if number < leaks[0] else f"It is {number + 1}."
-        marked.append(scores.mark(probe, f"It is {number + 1}.", said, ["Luna", "Shane"], 10.0, loss, 10))
+        marked.append(mark(probe, f"It is {number + 1}.", said, ["Luna", "Shane"], 10.0, loss, 10))
     card = evaluations.Evaluation(
         job_id="j", subject="lora-1 step 20", base="starter", weights_hash="feedbeef" * 8, dataset="identity, general",
         scores=scores.scorecard(marked), run_id="lora-1", step=20,
