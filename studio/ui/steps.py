@@ -50,7 +50,8 @@ def overview(project: Project) -> Overview:
 
 def best_evaluation(found: list[Evaluation]) -> Evaluation | None:
     """The one with the most identity and the least leakage."""
-    return max(found, key=lambda each: rate(each, "identity") - rate(each, "leakage"), default=None)
+    standard = [each for each in found if each.is_standard]
+    return max(standard, key=lambda each: rate(each, "identity") - rate(each, "leakage"), default=None)
 
 
 def rate(evaluation: Evaluation, name: str) -> float:
