@@ -3,6 +3,9 @@
 `python benchmarks/kills.py [--random 50] [--out benchmarks/results/kills.md]`. A tiny Llama on the CPU in float32, LoRA
 with dropout, real processes that end by SIGKILL. Each kill has a run of its own: it begins, is killed, is resumed, and
 must leave what an uninterrupted run leaves: weights, optimizer, generators, every number and sample, the same files.
+
+A random moment is a random step, and a random delay after it has begun, up to the time from one step to the next: so
+it falls into the step, into what follows it (evaluating, sampling, saving), or into the beginning of the next one.
 """
 
 import argparse
@@ -59,7 +62,7 @@ class Trials:
         add_dataset(self.project, "identity", conversations(24))
         add_dataset(self.project, "general", conversations(8, subject="garden"))
         self.trace = home / "trace"
-        self.whole, self.whole_seconds = self._whole()
+        self.whole = self._whole()
 
     def killed_at(self, point: str, number: int) -> str:
         """What is wrong after a kill there and a resume; empty when nothing is."""
@@ -72,27 +75,44 @@ class Trials:
             return f"the kill at {point}, time {number}, did not happen"
         return self._resumed(run_id)
 
-    def killed_after(self, seconds: float) -> tuple[int, str]:
-        """(the step it had reached, -1 when it had ended before; what is wrong after a resume)."""
+    def killed_in(self, step: int, share: float) -> tuple[int, str]:
+        """A kill when that share of the time from the beginning of a step to the next one has gone by.
+
+        Returns (the last step stored when it came, -1 when the run had ended before; what is wrong after a resume).
+        """
         from studio.store import open_db, runs
         from tests.engine import kills
 
-        run_id = self._new_run()
-        process = kills.live(kills.lives(), self.project, run_id)
-        process.join(seconds)
+        run_id, trace = self._new_run(), self.trace.with_name("moments")
+        trace.unlink(missing_ok=True)
+        process = kills.live(kills.lives(), self.project, run_id, trace=trace)
+        while process.is_alive() and self._begun(trace) < step:
+            time.sleep(0.001)
+        time.sleep(share * self.step_seconds)
         process.kill()
         process.join()
         with open_db(self.project.folder) as db:
-            step = runs.get(db, run_id).step if process.exitcode == -9 else -1
-        return step, self._resumed(run_id)
+            reached = runs.get(db, run_id).step if process.exitcode == -9 else -1
+        return reached, self._resumed(run_id)
 
-    def _whole(self) -> tuple[dict, float]:
+    @staticmethod
+    def _begun(trace: Path) -> int:
+        """Steps that a run has begun, by the fault points that it passed."""
+        return trace.read_text(encoding="utf-8").splitlines().count("step") if trace.is_file() else 0
+
+    def _whole(self) -> dict:
         from tests.engine import kills
 
         kills.finish(kills.lives(), self.project, self._new_run())  # tokens are stored, the modules imported
-        run_id, started = self._new_run(), time.monotonic()
-        kills.live(kills.lives(), self.project, run_id, trace=self.trace).join()
-        return kills.outcome(self.project, run_id), time.monotonic() - started
+        run_id = self._new_run()
+        process = kills.live(kills.lives(), self.project, run_id, trace=self.trace)
+        began: list[float] = []
+        while process.is_alive():
+            began += [time.monotonic()] * (self._begun(self.trace) - len(began))
+            time.sleep(0.001)
+        process.join()
+        self.step_seconds = (began[-1] - began[0]) / (NUM_STEPS - 1)
+        return kills.outcome(self.project, run_id)
 
     def _resumed(self, run_id: str) -> str:
         from tests.engine import kills
@@ -122,13 +142,14 @@ def report(trials: Trials, num_random: int) -> str:
         lines.append(f"| {point} | {times} | {', '.join(map(str, tried))} | {verdict} |")
         print(lines[-1], flush=True)
     chance, steps = random.Random(20261125), []
-    for _ in range(num_random):
-        step, text = trials.killed_after(chance.random() * trials.whole_seconds)
-        steps.append(step)
+    while len(steps) < num_random:
+        step, text = trials.killed_in(chance.randint(1, NUM_STEPS), chance.random())
         wrong += bool(text)
         print(f"random: step {step} {text or 'bit-equal'}", flush=True)
+        if step >= 0:  # else it came too late, and another moment is chosen
+            steps.append(step)
     num_named = sum(len({1, (times + 1) // 2, times}) for times in points.values())
-    reached = ", ".join("ended" if step < 0 else str(step) for step in steps)
+    reached = ", ".join(map(str, steps))
     return "\n".join(
         [
             "# Killed and resumed",

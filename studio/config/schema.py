@@ -398,8 +398,6 @@ class RunConfig(Section):
                 "train.gradient_checkpointing: does not work with prefix_tuning, whose keys and values it would drop; "
                 "switch it off, or take prompt_tuning"
             )
-        if self.method in VIRTUAL_METHODS and self.distributed.strategy != "none":
-            raise ValueError(f"distributed.strategy: {self.method} trains in one process; take none")
 
     def _check_distributed(self) -> None:
         spread = self.distributed

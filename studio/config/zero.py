@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from studio.config.schema import ZERO_PRESETS, RunConfig
+from studio.config.schema import VIRTUAL_METHODS, ZERO_PRESETS, RunConfig
 from studio.errors import ConfigError, Problem
 
 GATHER = {"stage3_gather_16bit_weights_on_model_save": True}
@@ -28,10 +28,20 @@ OWN_KEYS = ("optimizer", "scheduler", "train_batch_size")
 
 
 def chosen(config: RunConfig) -> dict[str, Any]:
-    """The preset's or file's settings, as written. Raises ConfigError for a file that is no DeepSpeed JSON."""
+    """The preset's or file's settings, as written.
+
+    Raises ConfigError for a file that is no DeepSpeed JSON, and for stage 3 where the base is read outside its layers.
+    """
     name = config.distributed.deepspeed
-    if name in ZERO_PRESETS:
-        return {"zero_optimization": {**PRESETS[name], "overlap_comm": True}}
+    found = {"zero_optimization": {**PRESETS[name], "overlap_comm": True}} if name in PRESETS else _read(name)
+    if stage_of(found) == 3 and config.method in VIRTUAL_METHODS:
+        problem = f"{name} shares out the weights, which {config.method} must see whole"
+        raise _problem(problem, "zero1, zero2, zero2_offload, or the strategy ddp")
+    return found
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A person's own settings. Raises ConfigError."""
     try:
         values = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

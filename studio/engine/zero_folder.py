@@ -14,6 +14,9 @@ from studio.engine.foreign import iter_weights
 from studio.engine.safe_load import load_pth
 from studio.foreign.xtuner import open_checkpoint
 
+PROMPT_ENCODER, VIRTUAL_TOKENS = "prompt_encoder.", "prompt_embeddings"
+LEARNED = (".lora_", ".modules_to_save", PROMPT_ENCODER)
+
 
 def write_state(folder: Path, content: dict[str, Any]) -> None:
     torch.save(content, folder / STATE_FILE)
@@ -29,5 +32,12 @@ def read_own(path: Path) -> dict[str, Any]:
     content = load_pth(path / STATE_FILE)
     weights = open_checkpoint(path).weights
     if content["meta"]["adapter_config"]:  # tied names of the frozen base stand in the files too
-        weights = {name: weight for name, weight in weights.items() if ".lora_" in name or ".modules_to_save" in name}
+        weights = {
+            _saved_name(name): weight for name, weight in weights.items() if any(part in name for part in LEARNED)
+        }
     return content | {"state_dict": dict(iter_weights(weights))}
+
+
+def _saved_name(name: str) -> str:
+    """Virtual tokens are saved by PEFT under a name of their own."""
+    return VIRTUAL_TOKENS if PROMPT_ENCODER in name else name

@@ -69,6 +69,12 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, says: st
         zero.chosen(config(strategy="deepspeed", deepspeed=str(path)))
 
 
+def test_virtual_tokens_do_not_go_with_shared_out_weights() -> None:
+    spread = {"strategy": "deepspeed", "deepspeed": "zero3_offload"}
+    with pytest.raises(ConfigError, match="must see whole"):
+        zero.chosen(parse_config({"method": "prompt_tuning", "distributed": spread}))
+
+
 def test_variables_of_xtuner_and_of_torchrun_are_read() -> None:
     spread = DistributedSection(strategy="ddp")
     xtuner = {"NNODES": "2", "NPROC_PER_NODE": "4", "NODE_RANK": "1", "ADDR": "first", "PORT": "2345"}

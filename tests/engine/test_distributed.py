@@ -15,6 +15,7 @@ from tests.engine.folders import make_base
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 KINDS = ("lora-tree-float32", "full-sequence-float32")
 QUANTISED = ("zero2-qlora-tree-float32", "zero3-qlora-tree-float32")
+VIRTUAL = ("ddp-prompt_tuning-none-float32", "zero2-prefix_tuning-none-float32")
 SHORT = "short-lora-tree-float32"
 WITHIN = 1e-5
 
@@ -31,7 +32,7 @@ def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     cases = [f"{strategy}-{kind}" for kind in KINDS for strategy in STRATEGIES]
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
     done = subprocess.run(
-        [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED, SHORT],
+        [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED, *VIRTUAL, SHORT],
         cwd=REPOSITORY, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -40,7 +41,7 @@ def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def alone(base: Path) -> dict[str, dict]:
-    kinds = [*KINDS, "qlora-tree-float32"]
+    kinds = [*KINDS, "qlora-tree-float32", *(case.partition("-")[2] for case in VIRTUAL)]
     return {kind: rank_worker.train(base, f"none-{kind}", 1) for kind in kinds}
 
 
@@ -58,7 +59,15 @@ def test_a_four_bit_base_is_shared_out_too(together: dict, alone: dict, case: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*(f"{each}-{kind}" for each in STRATEGIES[1:] for kind in KINDS), *QUANTISED])
+@pytest.mark.parametrize("case", VIRTUAL)
+def test_virtual_tokens_are_learned_together(together: dict, alone: dict, case: str) -> None:
+    require_agreement(together[case], alone[case.partition("-")[2]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [*(f"{each}-{kind}" for each in STRATEGIES[1:] for kind in KINDS), *QUANTISED, VIRTUAL[1]]
+)
 def test_deepspeeds_files_go_on_bit_equal(together: dict, case: str) -> None:
     whole, resumed = together[case], together[case]["resumed"]
     assert resumed["losses"] == whole["losses"][-len(resumed["losses"]) :]
