@@ -2,16 +2,11 @@
 
 from typing import Any
 
-import torch
-
-from studio.config.schema import RunConfig, parse_config
-from studio.engine import adapters, devices
-from studio.engine.batches import examples_from, load_corpus
+from studio.config.schema import parse_config
+from studio.engine import devices
+from studio.engine.batches import examples_from
 from studio.engine.job import JobContext
-from studio.engine.loop import Trainer
-from studio.engine.models.load import load_base
-from studio.engine.tokenize import reporting
-from studio.models import require
+from studio.engine.prepare import prepare
 
 QUICK_SECONDS = 30.0  # the first step warms up; a second one is taken when that costs little
 
@@ -21,7 +16,8 @@ def run(job: JobContext) -> dict[str, Any]:
     config = parse_config(job.args["config"])
     devices.set_threads()
     devices.seed_all(config.train.seed)
-    trainer, steps = _prepare(job, config)
+    ready = prepare(job, config)
+    trainer, steps = ready.trainer, examples_from(ready.corpus, config, 0)
     job.phase("measuring a step", total=2, unit="steps")
     result = trainer.step(next(steps), 1)
     job.progress(1)
@@ -34,24 +30,3 @@ def run(job: JobContext) -> dict[str, Any]:
         "tokens_per_second": result.num_tokens / result.seconds,
         "memory_bytes": int(next(iter(memory.values()))),
     }
-
-
-def _prepare(job: JobContext, config: RunConfig) -> tuple[Trainer, Any]:
-    """The trainer of the config and its steps' examples. Raises StudioError, StopRequested."""
-    device = devices.pick_device()
-    dtype = devices.pick_dtype(config.model.dtype, device)
-    job.phase("loading model")
-    loaded = load_base(
-        require(config.model.base),
-        dtype=torch.float32 if config.method == "full" else dtype,
-        attention=config.model.attention,
-        bits=4 if config.method == "qlora" else 0,
-        device=device,
-        template=config.data.template,
-    )
-    job.check_stop()
-    job.phase("tokenising", unit="rows")
-    corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job))
-    model = adapters.attach(loaded, config)
-    num_steps = max(2, config.train.num_steps or 2)
-    return Trainer(model, config, dtype, num_steps, loaded.pad_id), examples_from(corpus, config, 0)

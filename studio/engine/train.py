@@ -10,10 +10,9 @@ from torch import nn
 
 from studio import faults, machine
 from studio.config.schema import RunConfig
-from studio.data import mix
 from studio.data.tokens import Example
 from studio.engine import adapters, checkpoint, devices
-from studio.engine.batches import Corpus, describe_packing, examples_from, load_corpus
+from studio.engine.batches import Corpus, describe_packing, examples_from
 from studio.engine.beginning import begin
 from studio.engine.best import Best
 from studio.engine.checkpoint import CheckpointFolder, Found
@@ -24,15 +23,15 @@ from studio.engine.job import JobContext
 from studio.engine.launch import configured
 from studio.engine.loop import NotFiniteError, StepResult, Trainer
 from studio.engine.memory_full import until_it_fits, what_fits
-from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.models.load import LoadedModel
+from studio.engine.prepare import Prepared, prepare
 from studio.engine.probing import Prober, score_of
 from studio.engine.record import Recorder, Silence
 from studio.engine.sampling import take_samples
 from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
-from studio.engine.tokenize import reporting
 from studio.engine.zero_folder import read_own, write_state
 from studio.errors import DiskFullError, StoreBusyError
-from studio.models import model_fingerprint, require
+from studio.models import model_fingerprint
 from studio.paths import clear_leftovers, inside
 from studio.store import checkpoints as store_checkpoints
 from studio.store import open_db, runs
@@ -113,28 +112,11 @@ class Training:
     @classmethod
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
         """Load the model and the data. Raises StudioError, StopRequested."""
-        device = devices.pick_device()
-        dtype = devices.pick_dtype(config.model.dtype, device)
-        job.phase("loading model")
-        weights_dtype = torch.float32 if config.method == "full" else dtype
-        loaded = load_base(
-            require(config.model.base),
-            dtype=weights_dtype,
-            attention=config.model.attention,
-            bits=4 if config.method == "qlora" else 0,
-            device=device,
-            template=config.data.template,
-        )
-        job.check_stop()
-        job.phase("tokenising", unit="rows")
         with open_db(job.folder) as db:
             versions = runs.get(db, job.run_id).detail.get("datasets")
-        corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job), versions)
-        num_steps = count_steps(corpus, config)
-        model = adapters.attach(loaded, config)
-        trainer = Trainer(model, config, dtype, num_steps, loaded.pad_id, ranks_of(config))
-        _print_plan(config, corpus, trainer, device, dtype)
-        return cls(job, config, loaded, model, trainer, corpus)
+        ready = prepare(job, config, versions, ranks_of(config))
+        _print_plan(config, ready)
+        return cls(job, config, ready.loaded, ready.model, ready.trainer, ready.corpus)
 
     def resume(self, source: str) -> None:
         """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project."""
@@ -539,14 +521,6 @@ class Training:
         return step * self.config.examples_per_step
 
 
-def count_steps(corpus: Corpus, config: RunConfig) -> int:
-    """Optimizer steps of the run: as configured, or enough for the configured epochs."""
-    if config.train.num_steps is not None:
-        return config.train.num_steps
-    rows = mix.epoch_length(corpus.sizes, config.data.sources)
-    return mix.num_steps(rows, config.train.num_epochs or 1, config.examples_per_step)
-
-
 def _shown_layout(layout: dict[str, Any]) -> str:
     stage = layout.get("zero_stage")
     return f"{layout['world']} processes" + ("" if stage is None else f" with ZeRO-{stage}")
@@ -556,11 +530,13 @@ def _due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _print_plan(config: RunConfig, corpus: Corpus, trainer: Trainer, device: torch.device, dtype: torch.dtype) -> None:
-    learned = sum(parameter.numel() for parameter in adapters.trainable_parameters(trainer.model))
+def _print_plan(config: RunConfig, ready: Prepared) -> None:
+    trainer, corpus = ready.trainer, ready.corpus
+    learned = sum(parameter.numel() for parameter in adapters.trainable_parameters(ready.model))
     rows = ", ".join(f"{name} {size}" for name, size in corpus.sizes.items())
     print(
-        f"{config.method} on {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads; "
+        f"{config.method} on {ready.loaded.device}, {str(ready.dtype).removeprefix('torch.')}, "
+        f"{torch.get_num_threads()} threads; "
         f"{learned:,} weights learn; rows: {rows}, {len(corpus.valid)} for validation; {trainer.num_steps} steps of "
         f"{config.examples_per_step} rows, warm-up {trainer.warmup_steps}",
         flush=True,
