@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from studio.config import zero
 from studio.config.schema import VIRTUAL_METHODS, RunConfig, parse_config
 from studio.errors import ConfigError, Problem
 from studio.machine import Device
@@ -40,7 +41,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a step, by what holds them. `overhead`: libraries, the device's context, the allocator."""
+    """Bytes at the peak of a step in one process, by what holds them.
+
+    `optimizer`: with DeepSpeed the float32 masters too. `overhead`: libraries, the device's context, the allocator.
+    """
 
     weights: int
     quantisation: int
@@ -123,7 +127,7 @@ def make_load(
         width = max(lines) + config.prompt.num_virtual_tokens
         return Load(len(lines), width, longest, num_trained, tokens_per_step, is_counted)
     width = sum(lines)
-    if device.kind == "cpu":
+    if device.kind == "cpu" and config.distributed.world_size == 1:
         width = min(width, max(ROW_TOKENS, *lines))
     return Load(1, width, longest, min(num_trained, width), tokens_per_step, is_counted)
 
@@ -200,12 +204,49 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
         "activations": activations,
         "logits": logits,
     }
+    parts = _shared_out(parts, config, shapes, number, device.kind)
     cost = OVERHEAD[device.kind]
     overhead = cost.fixed + cost.share * sum(parts.values())
     if is_quantised and device.kind == "cpu":
         reading = cost.fixed + parts["weights"] + READ_TIMES * number * shapes.num_weights
         overhead = BITSANDBYTES_BYTES + max(overhead, reading - sum(parts.values()))
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
+
+
+# DDP adds up gradients in pieces of this many numbers, as in the trainer; DeepSpeed fills two buckets in turn.
+BUCKET_ELEMENTS, NUM_BUCKETS = 8 * MIB, 2
+LIVE_WEIGHTS = 10**9  # with ZeRO-3: weights that are put together keep so many numbers, DeepSpeed's default
+
+
+def _shared_out(parts: dict[str, float], config: RunConfig, shapes: Shapes, number: int, kind: str) -> dict[str, float]:
+    """What one of several processes holds: DDP has all of it in each, ZeRO a share.
+
+    ZeRO-1 shares out the optimizer, ZeRO-2 the gradients too, ZeRO-3 also the weights. See DeepSpeed's
+    `stage_1_and_2.py` and `stage3.py`, and https://deepspeed.readthedocs.io/en/latest/memory.html.
+    """
+    spread, learning = config.distributed, num_trainable(config, shapes)
+    if spread.strategy == "none":
+        return parts
+    if spread.strategy == "ddp":
+        return parts | {"gradients": parts["gradients"] + min(learning, BUCKET_ELEMENTS) * FLOAT32}
+    values, world = zero.chosen(config), spread.world_size
+    stage = zero.stage_of(values)
+    own = number if config.method == "full" else FLOAT32  # a whole model is kept in the run's own numbers
+    weights, adapter = parts["weights"] * (own / FLOAT32 if config.method == "full" else 1), parts["adapter"]
+    gradients = learning * own / (world if stage >= 2 else 1)
+    optimizer = learning * (FLOAT32 + ADAMW_BYTES) / (world if stage else 1)
+    if stage == 3:
+        share = 0 if kind == "cuda" and zero.offloads(values, "param") else 1 / world
+        weights, adapter = weights * share + min(weights, LIVE_WEIGHTS * number), adapter * (share + 1)
+    if kind == "cuda" and zero.offloads(values, "optimizer"):
+        optimizer = gradients = 0
+    buckets = NUM_BUCKETS * zero.bucket_size(values, learning) * own if stage else 0
+    return parts | {"weights": weights, "adapter": adapter, "gradients": gradients + buckets, "optimizer": optimizer}
+
+
+def processes_on(config: RunConfig, device: Device) -> int:
+    """Processes that share a device's memory: a GPU has one, a processor all of its machine."""
+    return config.distributed.processes_per_node if device.kind == "cpu" else 1
 
 
 def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str, checkpoints: bool) -> float:
@@ -262,6 +303,8 @@ SHORTEST_LENGTH, SMALLEST_RANK = 128, 4
 
 def suggestions(config: RunConfig, shapes: Shapes, load_of: LoadOf, device: Device, budget: int) -> list[Suggestion]:
     """Ways to make a config smaller, each on top of the one before, up to the first that fits into `budget` bytes.
+
+    The bytes are those of one process.
 
     In order of what they cost the result: the micro-batch (the same rows a step), gradient checkpointing, a 4-bit
     base, shorter sequences, a lower rank. Empty when the config fits as it is.

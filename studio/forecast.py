@@ -53,7 +53,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a config needs on a device; `pace` None: nobody knows yet how fast it is."""
+    """What a config needs on a device; `pace` None: nobody knows yet how fast it is.
+
+    `memory` is that of one process, `num_processes` of which share the device.
+    """
 
     memory: Memory
     disk: Disk
@@ -61,10 +64,16 @@ class Forecast:
     device: Device
     is_known_architecture: bool
     pace: Pace | None
+    num_processes: int = 1
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory of all processes on the device."""
+        return self.memory.total * self.num_processes
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.device.memory_bytes
+        return self.needed_bytes <= self.device.memory_bytes
 
 
 def forecast(project: Project | None, config: RunConfig, on: Device | None = None) -> Forecast:
@@ -79,12 +88,14 @@ def forecast(project: Project | None, config: RunConfig, on: Device | None = Non
         on,
         shapes.is_known,
         pace(project, config, load) if here and project else None,
+        estimate.processes_on(config, on),
     )
 
 
 def suggestions(project: Project | None, config: RunConfig, on: Device, budget: int) -> list[Suggestion]:
     """What to change so that the config fits into `budget` bytes; empty when it does."""
-    return estimate.suggestions(config, shapes_of(config), lambda each: load_of(project, each, on), on, budget)
+    own = budget // estimate.processes_on(config, on)
+    return estimate.suggestions(config, shapes_of(config), lambda each: load_of(project, each, on), on, own)
 
 
 def shapes_of(config: RunConfig) -> Shapes:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from studio import estimate
+from studio.config import zero
 from studio.config.schema import RunConfig, parse_config
 from studio.data import packing
 from studio.engine import attention, head
@@ -89,6 +90,41 @@ def test_the_head_is_asked_in_the_trainers_pieces() -> None:
     assert (estimate.BLOCK_TOKENS, estimate.KEPT_KEYS) == (attention.BLOCK_TOKENS, attention.KEPT_KEYS)
     few, many = (memory(config(), SEVEN_B, Load(1, 4000, 4000, n, 4000), CARD).logits for n in (256, 4000))
     assert few == many
+
+
+def spread(strategy: str, world: int, method: str = "full") -> RunConfig:
+    kind = "ddp" if strategy == "ddp" else "deepspeed"
+    zero = {"distributed__deepspeed": strategy} if kind == "deepspeed" else {}
+    return tight(method, distributed__strategy=kind, distributed__processes_per_node=world, **zero)
+
+
+def of_each(each: RunConfig) -> estimate.Memory:
+    return memory(each, SEVEN_B, longest_load(each, CARD), CARD)
+
+
+def test_zero_shares_out_what_its_stages_say() -> None:
+    """A whole model in 16 bits: 2 bytes of a weight and of its gradient, 12 for its master and moments."""
+    number, world = SEVEN_B.num_weights, 8
+    buckets = 2 * zero.LARGEST_BUCKET * 2
+    one, two, three = (of_each(spread(name, world)) for name in ("zero1", "zero2", "zero3"))
+    assert (one.weights, two.weights) == (2 * number, 2 * number)
+    assert three.weights == round(2 * number / world + 2 * estimate.LIVE_WEIGHTS)
+    assert (one.gradients, two.gradients) == (2 * number + buckets, round(2 * number / world) + buckets)
+    assert one.optimizer == two.optimizer == three.optimizer == round(12 * number / world)
+    assert three.total < two.total < one.total < of_each(spread("ddp", world)).total
+
+
+def test_what_waits_in_main_memory_is_not_on_the_card() -> None:
+    two, three = of_each(spread("zero2_offload", 8)), of_each(spread("zero3_offload", 8))
+    assert two.optimizer == three.optimizer == 0 and three.weights == 2 * estimate.LIVE_WEIGHTS
+    assert memory(spread("zero2_offload", 8), SEVEN_B, longest_load(config(), CPU), CPU).optimizer > 0
+
+
+def test_more_processes_never_need_more_each() -> None:
+    for name in ("zero1", "zero2", "zero3"):
+        sizes = [of_each(spread(name, world, "lora")).total for world in (1, 2, 4, 8)]
+        assert sizes == sorted(sizes, reverse=True)
+    assert estimate.processes_on(spread("zero2", 4), CPU) == 4 and estimate.processes_on(spread("zero2", 4), CARD) == 1
 
 
 lengths = st.integers(1, 64).map(lambda n: n * 16)

@@ -61,7 +61,7 @@ def estimate(
         show.as_json(_values(made, budget, ways, num_steps))
     else:
         _print(loaded, made, budget, ways, num_steps)
-    if made.memory.total > budget:
+    if made.needed_bytes > budget:
         raise typer.Exit(1)
 
 
@@ -96,7 +96,8 @@ def _values(made: Forecast, budget: int, ways: list[Suggestion], num_steps: int 
     return {
         "device": asdict(made.device),
         "budget_bytes": budget,
-        "fits": made.memory.total <= budget,
+        "fits": made.needed_bytes <= budget,
+        "num_processes": made.num_processes,
         "memory_bytes": {**asdict(made.memory), "total": made.memory.total},
         "disk_bytes": asdict(made.disk),
         "load": asdict(made.load),
@@ -108,14 +109,15 @@ def _values(made: Forecast, budget: int, ways: list[Suggestion], num_steps: int 
 
 
 def _print(config: RunConfig, made: Forecast, budget: int, ways: list[Suggestion], num_steps: int | None) -> None:
-    total, word = made.memory.total, "fits" if made.memory.total <= budget else "does not fit"
+    total, word = made.needed_bytes, "fits" if made.needed_bytes <= budget else "does not fit"
     where = "a GPU" if made.device.kind == "cuda" else "this machine's processor"
     show.say(
         f"{config.name}: {config.method} on {config.model.base} needs about {human_bytes(total)} on {where}: "
         f"it {word} into {human_bytes(budget)}."
     )
     rows = [(name, human_bytes(size)) for name, size in asdict(made.memory).items() if size]
-    show.table(["memory at the peak", ""], [*rows, ("total", human_bytes(total))])
+    each = "" if made.num_processes == 1 else f" of each of {made.num_processes} processes"
+    show.table([f"memory at the peak{each}", ""], [*rows, ("total", human_bytes(made.memory.total))])
     show.say(f"\n{_basis(made)}")
     disk = made.disk
     merged = f"; merged model {human_bytes(disk.merged)}" if disk.merged else ""

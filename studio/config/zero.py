@@ -25,6 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # What a run decides by itself, and a file of one's own must leave to it: the value would be silently another.
 OWN_KEYS = ("optimizer", "scheduler", "train_batch_size")
+# DeepSpeed lays out two buckets for gradients, of 500 million numbers each unless it is told otherwise: gigabytes, even
+# for an adapter of a few million weights.
+LARGEST_BUCKET = 50_000_000
 
 
 def chosen(config: RunConfig) -> dict[str, Any]:
@@ -62,8 +65,10 @@ def stage_of(values: dict[str, Any]) -> Any:
     return zero.get("stage", 0) if isinstance(zero, dict) else zero
 
 
-def complete(values: dict[str, Any], config: RunConfig, dtype: str) -> dict[str, Any]:
+def complete(values: dict[str, Any], config: RunConfig, dtype: str, num_learning: int) -> dict[str, Any]:
     """Settings for `deepspeed.initialize`. `dtype`: float32, bfloat16 or float16, the run's arithmetic.
+
+    `num_learning`: weights that learn, which no bucket for gradients need be larger than.
 
     The trainer counts gradient accumulation itself and sums the loss over every process's tokens, so DeepSpeed is told
     of single passes. An adapter stays in float32 under autocast, as in one process; a whole model's weights are kept in
@@ -79,12 +84,26 @@ def complete(values: dict[str, Any], config: RunConfig, dtype: str) -> dict[str,
         "steps_per_print": 2**31,
     }
     found = {**values, **fixed}
+    if isinstance(zero := values.get("zero_optimization"), dict) and stage_of(values):
+        found["zero_optimization"] = {"reduce_bucket_size": bucket_size(values, num_learning), **zero}
     for name, here in (("bf16", dtype == "bfloat16" and config.method == "full"), ("fp16", dtype == "float16")):
         own = values.get(name, {})
         wanted = own.get("enabled", "auto")
         found[name] = {**own, "enabled": here if wanted == "auto" else bool(wanted)}
     found["fp16"].setdefault("initial_scale_power", 16)
     return found
+
+
+def bucket_size(values: dict[str, Any], num_learning: int) -> int:
+    """Numbers in a bucket for gradients."""
+    return int(values["zero_optimization"].get("reduce_bucket_size", min(num_learning, LARGEST_BUCKET)))
+
+
+def offloads(values: dict[str, Any], what: str) -> bool:
+    """Whether `what` ("optimizer", "param") waits in main memory or on a disk, and not on the device."""
+    zero = values.get("zero_optimization")
+    section = zero.get(f"offload_{what}") if isinstance(zero, dict) else None
+    return isinstance(section, dict) and section.get("device", "cpu") != "none"
 
 
 def _problem(what: str, allowed: str = "") -> ConfigError:

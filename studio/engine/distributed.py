@@ -180,7 +180,8 @@ class Sharded(Copies):
         deepspeed.init_distributed(dist_backend=distributed.get_backend())
 
     def wrap(self, model: nn.Module, optimizer: Optimizer, loss: Loss, config: RunConfig, dtype: torch.dtype) -> None:
-        values = zero.complete(self._values, config, str(dtype).removeprefix("torch."))
+        num_learning = sum(map(torch.numel, _learned(optimizer)))
+        values = zero.complete(self._values, config, str(dtype).removeprefix("torch."), num_learning)
         module = LossModule(model, loss)
         self._engine, *_ = _import_deepspeed().initialize(model=module, optimizer=optimizer, config=values)
         self._engine.checkpoint_engine = _safe_checkpoints()

@@ -74,13 +74,13 @@ def _device_word(here: Device, name: str) -> str:
 
 
 def _memory(made: Forecast) -> None:
-    total, there = made.memory.total, made.device.memory_bytes
+    total, there = made.needed_bytes, made.device.memory_bytes
     words = _("Memory: about {needed} of {there}").format(needed=human_bytes(total), there=human_bytes(there))
     icon = ":material/check:" if made.fits else ":material/block:"
     verdict = _("It fits.") if made.fits else _("It does not fit.")
     st.progress(min(1.0, total / there), text=f"{words}. {icon} {verdict}")
     st.caption(_basis(made))
-    with st.expander(_("Where the memory goes")):
+    with st.expander(_("Where the memory of a process goes") if made.num_processes > 1 else _("Where the memory goes")):
         lines = [f"| {_('Part')} | {_('Size')} | {_('What it is')} |", "| --- | ---: | --- |"]
         for name, size in asdict(made.memory).items():
             if size:
@@ -104,6 +104,8 @@ def _basis(made: Forecast) -> str:
     notes = [basis.format(tokens=load.num_tokens)]
     if not made.is_known_architecture:
         notes.append(_("this architecture is counted as if it were a Llama"))
+    if made.num_processes > 1:
+        notes.append(_("{number} processes together").format(number=made.num_processes))
     if made.device.kind == "cuda":
         notes.append(_("for a GPU by arithmetic, not measured"))
     return "; ".join(notes)

@@ -27,7 +27,7 @@ def test_presets_go_by_our_names_and_xtuners(name: str) -> None:
     for spelt in (name, f"deepspeed_{name}"):
         found = config(strategy="deepspeed", deepspeed=spelt)
         assert found.distributed.deepspeed == name
-        values = zero.complete(zero.chosen(found), found, "float32")
+        values = zero.complete(zero.chosen(found), found, "float32", 1000)
         assert values["zero_optimization"]["stage"] == int(name[4])
         assert ("offload_optimizer" in values["zero_optimization"]) == name.endswith("offload")
         assert values["gradient_accumulation_steps"] == 1 and values["gradient_clipping"] == found.train.max_grad_norm
@@ -52,9 +52,11 @@ def test_a_file_of_ones_own_keeps_what_it_says_and_leaves_the_rest_to_the_run(tm
         json.dumps({"zero_optimization": {"stage": 2, "round_robin_gradients": True}, "bf16": {"enabled": "auto"}})
     )
     own = config(strategy="deepspeed", deepspeed=str(path)).model_copy(update={"method": "full"})
-    values = zero.complete(zero.chosen(own), own, "bfloat16")
+    values = zero.complete(zero.chosen(own), own, "bfloat16", 1000)
     assert values["zero_optimization"]["round_robin_gradients"] and values["bf16"]["enabled"] is True
-    assert zero.complete(zero.chosen(own), config(), "bfloat16")["bf16"]["enabled"] is False  # an adapter: autocast
+    assert (
+        zero.complete(zero.chosen(own), config(), "bfloat16", 1000)["bf16"]["enabled"] is False
+    )  # an adapter: autocast
 
 
 @pytest.mark.parametrize(

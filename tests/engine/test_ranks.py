@@ -114,13 +114,9 @@ def test_launchers_start_the_ranks_and_one_process_goes_on_where_they_ended(
     (tmp_path / "srun").write_text(SRUN.format(python=sys.executable))
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    settings = {
-        "train.num_steps": 4,
-        "lora.dropout": 0.0,
-        "record.sample_prompts": [],
-        "distributed.launcher": launcher,
-    }
-    config = spread(tiny_config, strategy, **settings)
+    settings = {"lora.dropout": 0.0, "record.sample_prompts": [], "distributed.launcher": launcher}
+    method = "prompt_tuning" if launcher == "deepspeed" else "lora"
+    config = spread(tiny_config, strategy, method=method, **settings)
     run, job = runs.start_run(training_project, config)
     ended = runs.wait(training_project.folder, job, 300)
     assert ended.state == "finished", ended.cause
