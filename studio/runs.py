@@ -232,6 +232,14 @@ def list_runs(project: Project) -> list[Run]:
         return store.listed(db)
 
 
+def newest_run(project: Project) -> Run:
+    """Raises JobError when there is no run yet."""
+    found = list_runs(project)
+    if not found:
+        raise JobError(f"Project {project.slug} has no run yet.", "Train one: retune train starter_lora")
+    return found[0]
+
+
 def run_folder(project: Project, run_id: str) -> Path:
     return project.path("runs", run_id)
 

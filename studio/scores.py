@@ -196,8 +196,25 @@ def lines(scores: Mapping[str, Any]) -> list[ScoreLine]:
         _line("identity", identity, IDENTITY_TARGET, True),
         _line("leakage", leakage, LEAKAGE_TARGET, False),
         ScoreLine("retention", increase and (0.0, 0.0, 0.0), increase, RETENTION_TARGET, False, num_general),
-        ScoreLine("changed", None, _triple(scores["changed"]), None, False, num_general),
+        ScoreLine("changed", None, triple(scores["changed"]), None, False, num_general),
     ]
+
+
+def in_words(difference: Mapping[str, Any]) -> str:
+    """What a difference of probes passed allows to say, and no more (`told` has it in other languages)."""
+    total, gained, lost = difference["total"], difference["gained"], difference["lost"]
+    if not total:
+        return "Nothing could be compared."
+    if difference["seen"] == "none":
+        return f"No difference can be seen with {total} probes ({gained} won, {lost} lost)."
+    low, high = sorted(abs(100 * difference[end]) for end in ("low", "high"))
+    word = "better" if difference["seen"] == "more" else "worse"
+    return f"Passes {low:.0f} to {high:.0f} points {word} than the base ({gained} won, {lost} lost of {total})."
+
+
+def triple(counted: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """(rate, low, high) of a rate; None when nothing was counted."""
+    return None if counted["rate"] is None else (counted["rate"], counted["low"], counted["high"])
 
 
 def detail(answer: MarkedAnswer) -> dict[str, Any]:
@@ -222,7 +239,7 @@ def _groups(answers: Sequence[MarkedAnswer]) -> dict[str, Any]:
 
 
 def _line(name: str, sides: Mapping[str, Any], target: float, higher_is_better: bool) -> ScoreLine:
-    base, tuned = _triple(sides["base"]), _triple(sides["tuned"])
+    base, tuned = triple(sides["base"]), triple(sides["tuned"])
     return ScoreLine(name, base, tuned, target, higher_is_better, sides["tuned"]["total"])
 
 
@@ -248,6 +265,3 @@ def _rates(
     names = sorted({key(answer) for answer in answers})
     return {name: paired.rate(hit(answer) for answer in answers if key(answer) == name) for name in names}
 
-
-def _triple(counted: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    return None if counted["rate"] is None else (counted["rate"], counted["low"], counted["high"])

@@ -6,9 +6,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from studio.config.yaml import plain_values, read_tree, tree_text
+from studio.config.yaml import plain_values, read_text, read_tree, tree_text
 from studio.errors import DataError
+from studio.paths import slugify
 from studio.probes import built_in, library
+from studio.probes.promptfoo import Imported, read_promptfoo
 from studio.probes.reading import parse_suite, save_suite, suite_text
 from studio.probes.suite import Suite
 from studio.projects import Project
@@ -44,6 +46,28 @@ def save_text(project: Project, name: str, text: str, new: bool = False) -> Suit
 def copy_built_in(project: Project, suite: Suite, name: str) -> Suite:
     """A suite of the project's own with what a built-in one asks, to be edited."""
     return save_text(project, name, suite_text(suite), new=True)
+
+
+def name_for(file_name: str) -> str:
+    """A name for the suite of a file."""
+    return slugify(Path(file_name).stem)
+
+
+def import_file(project: Project, path: Path, name: str = "") -> Imported:
+    """A new suite of the project's own from a file: a suite of ours, or a config of promptfoo.
+
+    Raises ConfigError with the line of every mistake, DataError where nothing of it can be asked.
+    """
+    return import_text(project, read_text(path), name or name_for(path.name))
+
+
+def import_text(project: Project, text: str, name: str) -> Imported:
+    """The same from the text of a file."""
+    tree = read_tree(text, name)
+    if isinstance(tree, dict) and "prompts" in tree and "groups" not in tree:
+        found = read_promptfoo(text, name)
+        return Imported(save_text(project, name, suite_text(found.suite), new=True), found.left_out)
+    return Imported(save_text(project, name, text, new=True), ())
 
 
 def delete(project: Project, name: str) -> None:

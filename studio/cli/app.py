@@ -24,6 +24,7 @@ from studio.cli import (
     recommend,
     runs,
     studio,
+    suite,
     train,
     weights,
     xtuner,
@@ -53,6 +54,7 @@ app.add_typer(weights.app, name="convert")
 app.add_typer(export.app, name="export")
 app.command()(evaluate.evaluate)
 app.add_typer(evaluations.app, name="evaluations")
+app.add_typer(suite.app, name="suite")
 app.command()(recommend.recommend)
 app.command()(recommend.compare)
 app.command()(bundle.bundle)

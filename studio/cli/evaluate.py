@@ -1,15 +1,15 @@
-"""`retune evaluate`: a checkpoint beside its base on held-out probes."""
+"""`retune evaluate`: checkpoints beside their base, asked a suite of probes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studio.cli import show
 from studio.cli.follow import follow
-from studio.cli.lazy import evaluations, report, runs, scores, store
+from studio.cli.lazy import built_in, evaluations, report, runs, scores, store
 from studio.cli.options import JsonOption, ProjectOption, StepOption, checkpoint_step, chosen
 from studio.paths import atomic_write_text
 
@@ -27,55 +27,108 @@ NAMES = {
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="The run whose checkpoint is scored.")],
+    run: Annotated[str, typer.Argument(help="The run whose checkpoints are scored.")],
     step: StepOption = 0,
-    limit: Annotated[int, typer.Option(min=0, help="Ask only so many probes of a kind; 0 asks all.")] = 0,
+    all_checkpoints: Annotated[
+        bool, typer.Option("--all-checkpoints", help="Score every checkpoint that the run kept, in one job.")
+    ] = False,
+    suite: Annotated[str, typer.Option(help="What is asked: a suite that `retune suite list` names.")] = "standard",
+    limit: Annotated[int, typer.Option(min=0, help="Ask only so many probes of each group; 0 asks all.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the scorecard as one HTML page to this file.")] = None,
     json: JsonOption = False,
     project: ProjectOption = "",
 ) -> None:
-    """Score a checkpoint beside its base on held-out probes: identity, leakage, retention.
+    """Score checkpoints beside their base on held-out probes. What was scored before is not asked again.
 
-    Example: retune evaluate starter_lora-1 --html scorecard.html
+    Example: retune evaluate starter_lora-1 --all-checkpoints --suite identity
     """
     workspace = chosen(project)
-    evaluation = score(workspace, run, checkpoint_step(workspace, run, step), limit, quiet=json)
+    steps = () if all_checkpoints else (checkpoint_step(workspace, run, step),)
+    runs.get_run(workspace, run)
+    made = score_all(workspace, run, steps, limit, suite, quiet=json)
     if html:
-        write_report(workspace, evaluation, html.resolve())
+        write_report(workspace, made[-1], html.resolve())
     if json:
-        return show.as_json(evaluation)
-    scorecard(evaluation)
+        return show.as_json(made if all_checkpoints else made[0])
+    if all_checkpoints:
+        return _by_checkpoint(made)
+    scorecard(made[0])
     return show.say(f"Report: {html.resolve()}") if html else None
 
 
 def score(workspace: Project, run: str, step: int, limit: int = 0, quiet: bool = False) -> Evaluation:
-    """Convert the checkpoint if need be, ask the probes, and return the stored evaluation."""
-    started = runs.start_evaluate(workspace, run, step, limit)
+    """Ask a checkpoint the standard probes, and return the stored evaluation."""
+    return score_all(workspace, run, (step,), limit, "standard", quiet)[0]
+
+
+def score_all(
+    workspace: Project, run: str, steps: tuple[int, ...], limit: int, suite: str, quiet: bool
+) -> list[Evaluation]:
+    """Ask these checkpoints, all for none, and return their stored evaluations by step."""
+    started = runs.start_evaluate_all(workspace, run, steps, limit, suite)
     if not quiet:
-        show.say(_asked(workspace, started.args["probes"]))
+        show.say(_asked(workspace, suite, started.args["probes"]))
     job = follow(workspace.folder, started, quiet)
+    if not quiet and (known := job.result["num_from_cache"]):
+        show.say(f"From cache: {known} of {len(job.result['evaluations'])} scored before, with the same weights.")
     with store.open_db(workspace.folder) as db:
-        return evaluations.get(db, job.result["evaluations"][0])
+        return [evaluations.get(db, each) for each in job.result["evaluations"]]
 
 
-def _asked(workspace: Project, probes: list[str]) -> str:
+def _asked(workspace: Project, suite: str, probes: list[str]) -> str:
+    if suite not in built_in.NAMES:
+        return f"Questions of the suite {suite}."
     words = ", ".join(runs.asked_identity(workspace, probes)) or "none, so that who it is and leakage are not measured"
-    return f"Held-out questions of: {', '.join(probes)}. Identity asked for: {words}."
+    told = f"Held-out questions of: {', '.join(probes)}. Identity asked for: {words}."
+    return told if suite == "standard" else f"Suite {suite}. {told}"
 
 
 def scorecard(evaluation: Evaluation) -> None:
-    """Print one evaluation: base beside tuned, with intervals."""
+    """Print one evaluation: base beside tuned, with intervals, and what can be said of the difference."""
     show.say(f"\n{evaluation.subject} beside its base ({evaluation.base}), weights {evaluation.weights_hash[:12]}")
     rows = [
         (NAMES[line.name], share(line.base), share(line.tuned), _target(line), line.num_probes)
         for line in scores.lines(evaluation.scores)
+        if line.num_probes
     ]
     show.table(["", "base", "tuned", "target", "probes"], rows)
+    _divergence(evaluation)
+    if groups := evaluation.scores.get("groups"):
+        show.table(["probes passed", "base", "tuned", "difference"], [_group_row(*pair) for pair in groups.items()])
     if changed := evaluation.scores.get("setting", {}).get("changed_datasets"):
         show.say(
             f"Warning: {', '.join(changed)} changed since this run was trained; the questions may ask for another "
             "identity than it learnt."
         )
+
+
+def _group_row(name: str, sides: dict[str, Any]) -> tuple[str, str, str, str]:
+    base, tuned = (share(scores.triple(sides[side])) for side in ("base", "tuned"))
+    return name, base, tuned, scores.in_words(sides["difference"])
+
+
+def _divergence(evaluation: Evaluation) -> None:
+    found = evaluation.scores.get("divergence") or {}
+    if found.get("value") is not None:
+        show.say(
+            f"Predictions apart from the base's: {found['value']:.3g} nats a token "
+            f"({found['low']:.3g} to {found['high']:.3g}) on its own answers."
+        )
+
+
+def _by_checkpoint(made: list[Evaluation]) -> None:
+    """One line a checkpoint."""
+    names = [line.name for line in scores.lines(made[0].scores) if line.num_probes]
+    rows = [
+        (
+            each.step,
+            *(share(line.tuned) for line in scores.lines(each.scores) if line.name in names),
+            share(scores.triple(each.scores["all"]["tuned"])),
+            scores.in_words(each.scores["all"]["difference"]),
+        )
+        for each in made
+    ]
+    show.table(["step", *(NAMES[name] for name in names), "probes passed", "against the base"], rows)
 
 
 def share(triple: tuple[float, float, float] | None) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         runs,
         scores,
         store,
+        suites,
         work_folder,
     )
     from studio.agent import session as agent_session
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from studio.config.xtuner import exporting, importing
     from studio.data import arxiv, files, formats, identity, named, phrasings, talk
     from studio.foreign import xtuner
+    from studio.probes import built_in
+    from studio.probes import reading as suite_reading
     from studio.store import checkpoints, evaluations, metrics, run_events, samples
 else:
     comparing = _AtFirstUse("studio.bundles.comparing")
@@ -70,6 +73,9 @@ else:
     scores = _AtFirstUse("studio.scores")
     work_folder = _AtFirstUse("studio.work_folder")
     store = _AtFirstUse("studio.store")
+    suites = _AtFirstUse("studio.suites")
+    built_in = _AtFirstUse("studio.probes.built_in")
+    suite_reading = _AtFirstUse("studio.probes.reading")
     catalog = _AtFirstUse("studio.config.catalog")
     launch = _AtFirstUse("studio.config.launch")
     schema = _AtFirstUse("studio.config.schema")

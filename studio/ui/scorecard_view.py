@@ -1,25 +1,24 @@
 """The scorecard: run an evaluation, read the verdict, see where it failed, take it along as one page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
-from studio import charts, report, runs, scores
+from studio import charts, report, scores
 from studio.paths import slugify
 from studio.projects import Project
 from studio.scores import ScoreLine
 from studio.store import evaluations, open_db
 from studio.store.evaluations import Answer, Evaluation
-from studio.store.jobs import Job
 from studio.ui import state
-from studio.ui.frame import DATA, TRAIN, link
 from studio.ui.i18n import N_, _
-from studio.ui.job_panel import job_panel, newest_job
-from studio.ui.model_server import picks_of
+from studio.ui.score_start import score_panel
+from studio.ui.suite_view import suite_view
+from studio.ui.told import told
 from studio.ui.verdict import signed, verdict
 from studio.ui.widgets import ago, plain
 
-QUICK_PROBES = 20
 ROW_HEIGHT = 68
 NAMES = {
     "identity": N_("Knows who it is"),
@@ -36,8 +35,9 @@ HELP = {
 
 
 def scorecard_view(project: Project) -> None:
-    """Score a checkpoint, then read the scorecards there are."""
-    _score_panel(project)
+    """Score checkpoints, then read the scorecards there are."""
+    score_panel(project)
+    suite_view(project)
     with open_db(project.folder) as db:
         found = evaluations.listed(db)
     if not found:
@@ -46,61 +46,14 @@ def scorecard_view(project: Project) -> None:
     chosen = _choose(found)
     with open_db(project.folder) as db:
         answers = evaluations.answers(db, chosen.id)
-    _verdict(chosen)
+    if chosen.is_standard:
+        _verdict(chosen)
     _tiles(chosen)
     _bars(chosen)
+    _differences(chosen)
+    _by_checkpoint(found, chosen)
     _answer_table(answers)
     _take_along(chosen, answers)
-
-
-def _score_panel(project: Project) -> None:
-    picks = picks_of(project)
-    if not picks:
-        st.caption(_("There is no checkpoint to score yet."))
-        link(TRAIN, _("Train one"))
-        return
-    by_name = {pick.name: pick for pick in picks}
-    job = _under_way(project)
-    left, middle, right = st.columns([4, 3, 1], vertical_alignment="bottom")
-    name = left.selectbox(
-        _("Checkpoint"), list(by_name), format_func=lambda name: by_name[name].label, key="score.pick"
-    )
-    quick = middle.segmented_control(
-        _("Questions"), [False, True], format_func=_amount, default=False, required=True, key="score.quick"
-    )
-    pick = by_name[name]
-    probes = runs.probe_sets(project, pick.run_id)
-    waits = not probes or (job is not None and job.live)
-    pressed = right.button(_("Score it"), type="primary", disabled=waits, key="score.start", width="stretch")
-    _asked(project, probes)
-    if pressed and not waits:
-        state.keep("score.job", runs.start_evaluate(project, pick.run_id, pick.step, QUICK_PROBES if quick else 0).id)
-        st.rerun()
-    job_panel(project.folder, job, "score")
-
-
-def _asked(project: Project, probes: list[str]) -> None:
-    """Whose questions are asked, and which identity they ask for, before a minute is spent on them."""
-    if not probes:
-        st.info(_("There are no held-out questions for this run. The Data page makes them with a general set."))
-        link(DATA)
-        return
-    words = runs.asked_identity(project, probes)
-    if words:
-        form = _("Questions from {datasets}; the identity asked for: {words}")
-    else:
-        form = _("Questions from {datasets}; none asks who it is, for the run was trained on no identity")
-    st.caption(form.format(datasets=plain(", ".join(probes)), words=plain(", ".join(words))))
-
-
-def _amount(quick: bool) -> str:
-    return _("{n} of each kind").format(n=QUICK_PROBES) if quick else _("all")
-
-
-def _under_way(project: Project) -> Job | None:
-    """The evaluation that runs, or the one started here when it has ended."""
-    newest = newest_job(project.folder, "evaluate")
-    return newest if newest and (newest.live or newest.id == state.kept("score.job")) else None
 
 
 def _choose(found: Sequence[Evaluation]) -> Evaluation:
@@ -112,10 +65,15 @@ def _choose(found: Sequence[Evaluation]) -> Evaluation:
     chosen = st.selectbox(
         _("Scorecard"),
         list(by_id),
-        format_func=lambda id: f"{by_id[id].subject} · {by_id[id].weights_hash[:8]} · {ago(by_id[id].created_at)}",
+        format_func=lambda id: _named(by_id[id]),
         key="score.evaluation",
     )
     return by_id[chosen]
+
+
+def _named(evaluation: Evaluation) -> str:
+    parts = [evaluation.subject, evaluation.suite, evaluation.weights_hash[:8], ago(evaluation.created_at)]
+    return " · ".join(filter(None, parts))
 
 
 def _verdict(evaluation: Evaluation) -> None:
@@ -129,7 +87,9 @@ def _verdict(evaluation: Evaluation) -> None:
 
 
 def _tiles(evaluation: Evaluation) -> None:
-    lines = scores.lines(evaluation.scores)
+    lines = [line for line in scores.lines(evaluation.scores) if evaluation.is_standard or line.tuned]
+    if not lines:
+        return
     for column, line in zip(st.columns(len(lines)), lines, strict=True):
         with column:
             _tile(line)
@@ -191,30 +151,98 @@ def _counts(evaluation: Evaluation, side: str, name: str) -> str:
     return f"({counted['hits']} / {counted['total']})"
 
 
+def _differences(evaluation: Evaluation) -> None:
+    """Group by group what can be said of the difference, and how far its predictions are from the base's."""
+    groups = evaluation.scores.get("groups") or {}
+    if groups:
+        st.dataframe(
+            [_group_row(*pair) for pair in groups.items()],
+            hide_index=True,
+            key="score.groups",
+            column_config={
+                "group": st.column_config.TextColumn(_("Group"), width=170),
+                "base": st.column_config.TextColumn(_("Base passes"), width=170),
+                "tuned": st.column_config.TextColumn(_("Tuned passes"), width=170),
+                "words": st.column_config.TextColumn(
+                    _("Difference"), width=420,
+                    help=_("Pairs are compared: McNemar's exact test and Newcombe's interval must both see it (95 %)."),
+                ),
+            },
+            alt=_("Base beside tuned, group by group"),
+        )  # fmt: skip
+    notes = [_divergence_words(evaluation), _format_words(evaluation)]
+    if said := " · ".join(filter(None, notes)):
+        st.caption(said)
+
+
+def _group_row(name: str, sides: Mapping[str, Any]) -> dict[str, str]:
+    base, tuned = (_counted(sides[side]) for side in ("base", "tuned"))
+    return {"group": name, "base": base, "tuned": tuned, "words": told(scores.in_words(sides["difference"]))}
+
+
+def _counted(counted: Mapping[str, Any]) -> str:
+    share = f"{100 * counted['rate']:.0f} % ({100 * counted['low']:.0f}–{100 * counted['high']:.0f})"
+    return f"{counted['hits']} / {counted['total']} · {share}"
+
+
+def _divergence_words(evaluation: Evaluation) -> str:
+    found = evaluation.scores.get("divergence") or {}
+    if found.get("value") is None:
+        return ""
+    text = _("Apart from the base's predictions: {value} nats a token (95 %: {low} to {high})")
+    return text.format(**{name: f"{found[name]:.3g}" for name in ("value", "low", "high")})
+
+
+def _format_words(evaluation: Evaluation) -> str:
+    """Endings and loops of all answers, whatever was asked."""
+    ends, loops = evaluation.scores.get("ends"), evaluation.scores.get("loops")
+    if not ends or not loops:
+        return ""
+    text = _("Answers that end by themselves: {ends} of {total} (base {base}), that loop: {loops} (base {b})")
+    return text.format(
+        ends=ends["tuned"]["hits"], total=ends["tuned"]["total"], base=ends["base"]["hits"],
+        loops=loops["tuned"]["hits"], b=loops["base"]["hits"],
+    )  # fmt: skip
+
+
+def _by_checkpoint(found: Sequence[Evaluation], chosen: Evaluation) -> None:
+    """The newest scorecard of each checkpoint of the same run by the same suite, when there are several."""
+    same = [each for each in found if (each.run_id, each.suite) == (chosen.run_id, chosen.suite) and each.step]
+    newest = {each.step: each for each in reversed(same)}
+    if len(newest) < 2:
+        return
+    st.markdown(f"**{_('All checkpoints of this run')}**")
+    st.dataframe(
+        [_checkpoint_row(newest[step]) for step in sorted(newest)],
+        hide_index=True,
+        key="score.checkpoints",
+        column_config={
+            "step": st.column_config.NumberColumn(_("Step"), width=60),
+            **{name: st.column_config.TextColumn(_(NAMES[name]), help=_(HELP[name])) for name in NAMES},
+            "passed": st.column_config.TextColumn(_("Probes passed")),
+            "words": st.column_config.TextColumn(_("Against the base"), width=330),
+        },
+        alt=_("Scores of all checkpoints"),
+    )
+
+
+def _checkpoint_row(evaluation: Evaluation) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": evaluation.step}
+    row |= {line.name: _value(line, line.tuned) for line in scores.lines(evaluation.scores)}
+    if passed := evaluation.scores.get("all"):
+        row |= {"passed": _counted(passed["tuned"]) if passed["tuned"]["total"] else "–"}
+        row |= {"words": told(scores.in_words(passed["difference"]))}
+    return row
+
+
 def _answer_table(answers: Sequence[Answer]) -> None:
     """Failures first: what went wrong is what one wants to read."""
-    failed = [answer for answer in answers if not answer.detail.get("passed", True)]
+    failed = [answer for answer in answers if not answer.passed]
     st.markdown(
         f"**{_('Answers')}** · " + _("{failed} of {total} failed").format(failed=len(failed), total=len(answers))
     )
-    only = st.segmented_control(
-        _("Show"),
-        ["all", "failed", "identity", "general"],
-        format_func=lambda value: {
-            "all": _("all, failures first"),
-            "failed": _("failures"),
-            "identity": _("about itself"),
-            "general": _("general"),
-        }[value],
-        default="all",
-        required=True,
-        key="score.filter",
-        label_visibility="collapsed",
-    )
-    shown = [
-        answer for answer in answers if only == "all" or answer.kind == only or (only == "failed" and answer in failed)
-    ]
-    shown.sort(key=lambda answer: (bool(answer.detail.get("passed", True)), answer.kind != "identity", answer.probe))
+    shown = _filtered(answers)
+    shown.sort(key=lambda answer: (answer.passed, answer.kind != "identity", answer.probe))
     if not shown:
         st.caption(_("None."))
         return
@@ -226,24 +254,56 @@ def _answer_table(answers: Sequence[Answer]) -> None:
         key="score.answers",
         column_config={
             "mark": st.column_config.TextColumn(_("Mark"), width=75),
-            "kind": st.column_config.TextColumn(_("About"), width=75),
+            "group": st.column_config.TextColumn(_("Group"), width=110),
             "question": st.column_config.TextColumn(_("Question"), width=200),
-            "base": st.column_config.TextColumn(_("Base answered"), width=360),
-            "tuned": st.column_config.TextColumn(_("Tuned answers"), width=360),
+            "base": st.column_config.TextColumn(_("Base answered"), width=330),
+            "tuned": st.column_config.TextColumn(_("Tuned answers"), width=330),
+            "why": st.column_config.TextColumn(_("Not held"), width=160),
         },
         alt=_("Answers of base and tuned model, failures first"),
     )
 
 
+def _filtered(answers: Sequence[Answer]) -> list[Answer]:
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    words = {
+        "all": _("all, failures first"),
+        "failed": _("failures"),
+        "gained": _("won against the base"),
+        "lost": _("lost against the base"),
+    }
+    only = left.segmented_control(
+        _("Show"), list(words), format_func=words.__getitem__, default="all", required=True, key="score.filter",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    groups = list(dict.fromkeys(answer.group for answer in answers))
+    group = right.selectbox(
+        _("Group"), ["", *groups], format_func=lambda name: _group_word(name) or _("all groups"), key="score.group",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    return [answer for answer in answers if _is_wanted(answer, only) and group in ("", answer.group)]
+
+
+def _is_wanted(answer: Answer, only: str | None) -> bool:
+    pair = (answer.base_passed, answer.passed)
+    wanted = {"failed": not answer.passed, "gained": pair == (False, True), "lost": pair == (True, False)}
+    return wanted.get(only or "all", True)
+
+
+def _group_word(name: str) -> str:
+    return {"identity": _("about itself"), "general": _("general")}.get(name, name)
+
+
 def _answer_row(answer: Answer) -> dict[str, str]:
-    passed = answer.detail.get("passed", True)
-    about = _("itself") if answer.kind == "identity" else _("the world")
+    marks = answer.detail.get("marks") or []
+    word = _("passed") if answer.passed else _("failed")
     return {
-        "mark": _("passed") if passed else _("failed"),
-        "kind": about,
+        "mark": word if answer.judged else "–",
+        "group": _group_word(answer.group),
         "question": answer.prompt,
         "base": answer.base_answer,
         "tuned": answer.answer,
+        "why": "\n".join(f"{each['type']}: {each['why']}" for each in marks if each["passed"] is not True),
     }
 
 

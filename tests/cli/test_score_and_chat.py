@@ -41,6 +41,17 @@ def test_stored_scorecards_are_listed_and_exported(trained: Project, retune: Ret
     assert not list(tmp_path.glob("x.*"))
 
 
+def test_every_checkpoint_is_asked_a_suite_once(trained: Project, retune: Retune, tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_text("groups: [{name: hours, probes: [{ask: When?, assert: [{type: not-contains, value: never}]}]}]")
+    assert "Ask it: retune evaluate RUN --suite shop" in retune("suite", "import", file)
+    said = retune("evaluate", "tiny-1", "--all-checkpoints", "--suite", "shop")
+    assert "Questions of the suite shop." in said and "No difference can be seen with 1 probes" in said
+    again = retune("evaluate", "tiny-1", "--suite", "shop")
+    assert "From cache: 1 of 1" in again and "probes passed" in again and "hours" in again
+    assert "identity" not in again, "what was not asked is not shown"
+
+
 def test_a_project_without_scorecards_says_how_to_make_one(retune: Retune, project: Project, tmp_path: Path) -> None:
     assert "retune evaluate" in retune("evaluations", "list")
     assert "retune evaluate" in retune("evaluations", "export", tmp_path / "x.md", code=1)

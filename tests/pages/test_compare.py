@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from studio import datasets, runs, scores
+from studio import datasets, runs, scores, suites
 from studio.config.catalog import preset
 from studio.config.yaml import save_config
 from studio.data.identity import Identity
+from studio.probes import library
 from studio.store import checkpoints, evaluations, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
@@ -248,10 +249,10 @@ def test_scorecard_shows_verdict_tiles_and_failures_first(open_page, project, ch
     at = open_page(PAGE)
     assert "9 of 10" in at.success[0].value and "does not say it elsewhere" in at.success[0].value
     assert [metric.value for metric in at.metric] == ["90.0 %", "0.0 %", "+5.1 %", "0.0 %"]
-    table = at.dataframe[0].value
+    table = next(each.value for each in at.dataframe if "mark" in each.value)
     assert list(table["mark"][:2]) == ["failed", "passed"]
     assert table["tuned"][0] == "I am SmolLM."
-    assert [button.label for button in at.get("download_button")] == [
+    assert [button.label for button in at.get("download_button")][:2] == [
         "Download as one HTML page",
         "Download as Markdown",
     ]
@@ -305,6 +306,63 @@ def test_scoring_is_one_job_that_outlives_the_page(open_page, project, checkpoin
     assert started[0][1]["probes"] == ["identity"]
     assert started[0][1]["subjects"] == [{"label": "lora-1 step 20", "run_id": "lora-1", "step": 20}]
     assert at.button(key="score.start").disabled
+
+
+def test_a_suite_of_ones_own_from_begin_to_end(open_page, project, checkpoint, started):
+    at = open_page(PAGE)
+    at.text_input(key="suite.new").set_value("shop").run()
+    at.button(key="suite.begin").click().run()
+    assert at.selectbox(key="suite.shown").value == "shop" and "Made shop." in words(at)
+    text = at.text_area(key="suite.text.shop").value
+    at.text_area(key="suite.text.shop").set_value(text.replace("ask:", "question:")).run()
+    assert "line 6" in words(at) and at.button(key="suite.save").disabled
+    at.text_area(key="suite.text.shop").set_value("# mine\n" + text).run()
+    at.button(key="suite.save").click().run()
+    assert suites.text_of(project, "shop").startswith("# mine")
+    at.text_area(key="suite.ask").set_value("Hello\nAnd on Sundays?")
+    at.text_input(key="suite.value").set_value("closed")
+    next(button for button in at.button if button.label == "Add").click().run()
+    probes = library.load(project.folder, "shop").probes()
+    assert (probes[1].follow_ups, probes[1].asserts[0].row()) == (
+        ("And on Sundays?",), {"type": "icontains", "value": "closed"}
+    )  # fmt: skip
+    at.selectbox(key="score.suite").set_value("shop").run()
+    at.button(key="score.start").click().run()
+    assert started[0][1]["suite"] == "shop"
+    at.button(key="suite.delete").click().run()
+    assert "shop" not in suites.names(project)
+
+
+def test_checkpoints_of_a_run_stand_beside_each_other(open_page, project, checkpoint):
+    with open_db(project.folder) as db:
+        for number, passed in ((10, 2), (20, 9)):
+            scored(db, number, passed)
+    at = open_page(PAGE)
+    table = next(each.value for each in at.dataframe if "passed" in each.value)
+    assert list(table["step"]) == [10, 20]
+    assert list(table["words"]) == [
+        "No difference can be seen with 10 probes (2 won, 0 lost).",
+        "Passes 49 to 98 points better than the base (9 won, 0 lost of 10).",
+    ]
+    at.segmented_control(key="score.filter").set_value("gained").run()
+    answers = next(each.value for each in at.dataframe if "mark" in each.value)
+    assert len(answers) == 9 and set(answers["mark"]) == {"passed"}
+
+
+def scored(db, step, num_passed):
+    """A scorecard of a suite of one's own, in which the base passes nothing."""
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}], "kind": "identity", "expects": "name",
+             "intent": "", "language": "", "expected": {"name": "Luna", "maker": "Shane"}} for n in range(10)]
+    marked = [mark(row, "No.", "Luna" if number < num_passed else "No.", []) for number, row in enumerate(rows)]
+    card = evaluations.Evaluation(
+        "j", f"lora-1 step {step}", "starter", "ab" * 32, "", scores.scorecard(marked), "lora-1", step, suite="shop"
+    )
+    answers = [
+        evaluations.Answer(card.id, number, each.kind, "", "", each.prompt, each.base_answer, each.answer,
+                           scores.detail(each))
+        for number, each in enumerate(marked)
+    ]  # fmt: skip
+    evaluations.add(db, card, answers)
 
 
 def test_chinese(open_page, project, checkpoint):
