@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 
 from studio.errors import StudioError
 from studio.projects import Project
@@ -30,6 +31,14 @@ class Told:
     def hidden(self) -> bool:
         """Whether nobody may know yet which column is which."""
         return bool(self.turn.blind) and self.vote is None
+
+    def head(self, model: str, labels: Mapping[str, str]) -> str:
+        """What a column is called in this turn: a letter while it is hidden."""
+        name = labels.get(model, model)
+        if not self.turn.blind or model not in self.turn.models:
+            return name
+        letter = ascii_uppercase[self.turn.models.index(model)]
+        return letter if self.hidden else f"{letter} · {name}"
 
     @property
     def place(self) -> int:
@@ -102,13 +111,23 @@ def before(project: Project, turn: Turn) -> list[Told]:
 
 def read(project: Project, chat_id: str, leaf: str = "") -> list[Told]:
     """A branch of a conversation, from its first turn to `leaf`; the branch that is open by default."""
+    every = {told.turn.id: told for told in every_turn(project, chat_id)}
+    turn_id, path = leaf or get(project, chat_id).leaf, []
+    while turn_id in every:
+        path.append(every[turn_id])
+        turn_id = every[turn_id].turn.parent
+    return path[::-1]
+
+
+def every_turn(project: Project, chat_id: str) -> list[Told]:
+    """The turns of all branches, oldest first."""
     with open_db(project.folder) as db:
-        chat, turns = store.get(db, chat_id), store.turns(db, chat_id)
+        turns = store.turns(db, store.get(db, chat_id).id)
         replies, votes = store.replies(db, chat_id), store.votes(db, chat_id)
     by_parent = _by_parent(turns)
     return [
         Told(turn, replies.get(turn.id, {}), votes.get(turn.id), [each.id for each in by_parent[turn.parent]])
-        for turn in _path(turns, leaf or chat.leaf)
+        for turn in turns
     ]
 
 
@@ -154,12 +173,3 @@ def _by_parent(turns: Sequence[Turn]) -> dict[str, list[Turn]]:
     for turn in turns:
         found.setdefault(turn.parent, []).append(turn)
     return found
-
-
-def _path(turns: Sequence[Turn], leaf: str) -> list[Turn]:
-    """From the first turn to `leaf`."""
-    by_id, path = {turn.id: turn for turn in turns}, []
-    while leaf in by_id:
-        path.append(by_id[leaf])
-        leaf = by_id[leaf].parent
-    return path[::-1]

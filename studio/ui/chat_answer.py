@@ -9,12 +9,16 @@ from studio import chat_client, chats
 from studio.chat_client import Connection
 from studio.chats import Reply, Told
 from studio.projects import Project
+from studio.ui import chat_state
+from studio.ui.chat_keep import keep_dialog
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain
 
 
 def answer_tools(project: Project, told: Told, reply: Reply, label: str, connection: Connection | None) -> None:
     """Small buttons at the foot of an answer; who is hidden does not show what made it."""
+    if chat_state.demo_is_on():
+        return
     key = f"compare.answer.{reply.turn_id}.{reply.model}"
     if (
         not told.hidden
@@ -22,6 +26,18 @@ def answer_tools(project: Project, told: Told, reply: Reply, label: str, connect
         and st.button("", icon=":material/info:", key=f"{key}.proof", type="tertiary", help=_("What made this answer"))
     ):
         st.dialog(_("What made this answer"), width="medium")(_proof)(project, told, reply, label, connection)
+    if (
+        not told.hidden
+        and reply.text
+        and st.button(
+            "",
+            icon=":material/edit_note:",
+            key=f"{key}.keep",
+            type="tertiary",
+            help=_("Keep this answer, or a better one"),
+        )
+    ):
+        st.dialog(_("Keep this answer"), width="medium")(keep_dialog)(project, told, reply, label)
 
 
 def _proof(project: Project, told: Told, reply: Reply, label: str, connection: Connection | None) -> None:

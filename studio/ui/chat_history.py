@@ -2,10 +2,12 @@
 
 import streamlit as st
 
-from studio import chats
+from studio import chat_export, chats
 from studio.chats import Chat
+from studio.paths import slugify
 from studio.projects import Project
 from studio.ui import chat_state
+from studio.ui.chat_votes import tally_view
 from studio.ui.i18n import _, ngettext
 from studio.ui.widgets import ago, guarded, plain
 
@@ -18,6 +20,8 @@ def history_bar(project: Project) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.popover(_("Conversations"), icon=":material/forum:"):
             _list(project)
+        with st.popover(_("Votes"), icon=":material/how_to_vote:"):
+            tally_view(project)
         if chat:
             st.markdown(f"**{plain(chat.title)}**", width="stretch")
             with st.popover("", icon=":material/more_horiz:", type="tertiary", help=_("Rename, export, delete")):
@@ -53,8 +57,21 @@ def _chat_menu(project: Project, chat: Chat) -> None:
             chats.rename(project, chat.id, title)
             st.rerun()
         st.divider()
+        _exports(project, chat)
+        st.divider()
         sure = st.checkbox(_("Delete it with all its branches"), key=f"compare.sure.{chat.id}")
         if st.button(_("Delete"), icon=":material/delete:", key="compare.delete", disabled=not sure):
             chat_state.leave()
             chats.delete(project, chat.id)
             st.rerun()
+
+
+def _exports(project: Project, chat: Chat) -> None:
+    """The branch that is open as a page or as Markdown; all branches as JSON."""
+    with st.container(horizontal=True):
+        for kind, name in chat_export.FORMATS.items():
+            st.download_button(
+                name, lambda kind=kind: chat_export.exported(project, chat.id, kind),
+                file_name=f"{slugify(chat.title)}.{kind}", icon=":material/download:", key=f"compare.export.{kind}",
+                on_click="ignore",
+            )  # fmt: skip

@@ -24,6 +24,14 @@ def settings_bar(labels: Mapping[str, str], connection: Connection, started: boo
         if st.button(_("Self-test"), icon=":material/verified:", key="compare.selftest",
                      help=_("Is the base still the base, with the adapters off?")):  # fmt: skip
             st.dialog(_("Self-test"), width="medium")(_self_test)(labels, connection)
+        st.toggle(
+            _("Blind"), key="compare.blind",
+            help=_("The columns are shuffled and have no names until you have said which answer is better."),
+        )  # fmt: skip
+        st.button(
+            _("Demo view"), icon=":material/slideshow:", key="compare.demo.on", on_click=chat_state.set_demo,
+            args=(True,), help=_("The newest question in large type, without the side bar, for a projector."),
+        )  # fmt: skip
         st.button(
             _("New conversation"), icon=":material/add_comment:", key="compare.clear", disabled=not started,
             on_click=chat_state.leave,

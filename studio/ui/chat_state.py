@@ -66,6 +66,15 @@ def is_busy() -> bool:
     return bool(exchange and exchange.busy)
 
 
+def demo_is_on() -> bool:
+    """Whether the page is shown to a room."""
+    return bool(state.kept("compare.demo", False))
+
+
+def set_demo(on: bool) -> None:
+    state.keep("compare.demo", on)
+
+
 def setting(name: str) -> Any:
     """What the person set for the next question."""
     key = f"compare.{name}"

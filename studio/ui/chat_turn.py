@@ -1,7 +1,6 @@
 """One turn of a conversation: the question, and the answer of each column with what is known of it."""
 
 from collections.abc import Callable, Mapping
-from string import ascii_uppercase
 from typing import Any
 
 import streamlit as st
@@ -37,16 +36,7 @@ def cells(
             if place < len(shown):
                 model = shown[place]
                 with column.container(border=True, height="stretch", gap="xsmall"):
-                    _cell(told, replies[model], head_of(told, model, labels), tools)
-
-
-def head_of(told: Told, model: str, labels: Mapping[str, str]) -> str:
-    """What a column is called in this turn: a letter while it is blind."""
-    letter = ascii_uppercase[told.turn.models.index(model)]
-    if told.hidden:
-        return letter
-    name = labels.get(model, model)
-    return f"{letter} · {name}" if told.turn.blind else name
+                    _cell(told, replies[model], told.head(model, labels), tools)
 
 
 def _cell(told: Told, reply: Reply, head: str, tools: Callable[[Reply], None] | None) -> None:

@@ -10,8 +10,11 @@ from studio.chats import Told
 from studio.projects import Project
 from studio.ui import chat_state, state
 from studio.ui.chat_answer import answer_tools
+from studio.ui.chat_keep import added_note
 from studio.ui.chat_settings import settings_bar
 from studio.ui.chat_turn import cells, question_line
+from studio.ui.chat_votes import vote_row
+from studio.ui.demo import demo_bar
 from studio.ui.exchange import Exchange
 from studio.ui.i18n import _
 from studio.ui.prompts import prompt_buttons
@@ -34,17 +37,29 @@ def chat_view(project: Project, base: str, labels: Mapping[str, str], connection
     """Read on and ask: `labels` are the columns that are loaded, by their names on the server."""
     chat = chat_state.open_chat(project)
     told = chats.read(project, chat.id) if chat else []
-    settings_bar(labels, connection, started=bool(told))
     exchange = chat_state.exchange_now()
     live = exchange if exchange and exchange.busy and told and told[-1].turn.id == exchange.turn_id else None
-    for number, each in enumerate(told[:-1] if live else told):
-        _turn(project, each, chat.labels if chat else labels, None if live else connection, number)
+    if chat_state.demo_is_on():
+        demo_bar()
+    else:
+        settings_bar(labels, connection, started=bool(told))
+    heads = chat.labels if chat else labels
+    _turns(project, told[:-1] if live else told, heads, None if live else connection)
     if live:
         question_line(told[-1])
-        st.fragment(_live_turn, run_every=STREAM_SECONDS)(told[-1], labels, live)
-    elif told:
+        st.fragment(_live_turn, run_every=STREAM_SECONDS)(told[-1], heads, live)
+    elif told and not chat_state.demo_is_on():
         _last_tools(told)
+    added_note(project)
     _next_question(project, base, labels, connection, told, busy=live is not None)
+
+
+def _turns(project: Project, told: Sequence[Told], labels: Mapping[str, str], connection: Connection | None) -> None:
+    """All that was said; on a projector the newest alone."""
+    newest_alone = chat_state.demo_is_on()
+    for number, each in enumerate(told):
+        if not newest_alone or number == len(told) - 1:
+            _turn(project, each, labels, connection, number)
 
 
 def _next_question(
@@ -90,7 +105,7 @@ def _turn(project: Project, told: Told, labels: Mapping[str, str], connection: C
     with st.container(gap="xsmall"):
         with question_line(told), st.container(horizontal=True, gap="xsmall", width="content"):
             _branches(project, told)
-            if connection:
+            if connection and not chat_state.demo_is_on():
                 _edit(told, number)
         cells(
             told,
@@ -98,6 +113,7 @@ def _turn(project: Project, told: Told, labels: Mapping[str, str], connection: C
             told.replies,
             lambda reply: answer_tools(project, told, reply, labels.get(reply.model, reply.model), connection),
         )
+        vote_row(project, told, labels)
 
 
 def _branches(project: Project, told: Told) -> None:

@@ -1,6 +1,6 @@
 """Compare's chat: which columns, loading them by jobs, then one question to all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import streamlit as st
@@ -22,7 +22,9 @@ WAIT_SECONDS = 1.0
 
 def compare_view(project: Project) -> None:
     """Choose, load, ask."""
-    history_bar(project)
+    demo = chat_state.demo_is_on()
+    if not demo:
+        history_bar(project)
     bases = bases_of(project)
     if not bases:
         if not read_view(project):
@@ -33,11 +35,17 @@ def compare_view(project: Project) -> None:
     offer_model(base, "compare.fetch")
     picks = [*picks_of(project, base), *merged_of(project, base)]
     labels = {base: _("Base: {name}").format(name=base)} | {pick.name: pick.label for pick in picks}
-    wanted = _choose(labels, picks)
+    wanted = _wanted(labels) if demo else _choose(labels, picks)
     if wanted:
         _prepared(project, base, {name: labels[name] for name in wanted}, [p for p in picks if p.name in wanted])
     else:
+        chat_state.set_demo(False)  # nothing is loaded that could be shown to a room
         read_view(project)
+
+
+def _wanted(labels: Mapping[str, str]) -> list[str]:
+    """The columns that were asked for, as far as they are still there."""
+    return [name for name in state.kept("compare.wanted", []) if name in labels]
 
 
 def _another_base() -> None:
@@ -49,7 +57,7 @@ def _another_base() -> None:
 
 def _choose(labels: dict[str, str], picks: Sequence[Pick]) -> list[str]:
     """The columns to talk to; none until they were asked for."""
-    wanted = [name for name in state.kept("compare.wanted", []) if name in labels]
+    wanted = _wanted(labels)
     first = [next(iter(labels)), picks[0].name]
     shown = [name for name in state.kept("compare.shown", wanted or first) if name in labels]
     st.session_state["compare.picks"] = shown

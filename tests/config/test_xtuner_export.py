@@ -38,8 +38,10 @@ configs = st.fixed_dictionaries(
         ),
         "lora": st.fixed_dictionaries(
             {
-                "rank": st.integers(1, 99), "target_modules": st.sampled_from(["all-linear", "q_proj,v_proj"]),
-                "dora": st.booleans(), "rslora": st.booleans(),
+                "rank": st.integers(1, 99),
+                "target_modules": st.sampled_from(["all-linear", "q_proj,v_proj"]),
+                "dora": st.booleans(),
+                "rslora": st.booleans(),
             }  # fmt: skip
         ),
         "data": st.fixed_dictionaries(
