@@ -11,6 +11,7 @@ from studio.cli import (
     chat,
     checkpoints,
     config,
+    conversations,
     data,
     demo,
     doctor,
@@ -61,7 +62,9 @@ app.command()(bundle.bundle)
 app.command()(bundle.reproduce)
 app.command()(chat.chat)
 app.command()(chat.agent)
+app.command()(chat.selftest)
 app.command()(chat.serve)
+app.add_typer(conversations.app, name="conversations")
 app.add_typer(jobs.app, name="jobs")
 app.command()(demo.demo)
 app.command()(studio.studio)

@@ -13,7 +13,7 @@ from studio import models
 from studio.cli import conversation, show
 from studio.cli.follow import follow
 from studio.cli.lazy import agent_session, chat_client, jobs, named, projects, runs, steps, talk
-from studio.cli.options import ProjectOption, base_model, checkpoint_step, chosen
+from studio.cli.options import JsonOption, ProjectOption, base_model, checkpoint_step, chosen
 from studio.errors import ServerError, StudioError
 from studio.models import STARTER
 from studio.paths import system_folder
@@ -148,6 +148,40 @@ def agent(
         limits = steps.Limits(max_steps, max_seconds)
         partner = conversation.Agent(connection, model, sampling, there, spoken, limits=limits)
         conversation.hold(partner, prompt)
+
+
+def selftest(
+    adapter: Adapters = None,
+    base: BaseOption = "",
+    bits: Annotated[int, typer.Option(help="4 or 8 loads the base in so many bits; 0 as it is stored.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32 (fp32), bfloat16 (bf16) or float16 (fp16).")] = "auto",
+    json: JsonOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Check that with the adapters off the base answers as the base: its logits, before and after they are loaded.
+
+    Fails when they are not equal to the last bit.
+
+    Example: retune selftest --adapter starter_lora-1
+    """
+    with _server(project, base, adapter, **_server_options("", bits, dtype, "")) as (_job, connection):
+        found = chat_client.self_test(connection)
+    if json:
+        show.as_json(found)
+    else:
+        show.say(f"Base {found['base']}, {found['num_questions']} questions.")
+        for name, on in found["on"].items():
+            beside = found["beside"][name]["max_difference"]
+            show.say(f"{name}: on, it moves the logits by up to {on['max_difference']:.3g}.")
+            show.say(f"{name}: the base beside it in one batch differs by up to {beside:.2g} (rounding).")
+    off = found["off"]
+    if not off["bit_equal"]:
+        raise ServerError(
+            f"With the adapters off, the logits differ from the base's by up to {off['max_difference']:.3g}.",
+            "Start the server anew; if it stays so, the base's files have changed.",
+        )
+    if not json:
+        show.say("With the adapters off, the logits are the base's, bit for bit.")
 
 
 @contextmanager

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from studio import (
         caches,
         chat_client,
+        chat_export,
+        chats,
         checkpoint_files,
         comparison,
         dataset_checks,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         scores,
         store,
         suites,
+        votes,
         work_folder,
     )
     from studio.agent import session as agent_session
@@ -57,6 +60,9 @@ else:
     caches = _AtFirstUse("studio.caches")
     row_life = _AtFirstUse("studio.row_life")
     chat_client = _AtFirstUse("studio.chat_client")
+    chat_export = _AtFirstUse("studio.chat_export")
+    chats = _AtFirstUse("studio.chats")
+    votes = _AtFirstUse("studio.votes")
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
     comparison = _AtFirstUse("studio.comparison")
     dataset_checks = _AtFirstUse("studio.dataset_checks")

@@ -70,6 +70,11 @@ def test_chat_asks_base_and_adapter(trained: Project, retune: Retune) -> None:
     assert not [job for _folder, job in jobs.live_jobs() if job.kind == "serve" and not job.stop_request]
 
 
+def test_the_base_is_tested_with_its_adapters_off(trained: Project, retune: Retune) -> None:
+    said = retune("selftest", "--adapter", "tiny-1:4")
+    assert "tiny-1-step_4: on, it moves the logits by up to" in said and "are the base's, bit for bit" in said
+
+
 def test_chat_takes_the_flags_of_xtuner_chat(trained: Project, retune: Retune) -> None:
     words = ["chat", "--adapter", "tiny-1:4", "--alone", "--prompt", "Who?", "--prompt-template", "internlm2_chat"]
     words += "--system-template moss_sft --bot-name Luna --stop-word x --no-streamer --dtype fp32 --seed 1".split()
