@@ -66,7 +66,7 @@ def test_chat_asks_base_and_adapter(trained: Project, retune: Retune) -> None:
     words = ("chat", "--adapter", "tiny-1:4", "--prompt", "Who are you?", "--max-tokens", 3)
     said = retune(*words)
     assert "tiny-1-step_4  weights " in said
-    assert said.count("weights") == 2
+    assert said.count("  weights ") == 2
     assert not [job for _folder, job in jobs.live_jobs() if job.kind == "serve" and not job.stop_request]
 
 
