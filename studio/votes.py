@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from studio.scores import wilson
+from studio.probes.paired import wilson
 from studio.store.chats import Vote
 
 # Five of five come about by chance once in sixteen (both sides counted), more often than the interval would say.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studio.scores import wilson
+from studio.probes.paired import wilson
 from studio.store.chats import Vote
 from studio.votes import tally
 
