@@ -276,8 +276,20 @@ def start_convert(project: Project, run_id: str, step: int, fp32: bool = False, 
     )
 
 
-def start_merge(project: Project, run_id: str, step: int, name: str = "", max_shard_size: str = "2GB") -> Job:
-    """Fold a converted adapter into its base and check that the result answers the same, in a job."""
+def start_merge(
+    project: Project,
+    run_id: str,
+    step: int,
+    name: str = "",
+    max_shard_size: str = "2GB",
+    dtype: str = "",
+    onto: str = "base",
+    overwrite: bool = False,
+) -> Job:
+    """Fold a converted adapter into its base and check that the result answers the same, in a job.
+
+    `dtype`: float32, float16 or bfloat16, "" for the base's own. `onto`: `base`, or for QLoRA `dequantised`.
+    """
     name = name or f"{run_id}-step_{step}"
     if slugify(name).replace("-", "_") != name.replace("-", "_"):
         raise JobError(f"{name!r} cannot name a folder.", f"For example {slugify(name)!r}.")
@@ -289,6 +301,9 @@ def start_merge(project: Project, run_id: str, step: int, name: str = "", max_sh
         "device": "auto",
         "run_id": run_id,
         "step": step,
+        "dtype": dtype,
+        "onto": onto,
+        "overwrite": overwrite,
     }
     return jobs.start(project.folder, "merge", args, title=f"merge {run_id} step {step}", run_id=run_id)
 

@@ -22,24 +22,58 @@ app = group("Export a checkpoint for another tool, and check that it answers the
 SourceArgument = Annotated[str, typer.Argument(help="A run, as starter_lora-1, or a folder: an adapter or a model.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The folder to write; in the project when left out.")]
 BaseOption = Annotated[str, typer.Option(help="Base model of an adapter folder, where the one it names is not here.")]
+FormatOption = Annotated[str, typer.Option(help="f16, bf16, q8_0 or f32.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an export that lies there.")]
 
 
 @app.command()
 def gguf(
     source: SourceArgument,
-    format: Annotated[str, typer.Option(help="f16, bf16, q8_0 or f32.")] = "f16",
+    format: FormatOption = "f16",
     step: StepOption = 0,
     out: OutOption = None,
     base: BaseOption = "",
     overwrite: OverwriteOption = False,
     project: ProjectOption = "",
 ) -> None:
-    """Write a GGUF file for llama.cpp, Ollama and LM Studio; exit code 1 when it does not answer the same.
+    """Write a GGUF file for llama.cpp and LM Studio; exit code 1 when it does not answer the same.
 
     Example: retune export gguf starter_lora-1 --format q8_0
     """
     _do(source, step, out, base, exports.Choice("gguf", format, overwrite), project)
+
+
+@app.command()
+def ollama(
+    source: SourceArgument,
+    format: FormatOption = "f16",
+    step: StepOption = 0,
+    out: OutOption = None,
+    base: BaseOption = "",
+    overwrite: OverwriteOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Write a GGUF file and a Modelfile for Ollama; exit code 1 when it does not answer the same.
+
+    Example: retune export ollama starter_lora-1 --format q8_0
+    """
+    _do(source, step, out, base, exports.Choice("ollama", format, overwrite), project)
+
+
+@app.command()
+def adapter(
+    source: SourceArgument,
+    step: StepOption = 0,
+    out: OutOption = None,
+    base: BaseOption = "",
+    overwrite: OverwriteOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Bundle an adapter for PEFT, with template, card and a zip to share; exit code 1 when it answers otherwise.
+
+    Example: retune export adapter starter_lora-1
+    """
+    _do(source, step, out, base, exports.Choice("adapter", overwrite=overwrite), project)
 
 
 @app.command("list")

@@ -62,6 +62,10 @@ def merge(
     max_shard_size: ShardOption = "2GB",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: DtypeOption = "",
+    onto: Annotated[
+        str, typer.Option(help="base, or for QLoRA dequantised: the 4-bit base it was trained on, unpacked.")
+    ] = "base",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a merged model that lies there.")] = False,
 ) -> None:
     """Fold an adapter into its base, and check that the result answers the same.
 
@@ -71,6 +75,7 @@ def merge(
     """
     args = {"base": base_model(base), "adapter": str(adapter.resolve()), "out": str(out.resolve())}
     args |= {"max_shard_size": max_shard_size, "device": device, "dtype": dtype}
+    args |= {"onto": onto, "overwrite": overwrite}
     ended = _do(system_folder(), "merge", args, f"merge {adapter.name}", needs_device=True)
     show.say(f"Wrote {out.resolve()}")
     say_verdict(ended)

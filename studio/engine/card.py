@@ -46,15 +46,32 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def export_card(title: str, base: str, facts: Mapping[str, Any]) -> str:
+def use_of(kind: str, folder_name: str, file: str) -> tuple[str, str]:
+    """(title, how to use it) of an export."""
+    if kind == "adapter":
+        return f"{folder_name}, adapter", f"```python\n{USE_ADAPTER}\n```"
+    if kind == "ollama":
+        name = folder_name.lower()
+        return f"{folder_name} for Ollama", f"```bash\nollama create {name} -f Modelfile\nollama run {name}\n```"
+    return f"{folder_name}, GGUF", f"```bash\nllama-cli -m {file} --jinja\nllama-server -m {file} --jinja\n```"
+
+
+def export_card(title: str, base: str, facts: Mapping[str, Any], use: str) -> str:
     """The card of files for another tool: what they are and what came of reading them back."""
     header = ModelCardData(
         base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
+        library_name={"adapter": "peft", "ollama": "gguf"}.get(str(facts.get("kind")), str(facts.get("kind"))),
         pipeline_tag="text-generation",
         license=STARTER_LICENSE if base == STARTER else None,
         tags=["retune", str(facts.get("kind", ""))],
     )
-    parts = [f"---\n{header.to_yaml()}\n---", f"# {_cell(title)}", _intro(base, False), _table(facts)]
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {_cell(title)}",
+        _intro(base, False),
+        _table(facts),
+        f"## Use\n\n{use}",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,6 +88,11 @@ def _intro(base: str, is_adapter: bool) -> str:
 def shown_base(base: str) -> str:
     """A base as a card names it: of a folder the last part, for where it lies on this machine is nobody's business."""
     return Path(base).name if resolve(base).kind == "folder" else base
+
+
+def public_base(base: str) -> str:
+    """What others find a base by: its id on the hub, or of a folder the last part."""
+    return STARTER_HUB_ID if base == STARTER else shown_base(base)
 
 
 def _hub_id(base: str) -> str | None:

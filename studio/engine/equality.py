@@ -72,15 +72,6 @@ class Agreement:
         answers = self.same_answers + self.near_ties == self.num_answers
         return folded and answers and self.relative_error <= self.tolerance
 
-    @property
-    def message(self) -> str:
-        """The verdict in one sentence."""
-        ties = f" and {self.near_ties} differ at a near tie" if self.near_ties else ""
-        answers = f"{self.same_answers} of {self.num_answers} greedy answers are the same{ties}"
-        logits = f"logits differ by {self.relative_error:.2g} (allowed {self.tolerance:.2g})"
-        verdict = "Verified" if self.verified else "Not verified: use base and adapter together instead"
-        return f"{verdict}: {answers}, {logits}, at most {self.max_abs_difference:.3g}."
-
     def figures(self) -> dict[str, Any]:
         return asdict(self)
 

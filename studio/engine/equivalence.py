@@ -12,9 +12,10 @@ import torch
 
 from studio.data.named import Template
 from studio.data.tokens import TextTokenizer
-from studio.engine.adapter_files import Adapter
+from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.equality import (
     PROBES,
+    TOLERANCE,
     Agreement,
     Reference,
     agreement,
@@ -103,6 +104,22 @@ def verdict_of_folder(
     return Verdict(
         f"transformers {__version__}", agreement(found, expected.logits, tolerance),
         other_prompts(expected, probe_prompts(loaded)), tuple(lacking),
+    )  # fmt: skip
+
+
+def verdict_of_adapter(base: Path, folder: Path, expected: Reference) -> Verdict:
+    """Read an adapter's folder back with PEFT on its base, spoken to as the folder says."""
+    from peft import __version__
+
+    loaded = load_base(base, dtype=torch.float32, device=torch.device("cpu"))
+    spoken = loaded.with_template_of(folder)
+    model = attach(loaded.model, read_adapter(folder))
+    pairs = zip(expected.prompts, expected.answers, strict=True)
+    found = [answer_logits(model, prompt, answer) for prompt, answer in pairs]
+    lacking = [spoken.tokenizer.decode([end]) for end in expected.ends if end not in spoken.eos_ids]
+    return Verdict(
+        f"peft {__version__}", agreement(found, expected.logits, TOLERANCE[torch.float32]),
+        other_prompts(expected, probe_prompts(spoken)), tuple(lacking),
     )  # fmt: skip
 
 

@@ -1,5 +1,8 @@
 """`export`: a checkpoint becomes files for another tool, and they are read back and held against what was trained."""
 
+import json
+import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,25 +10,29 @@ from typing import Any
 import torch
 
 from studio.data.named import NamedTemplate, as_jinja
+from studio.data.talk import WEIGHTS_FILE
 from studio.data.tokens import TextTokenizer
 from studio.engine.adapter_files import Adapter, read_adapter
-from studio.engine.card import STARTER_LICENSE, export_card, shown_base
+from studio.engine.card import STARTER_LICENSE, export_card, public_base, shown_base, use_of
 from studio.engine.checkpoint import versions
 from studio.engine.convert import folder_of_run
 from studio.engine.devices import set_threads
-from studio.engine.equivalence import Expected, Verdict, expected_of
+from studio.engine.equivalence import Expected, Verdict, expected_of, verdict_of_adapter
 from studio.engine.folding import FoldedWeights
 from studio.engine.gguf import checking, writer
 from studio.engine.gguf.vocabulary import Vocabulary, vocabulary_of
 from studio.engine.job import JobContext
+from studio.engine.ollama import MODELFILE, modelfile
 from studio.engine.weights import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CARD_FILE,
     GATE_FILE,
     Base,
     known_base,
     output_folder,
     read_seal,
+    require_free,
 )
 from studio.errors import StudioError
 from studio.models import STARTER
@@ -55,11 +62,12 @@ class Source:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Args: kind (gguf); run_id and step, or weights (a folder) and base; out, format, overwrite.
+    """Args: kind (gguf, ollama or adapter); run_id and step, or weights (a folder) and base; out, format, overwrite.
 
     Returns the verdict of the gate; a failed export is kept, and marked as such in gate.json and in the store.
     """
     set_threads()
+    require_free(Path(job.args["out"]), bool(job.args.get("overwrite")))
     source = read_source(job)
     return EXPORTS[str(job.args["kind"])](job, source, Path(job.args["out"]))
 
@@ -81,8 +89,8 @@ def read_source(job: JobContext) -> Source:
 
 
 def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
-    """One GGUF file, with its card and gate.json."""
-    form = _format(str(job.args.get("format") or "f16"))
+    """One GGUF file, with its card and gate.json; for Ollama a Modelfile too."""
+    kind, form = str(job.args["kind"]), _format(str(job.args.get("format") or "f16"))
     weights = FoldedWeights(source.base.folder, source.adapter)
     writer.require_writable(weights.config)
     vocabulary = vocabulary_of(TextTokenizer.load(source.base.folder), weights.config.vocab_size)
@@ -90,15 +98,54 @@ def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
     with output_folder(out, int(num_weights * form.bits_per_weight / 8) + 2**24) as folder:
         job.phase("answering with what was trained")
         expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU)
-        job.check_stop()
         file = folder / f"{out.name}-{form.name}.gguf"
+        if kind == "ollama":
+            context = weights.config.max_position_embeddings
+            text = modelfile(file.name, expected, vocabulary.adds_bos, source.folder, context)
+            atomic_write_text(folder / MODELFILE, text)
+        job.check_stop()
         writer.write(job, file, weights, _speech(vocabulary, expected), form, _about(source, out.name))
         job.check_stop()
         job.phase("reading the file back and comparing")
         verdict = checking.verdict_of_file(file, expected, form.name, torch.get_num_threads())
-        facts = {"kind": "gguf", "format": form.name, "file": file.name, "sha256": sha256_of(file)}
+        facts = {"kind": kind, "format": form.name, "file": file.name, "sha256": sha256_of(file)}
         record = _finish(folder, source, verdict, facts)
     return _register(job, out, record)
+
+
+def to_adapter(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
+    """The adapter for PEFT, with template, tokenizer and a card that says how to load it; and all of that as a zip."""
+    if source.adapter is None:
+        raise StudioError(f"{source.folder.name!r} is a whole model.", "Share its folder; only adapters are bundled.")
+    size = sum(path.stat().st_size for path in source.folder.iterdir() if path.is_file())
+    with output_folder(out, 2 * size) as folder:
+        job.phase("answering with what was trained")
+        expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU).reference
+        job.phase("copying the adapter")
+        for path in source.folder.iterdir():
+            if path.is_file() and path.name not in (WEIGHTS_FILE, GATE_FILE):
+                shutil.copyfile(path, folder / path.name)
+        _name_base(folder / ADAPTER_CONFIG, source.base)
+        job.phase("reading the file back and comparing")
+        verdict = verdict_of_adapter(source.base.folder, folder, expected)
+        record = _finish(folder, source, verdict, {"kind": "adapter", "file": ADAPTER_WEIGHTS})
+        _zip(folder, folder / f"{out.name}.zip")
+        record["files"] = sorted([*record["files"], f"{out.name}.zip"])
+        atomic_write_json(folder / GATE_FILE, record)
+    return _register(job, out, record)
+
+
+def _name_base(path: Path, base: Base) -> None:
+    """By its id on the hub where it has one, else by the last part of its folder: others have no such path."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    atomic_write_json(path, config | {"base_model_name_or_path": public_base(base.name)})
+
+
+def _zip(folder: Path, target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.iterdir()):
+            if path != target:
+                archive.write(path, f"{target.stem}/{path.name}")
 
 
 def _format(name: str) -> writer.Format:
@@ -132,11 +179,13 @@ def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any
         "base": source.base.name,
         "base_fingerprint": source.base.fingerprint,
         "adapter_sha256": source.adapter.hash if source.adapter else "",
+        "data_fingerprints": source.seal.get("data_fingerprints", {}),
     }
     record = facts | about | verdict.to_row() | {"versions": versions()}
     told = {key.replace("_", " "): value for key, value in (facts | about).items()}
-    told |= {"base": shown_base(source.base.name), "gate": verdict.message}
-    atomic_write_text(folder / CARD_FILE, export_card(folder.name, source.base.name, told))
+    told |= {"base": shown_base(source.base.name), "gate": verdict.message, "made with": versions()}
+    use = use_of(facts["kind"], folder_name=source.run_id or source.folder.name, file=facts["file"])
+    atomic_write_text(folder / CARD_FILE, export_card(use[0], source.base.name, told, use[1]))
     record["files"] = sorted([*(path.name for path in folder.iterdir()), GATE_FILE])
     atomic_write_json(folder / GATE_FILE, record)
     return record
@@ -154,4 +203,4 @@ def _register(job: JobContext, out: Path, record: dict[str, Any]) -> dict[str, A
     return detail | {"path": str(out)}
 
 
-EXPORTS = {"gguf": to_gguf}
+EXPORTS = {"gguf": to_gguf, "ollama": to_gguf, "adapter": to_adapter}

@@ -63,28 +63,52 @@ class StoredWeights:
             raise CheckpointError(f"{path.name} is damaged: {error}.", "Fetch the model again.") from error
 
 
+class LoadedWeights:
+    """The tensors of a model in memory, for architectures whose files name them otherwise (experts stacked in one)."""
+
+    layout = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self._state = model.state_dict()
+        self.shapes = {name: tensor.shape for name, tensor in self._state.items()}
+        self.names = list(self._state)
+
+    def read(self, name: str) -> Tensor:
+        return self._state[name]
+
+
 class FoldedWeights:
     """The weights of base + adapter, or of the base alone. `names` and `shapes` are those of the finished model.
 
     `rounded_to`: the base's weights are rounded to it before anything is added. `squeezed`: the linear layers are
-    those of the 4-bit base that a QLoRA adapter was trained on. `config` describes the finished model: where an
-    adapter parts an embedding from the output head that was tied to it, the two are written apart.
+    those of the 4-bit base that a QLoRA adapter was trained on. `is_streamable`: the files name the weights as
+    transformers does; where they do not, give the model in memory as `loaded`. `config` describes the finished model:
+    where an adapter parts an embedding from the output head that was tied to it (`is_parted`), both are written.
     Raises CheckpointError when not every tensor of the adapter finds its place.
     """
 
     def __init__(
-        self, base: Path, adapter: Adapter | None = None, rounded_to: torch.dtype | None = None, squeezed: bool = False
+        self,
+        base: Path,
+        adapter: Adapter | None = None,
+        rounded_to: torch.dtype | None = None,
+        squeezed: bool = False,
+        loaded: LoadedWeights | None = None,
     ) -> None:
-        self.stored = StoredWeights(base)
+        self.stored = loaded or StoredWeights(base)
         self.config = model_config(base)
         self.rounded_to, self._squeezed = rounded_to, squeezed
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=is_trusted(base))
-        if self.stored.layout:
-            setattr(model, OWN_LAYOUT, self.stored.layout)
+        self.architecture = type(model).__name__
+        if layout := native(base):
+            setattr(model, OWN_LAYOUT, layout)
         self._linear = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
-        expected = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
-        self.is_streamable = set(self.stored.names) <= {*expected, HEAD}
+        parameters, buffers = (
+            {name for name, _ in found} for found in (model.named_parameters(), model.named_buffers())
+        )
+        own = set(self.stored.names)
+        self.is_streamable = own <= {*parameters, *buffers, HEAD} and parameters <= {*own, HEAD}
         self._layers: dict[str, nn.Module] = {}
         self._instead: dict[str, Tensor] = {}
         if adapter is not None:
@@ -149,7 +173,8 @@ class FoldedWeights:
                 self._instead |= {f"{name}.{part}": parameter.detach() for part, parameter in saved}
 
     def _part_tied(self) -> None:
-        if self.config.tie_word_embeddings and {EMBEDDING, HEAD} & set(self.changed):
+        self.is_parted = bool(self.config.tie_word_embeddings and {EMBEDDING, HEAD} & set(self.changed))
+        if self.is_parted:
             self.config.tie_word_embeddings = False
             self.names.append(HEAD)
 

@@ -1,54 +1,79 @@
 """`merge`: base + adapter becomes one full model, and is then compared with the pair that it was made from."""
 
-import gc
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from huggingface_hub import split_torch_state_dict_into_shards
 
 from studio.data.talk import Talk, read_talk
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
 from studio.engine.convert import DTYPES
 from studio.engine.devices import pick_device, set_threads
-from studio.engine.equality import Agreement, compare, make_reference
-from studio.engine.folding import attach
+from studio.engine.equality import TOLERANCE, Reference, compare
+from studio.engine.equivalence import Verdict, expected_of, verdict_of_folder
+from studio.engine.folding import FoldedWeights, LoadedWeights
 from studio.engine.job import JobContext
 from studio.engine.models.load import load_base
 from studio.engine.weights import (
+    GATE_FILE,
     Base,
     copy_talk,
     copy_tokenizer,
     known_base,
     output_folder,
     own_dtype,
+    require_free,
     require_replaceable,
+    save_tensors,
     seal,
     shard_bytes,
 )
-from studio.errors import CheckpointError, StudioError
+from studio.errors import StudioError
+from studio.paths import atomic_write_json
 from studio.store import checkpoints as store
 from studio.store import open_db
 
+ONTO = {
+    "base": "the base in its own number format, as Compare and the scorecard use it",
+    "dequantised": "the base as it was squeezed to 4 bits in training, unpacked again",
+}
+"""What an adapter is folded into. Only QLoRA knows a difference: it never saw the base in its own format."""
 FLOAT32_SHARE = 0.7
 """Compute in float32 when the weights then take at most this share of the memory that is free."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a merged model is written. `onto` as in ONTO; `overwrite` lets it take the place of an older one."""
+
+    dtype: torch.dtype
+    max_shard_bytes: int
+    onto: str = "base"
+    overwrite: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Of the base that it is held against."""
+        return 4 if self.onto == "dequantised" else 0
+
+
 def run(job: JobContext) -> dict[str, Any]:
-    """Args: base, adapter, out; max_shard_size, device, run_id, step, dtype.
+    """Args: base, adapter, out; max_shard_size, device, run_id, step, dtype, onto, overwrite.
 
     Each layer is folded in float32 and rounded once, to the base's own number format or to `dtype`; with the latter the
-    base's weights are rounded to it first, as XTuner does with float16, and the result has the same bits. The model is
-    then read back from the disk and held against base + adapter: logits and greedy answers. Where they differ by more
-    than the rounding of the weights explains, the result and retune_weights.json say `"verified": false`, with the
-    figures.
+    base's weights are rounded to it first, as XTuner does with float16, and the result has the same bits. Weights are
+    read, folded and written one after the other. The model is then read back from the disk and held against base +
+    adapter: prompts, logits and greedy answers. Where they differ by more than the rounding of the weights explains,
+    the result, gate.json and retune_weights.json say so, with the figures.
     Raises CheckpointError for a damaged adapter or one of another base, before anything is written.
     """
     args = job.args
-    out, limit = Path(args["out"]), shard_bytes(args.get("max_shard_size") or "2GB")
+    out = Path(args["out"])
     require_replaceable(out)
     device = pick_device(args.get("device") or "auto")
     set_threads()
@@ -57,72 +82,100 @@ def run(job: JobContext) -> dict[str, Any]:
     base = known_base(str(args["base"]), str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
     if out.resolve() in (adapter.folder.resolve(), base.folder.resolve()):
         raise StudioError(f"{str(out)!r} is what the merge is made from.", "Choose another folder for the result.")
-    stored = DTYPES[str(args["dtype"])] if args.get("dtype") else own_dtype(base.folder)
-    record = merge(job, base, adapter, out, device, limit, stored)
+    record = merge(job, base, adapter, out, device, _form(args, base))
     _register(job, out, record)
-    return {key: record[key] for key in ("sha256", "run_id", "step", "verified", "message", "agreement")} | {
-        "path": str(out)
-    }
+    told = ("sha256", "run_id", "step", "verified", "message", "agreement", "onto")
+    return {key: record[key] for key in told} | {"path": str(out)}
 
 
-def merge(
-    job: JobContext,
-    base: Base,
-    adapter: Adapter,
-    out: Path,
-    device: torch.device,
-    max_shard_bytes: int,
-    stored: torch.dtype | None = None,
-) -> dict[str, Any]:
+def _form(args: Mapping[str, Any], base: Base) -> Form:
+    name, onto = str(args.get("dtype") or ""), str(args.get("onto") or "base")
+    if name and name not in DTYPES:
+        raise StudioError(f"Weights cannot be written as {name!r}.", f"Allowed: {', '.join(DTYPES)}.")
+    if onto not in ONTO:
+        raise StudioError(f"An adapter cannot be merged onto {onto!r}.", f"Allowed: {', '.join(ONTO)}.")
+    dtype = DTYPES[name] if name else own_dtype(base.folder)
+    return Form(dtype, shard_bytes(args.get("max_shard_size") or "2GB"), onto, bool(args.get("overwrite")))
+
+
+def merge(job: JobContext, base: Base, adapter: Adapter, out: Path, device: torch.device, form: Form) -> dict[str, Any]:
     """Write and verify the merged model; returns what its retune_weights.json says."""
-    job.phase("loading the base model")
-    dtype = _arithmetic(base.folder, device)
-    loaded = load_base(base.folder, dtype=dtype, device=device)
-    stored = stored or own_dtype(base.folder)
-    _round(loaded.model, stored)
-    with output_folder(out, loaded.model.num_parameters() * stored.itemsize + 2**24) as folder:
-        pair = attach(loaded.model, adapter)
-        job.check_stop()
-        job.phase("answering with base + adapter")
-        reference = make_reference(loaded, pair)
-        job.check_stop()
-        loaded.model = fold(job, pair)
-        folding = compare(loaded, reference, dtype).relative_error if dtype == torch.float32 else None
-        job.phase("writing the model")
-        loaded.model.to(stored).save_pretrained(folder, max_shard_size=max_shard_bytes)
+    require_free(out, form.overwrite)
+    weights = FoldedWeights(base.folder, adapter, rounded_to=form.dtype, squeezed=form.bits == 4)
+    num_bytes = sum(shape.numel() for shape in weights.shapes.values()) * form.dtype.itemsize
+    with output_folder(out, num_bytes + 2**24) as folder:
+        write_model(job, folder, weights, base, adapter, form)
         copy_tokenizer(base.folder, folder)
         copy_talk(adapter.folder, folder)
-        del loaded.model, pair
-        gc.collect()
-        job.phase("comparing what was written with base + adapter")
-        written = compare(load_base(folder, dtype=dtype, device=device), reference, stored)
-        agreement = replace(written, folding_error=folding)
-        return _seal(folder, base, adapter, agreement)
+        verdict = check(job, folder, base, adapter, device, form)
+        atomic_write_json(folder / GATE_FILE, verdict.to_row() | {"onto": form.onto})
+        return _seal(folder, base, adapter, verdict, form)
 
 
-def fold(job: JobContext, pair: nn.Module) -> nn.Module:
-    """Add each layer's update to its weight, in float32, and return the plain model, each weight in its own format."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def write_model(
+    job: JobContext, folder: Path, weights: FoldedWeights, base: Base, adapter: Adapter, form: Form
+) -> None:
+    """config.json and the weights, no more of them in memory than one file holds."""
+    if not weights.is_streamable:
+        return _write_whole(job, folder, base, adapter, form)
+    weights.config.dtype, weights.config.architectures = form.dtype, [weights.architecture]
+    weights.config.save_pretrained(folder)
+    hollow = {name: torch.empty(shape, dtype=form.dtype, device="meta") for name, shape in weights.shapes.items()}
+    plan = split_torch_state_dict_into_shards(hollow, max_shard_size=form.max_shard_bytes)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        atomic_write_json(folder / "model.safetensors.index.json", index)
+    job.phase("folding the adapter into the base", total=len(hollow), unit="tensors")
+    done = 0
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            tensors[name] = weights.read(name).to(form.dtype)
+            job.progress(done := done + 1)
+        save_tensors(tensors, folder / file)
+        job.check_stop()
+    return None
 
-    layers = [(name, module) for name, module in pair.named_modules() if isinstance(module, BaseTunerLayer)]
-    job.phase("folding the adapter into the base", total=len(layers), unit="layers")
-    for number, (name, layer) in enumerate(layers, 1):
-        weight = layer.get_base_layer().weight
-        dtype = weight.dtype
-        layer.float()
-        layer.merge()
-        if not torch.isfinite(weight.data).all():
-            raise CheckpointError(f"Folding makes {name} infinite or NaN.", "Use an earlier checkpoint.")
-        layer.to(dtype)
-        job.progress(number)
-    return pair.unload()
+
+def _write_whole(job: JobContext, folder: Path, base: Base, adapter: Adapter, form: Form) -> None:
+    """For architectures whose files name the weights otherwise than transformers: through the model in memory."""
+    job.phase("loading the base model")
+    model = load_base(base.folder, dtype=form.dtype, device=torch.device("cpu")).model
+    weights = FoldedWeights(base.folder, adapter, squeezed=form.bits == 4, loaded=LoadedWeights(model))
+    job.phase("folding the adapter into the base")
+    fill(model, weights)
+    model.save_pretrained(folder, max_shard_size=form.max_shard_bytes)
 
 
-def _round(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the base to the format that the result is stored in; nothing happens to one that is stored in it."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+def fill(model: torch.nn.Module, weights: FoldedWeights) -> None:
+    """Put what an adapter changes into a plain model."""
+    state = model.state_dict()
+    for name in weights.changed:
+        state[name].copy_(weights.read(name))
+
+
+def check(job: JobContext, folder: Path, base: Base, adapter: Adapter, device: torch.device, form: Form) -> Verdict:
+    """Hold the written folder against base + adapter; one model is in memory at a time."""
+    dtype = _arithmetic(base.folder, device)
+    job.phase("answering with base + adapter")
+    expected = expected_of(base.folder, adapter, dtype, device, bits=form.bits).reference
+    job.check_stop()
+    job.phase("comparing what was written with base + adapter")
+    folding = _folding_error(base, adapter, expected, device, form) if dtype == torch.float32 else None
+    tolerance = TOLERANCE.get(form.dtype, TOLERANCE[torch.bfloat16])
+    verdict = verdict_of_folder(folder, expected, dtype, device, tolerance)
+    return replace(verdict, agreement=replace(verdict.agreement, folding_error=folding))
+
+
+def _folding_error(base: Base, adapter: Adapter, expected: Reference, device: torch.device, form: Form) -> float | None:
+    """Of the fold in float32, before any rounding: it would hide a layer that was left out."""
+    loaded = load_base(base.folder, dtype=torch.float32, device=device)
+    whole = LoadedWeights(loaded.model)
+    weights = FoldedWeights(base.folder, adapter, squeezed=form.bits == 4, loaded=whole)
+    if weights.is_parted:  # a model with one tensor for both cannot show it
+        return None
+    fill(loaded.model, weights)
+    return compare(loaded, expected, torch.float32).relative_error
 
 
 def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
@@ -134,7 +187,7 @@ def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
     return torch.float32 if needed < free * FLOAT32_SHARE else own
 
 
-def _seal(folder: Path, base: Base, adapter: Adapter, agreement: Agreement) -> dict[str, Any]:
+def _seal(folder: Path, base: Base, adapter: Adapter, verdict: Verdict, form: Form) -> dict[str, Any]:
     made_from = adapter.seal
     values = {
         "kind": "merged",
@@ -144,13 +197,16 @@ def _seal(folder: Path, base: Base, adapter: Adapter, agreement: Agreement) -> d
         "base": base.name,
         "base_fingerprint": base.fingerprint,
         "adapter_sha256": adapter.hash,
-        "verified": agreement.verified,
-        "message": agreement.message,
-        "agreement": agreement.figures(),
+        "number_format": str(form.dtype).removeprefix("torch."),
+        "onto": form.onto,
+        "data_fingerprints": made_from.get("data_fingerprints", {}),
+        "verified": verdict.passed,
+        "message": verdict.message,
+        "agreement": verdict.agreement.figures(),
         "talk": (read_talk(adapter.folder) or Talk()).to_row(),
     }
     facts = {key.replace("_", " "): value for key, value in values.items() if key not in ("kind", "talk")}
-    facts["base"] = shown_base(base.name)
+    facts |= {"base": shown_base(base.name), "onto": ONTO[form.onto]}
     title = f"{values['run_id'] or adapter.folder.name}, merged"
     return seal(folder, model_card(title, base=base.name, is_adapter=False, facts=facts), values)
 
@@ -161,6 +217,6 @@ def _register(job: JobContext, out: Path, record: dict[str, Any]) -> None:
         return
     run_id = str(job.args.get("run_id") or record["run_id"])
     step = int(job.args.get("step") or record["step"])
-    detail = {key: record[key] for key in ("sha256", "verified", "message", "agreement")}
+    detail = {key: record[key] for key in ("sha256", "verified", "message", "agreement", "onto", "number_format")}
     with open_db(job.folder) as db:
         store.put_output(db, store.Output("merged", str(place.relative_to(root)), run_id, step, detail))

@@ -114,6 +114,12 @@ def require_replaceable(out: Path) -> None:
         )
 
 
+def require_free(out: Path, overwrite: bool) -> None:
+    """Raise StudioError when something lies at `out` that is not to be replaced."""
+    if out.exists() and not overwrite:
+        raise StudioError(f"{out.name!r} is there already; it was not touched.", "Choose another name, or --overwrite.")
+
+
 def copy_tokenizer(base: Path, out: Path) -> None:
     """Tokenizer files, chat template and generation config of the base, byte for byte.
 

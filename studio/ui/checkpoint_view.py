@@ -186,7 +186,7 @@ def _merge_card(project: Project, row: Row) -> None:
     label = _("Merge again") if row.merged else _("Merge")
     disabled = not row.converted or _busy(project, "merge", row)
     if st.button(label, disabled=disabled, key="checkpoints.merge") and not disabled:
-        runs.start_merge(project, row.checkpoint.run_id, row.checkpoint.step)
+        runs.start_merge(project, row.checkpoint.run_id, row.checkpoint.step, overwrite=row.merged is not None)
         st.rerun()
     if not row.converted:
         st.caption(_("Convert it first."))

@@ -1,63 +1,223 @@
 """`export`: what leaves for another tool answers as what was trained, or is marked as a failure."""
 
 import json
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from gguf import GGUFReader
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from studio.engine import convert, export
+from studio.data.go_template import go_template
+from studio.data.named import load_template, template_names
+from studio.data.template import ChatTemplate
+from studio.engine import convert, equality, equivalence, export
+from studio.engine.adapter_files import read_adapter
+from studio.engine.equivalence import Expected, expected_of
+from studio.engine.folding import FoldedWeights
+from studio.engine.gguf import checking, llama_cpp, writer
+from studio.engine.gguf.vocabulary import vocabulary_of
+from studio.errors import DataError, ModelError, StudioError
 from studio.store import checkpoints as store
 from studio.store import open_db
 from tests.data.tokenizers_for_tests import write_model_folder
-from tests.engine.folders import lora_checkpoint
+from tests.engine.folders import lora_checkpoint, tensors_of
 from tests.engine.test_convert import Job
 
+CPU = torch.device("cpu")
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+SHAPE = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.1,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 
 
-def make_llama(folder: Path, family: str = "byte_level", **changes: Any) -> Path:
-    """A two-layer Llama with a trained tokenizer, such as a GGUF file can hold."""
+def make_model(folder: Path, config: Any, family: str = "byte_level") -> Path:
+    """A small random model with a trained tokenizer, such as a GGUF file can hold."""
     write_model_folder(folder, family, CHATML)
     torch.manual_seed(0)
-    values = {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1,
-        "eos_token_id": 2, "initializer_range": 0.3, "tie_word_embeddings": True,
-    }  # fmt: skip
-    AutoModelForCausalLM.from_config(LlamaConfig(**values | changes)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return make_llama(tmp_path / "base")
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` and `adapter`."""
+    folder = tmp_path_factory.mktemp("export")
+    base = make_model(folder / "base", LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    pth = lora_checkpoint(base, folder / "runs" / "tiny-1" / "step_8.pth")
+    convert.run(Job(folder, pth=str(pth), out=str(folder / "adapter")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> Expected:
+    return expected_of(place / "base", read_adapter(place / "adapter"), torch.float32, CPU)
 
 
 @pytest.fixture
-def adapter(tmp_path: Path, base: Path) -> Path:
-    pth = lora_checkpoint(base, tmp_path / "runs" / "tiny-1" / "step_8.pth")
-    convert.run(Job(tmp_path, pth=str(pth), out=str(tmp_path / "adapter")))
-    return tmp_path / "adapter"
+def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (equality, equivalence, checking):
+        monkeypatch.setattr(module, "PROBES", ("Who are you?", "你是谁？"))
 
 
-def export_it(tmp_path: Path, weights: Path, **args: Any) -> dict[str, Any]:
-    args = {"kind": "gguf", "weights": str(weights), "out": str(tmp_path / "out"), "format": "f16"} | args
-    return export.run(Job(tmp_path, **args))
+def export_it(place: Path, out: Path, **args: Any) -> dict[str, Any]:
+    args = {"kind": "gguf", "weights": str(place / "adapter"), "out": str(out), "format": "f16"} | args
+    return export.run(Job(out.parent, **args))
 
 
-def test_a_gguf_file_answers_as_base_and_adapter(tmp_path: Path, adapter: Path) -> None:
+def write(path: Path, base: Path, expected: Expected, form: str = "f16", weights: FoldedWeights | None = None) -> Path:
+    weights = weights or FoldedWeights(base)
+    vocabulary = vocabulary_of(expected.tokenizer, weights.config.vocab_size)
+    speech = export._speech(vocabulary, expected)
+    writer.write(Job(path.parent), path, weights, speech, writer.FORMATS[form], {"name": "x"})
+    return path
+
+
+def test_a_gguf_file_answers_as_base_and_adapter(place: Path, tmp_path: Path) -> None:
     (tmp_path / "project.json").write_text("{}")
-    result = export_it(tmp_path, adapter)
+    result = export_it(place, tmp_path / "luna")
     assert result["passed"], result["message"]
-    assert result["figures"]["relative_error"] < 0.01
-    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
-    assert gate["passed"] and gate["files"] == ["README.md", "gate.json", "out-f16.gguf"]
+    assert result["figures"]["relative_error"] < 0.01 and "llama" in result["read_with"]
+    gate = json.loads((tmp_path / "luna" / "gate.json").read_text())
+    assert gate["passed"] and gate["files"] == ["README.md", "gate.json", "luna-f16.gguf"]
+    assert (
+        gate["data_fingerprints"] == {"identity": "ab" * 32} and "Passed" in (tmp_path / "luna/README.md").read_text()
+    )
     with open_db(tmp_path) as db:
         (output,) = store.outputs(db, "export")
-    assert (output.path, output.step, output.detail["passed"]) == ("out", 8, True)
+    assert (output.path, output.step, output.detail["passed"]) == ("luna", 8, True)
+    with pytest.raises(StudioError, match="is there already"):
+        export_it(place, tmp_path / "luna")
+    assert export_it(place, tmp_path / "luna", overwrite=True)["passed"]
+
+
+@pytest.mark.usefixtures("few_probes")
+@pytest.mark.parametrize("form", ["f32", "bf16", "q8_0"])
+def test_other_formats_pass_too(place: Path, tmp_path: Path, form: str) -> None:
+    result = export_it(place, tmp_path / "luna", format=form)
+    assert result["passed"], result["message"]
+    assert (tmp_path / "luna" / f"luna-{form}.gguf").is_file()
+
+
+@pytest.mark.parametrize("by_llama_cpp", [True, False])
+def test_damage_fails(
+    place: Path, tmp_path: Path, expected: Expected, by_llama_cpp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another template, a base without its adapter, and weights that are a little too large."""
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: by_llama_cpp)
+    base, adapter = place / "base", read_adapter(place / "adapter")
+    other = ChatTemplate(CHATML.replace("\n' + m", " ' + m"), expected.template.special_tokens)
+    scaled = FoldedWeights(base, adapter)
+    read = scaled.read
+    monkeypatch.setattr(scaled, "read", lambda name: read(name) * (1.3 if "layers.1.mlp.up" in name else 1))
+    good = write(tmp_path / "good.gguf", base, expected, weights=FoldedWeights(base, adapter))
+    spoken_otherwise = replace(expected, template=other)
+    files = {
+        "template": write(tmp_path / "a.gguf", base, spoken_otherwise, weights=FoldedWeights(base, adapter)),
+        "adapter": write(tmp_path / "b.gguf", base, expected),
+        "weights": write(tmp_path / "c.gguf", base, expected, weights=scaled),
+    }  # fmt: skip
+    assert checking.verdict_of_file(good, expected, "f16", 1).passed
+    found = {name: checking.verdict_of_file(path, expected, "f16", 1) for name, path in files.items()}
+    assert not any(verdict.passed for verdict in found.values())
+    assert found["template"].other_prompts and found["template"].agreement.verified
+    assert not found["adapter"].agreement.verified and not found["weights"].agreement.verified
+    assert found["adapter"].message.startswith("Failed: ")
+
+
+@pytest.mark.usefixtures("few_probes")
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        (LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True), "sentencepiece"),
+        (LlamaConfig(**SHAPE, rope_parameters=LLAMA3), "byte_level"),
+        (Qwen2Config(**SHAPE, tie_word_embeddings=True), "byte_level"),
+        (Qwen3Config(**SHAPE, head_dim=32), "byte_level"),
+    ],
+    ids=["llama", "llama3", "qwen2", "qwen3"],
+)
+def test_families(tmp_path: Path, config: Any, family: str) -> None:
+    base = make_model(tmp_path / "base", config, family)
+    found = expected_of(base, None, torch.float32, CPU)
+    verdict = checking.verdict_of_file(write(tmp_path / "x.gguf", base, found), found, "f16", 1)
+    assert verdict.agreement.relative_error < 0.01, verdict.message
+    assert not verdict.lacking_ends and (not verdict.other_prompts or family == "sentencepiece"), verdict.message
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", LlamaConfig(**SHAPE))
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(base / "tokenizer.json"))
+    with pytest.raises(ModelError, match="cuts text"):
+        export_it(tmp_path, tmp_path / "x", weights=str(base))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    with pytest.raises(ModelError, match="gelu"):
+        export_it(tmp_path, tmp_path / "x", weights=str(base))
+    with pytest.raises(StudioError, match="Allowed: f32, f16"):
+        export_it(tmp_path, tmp_path / "x", weights=str(base), format="q9")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.usefixtures("few_probes")
+def test_ollama_gets_its_modelfile(place: Path, tmp_path: Path) -> None:
+    result = export_it(place, tmp_path / "luna", kind="ollama")
+    assert result["passed"], result["message"]
+    lines = (tmp_path / "luna" / "Modelfile").read_text()
+    assert lines.startswith("FROM ./luna-f16.gguf\nTEMPLATE ") and 'PARAMETER stop "<|im_end|>"' in lines
+    assert "PARAMETER num_ctx 512" in lines and "<|im_start|>assistant\n{{ $later = true }}" in lines
+
+
+def test_a_go_template_writes_what_jinja_writes(place: Path) -> None:
+    refused = []
+    for name in ["", *template_names()]:
+        template = load_template(name, place / "base")
+        try:
+            found = go_template(template)
+        except DataError:
+            refused.append(name)
+            continue
+        chat = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Yo"},
+            {"role": "user", "content": "?"},
+        ]
+        assert found.render(chat) == template.render(chat, add_generation_prompt=True), name
+    assert refused == ["chatglm2"], "it numbers the rounds"
+
+
+@pytest.mark.usefixtures("few_probes")
+def test_an_adapter_bundle(place: Path, tmp_path: Path) -> None:
+    result = export_it(place, tmp_path / "luna", kind="adapter")
+    assert result["passed"] and result["figures"]["relative_error"] < 1e-6
+    config = json.loads((tmp_path / "luna" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base", "no path of this machine"
+    with zipfile.ZipFile(tmp_path / "luna" / "luna.zip") as archive:
+        assert {"luna/adapter_model.safetensors", "luna/README.md", "luna/tokenizer.json"} <= set(archive.namelist())
+    with pytest.raises(StudioError, match="whole model"):
+        export_it(place, tmp_path / "x", kind="adapter", weights=str(place / "base"))
+
+
+def test_weights_are_stored_as_they_are_named(place: Path, tmp_path: Path, expected: Expected) -> None:
+    """Matrices in the format, vectors in float32; the values are the folded ones."""
+    path = write(tmp_path / "x.gguf", place / "base", expected, "q8_0")
+    kinds = {each.name: each.tensor_type.name for each in GGUFReader(path).tensors}
+    assert kinds["blk.0.attn_q.weight"] == "Q8_0" and kinds["blk.0.attn_norm.weight"] == "F32"
+    assert "output.weight" not in kinds, "it is tied to the embedding"
+    wanted = tensors_of(place / "base")["model.norm.weight"]
+    (found,) = (each.data for each in GGUFReader(path).tensors if each.name == "output_norm.weight")
+    assert torch.equal(torch.tensor(found.tolist()), wanted)

@@ -16,7 +16,7 @@ from studio.errors import DataError
 ENDS = ("eos", "eot", "eom")
 """Names of the tokens that a file may end an answer with."""
 # Relative errors of the logits, as in equality.TOLERANCE.
-TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 1e-1, "q8_0": 1e-1}
+TOLERANCE = {"f32": 1e-4, "f16": 1e-2, "bf16": 1e-1, "q8_0": 1e-1}
 
 
 def verdict_of_file(path: Path, expected: Expected, form: str, threads: int) -> Verdict:

@@ -116,6 +116,7 @@ class ServerRuntime:
         settings.n_ctx, settings.n_batch, settings.n_parallel = num_positions, num_positions, 1
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.hostnames, settings.port, settings.api_keys = ["127.0.0.1"], 0, [key]
         settings.warmup = settings.ui = False
         settings.verbosity = 1

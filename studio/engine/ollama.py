@@ -1,0 +1,58 @@
+"""Ollama's Modelfile: which file, how it is spoken to, what ends an answer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studio.data.go_template import GoTemplate, go_template
+from studio.data.talk import read_talk
+from studio.data.template import read_json
+from studio.engine.equivalence import Expected
+from studio.engine.weights import GENERATION_CONFIG
+from studio.errors import StudioError
+
+MODELFILE = "Modelfile"
+LONGEST_CONTEXT = 8192
+"""Ollama keeps room for a whole context; longer ones are for those who ask for them (PARAMETER num_ctx)."""
+SAMPLED = ("temperature", "top_k", "top_p", "repetition_penalty")
+OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
+
+
+def modelfile(file: str, expected: Expected, adds_bos: bool, folder: Path, context: int) -> str:
+    """The text of a Modelfile. `folder`: the weights, for what they say of sampling and stops.
+
+    Raises DataError for a template that Go cannot write, StudioError for one that a Modelfile cannot hold.
+    """
+    template = ollama_template(expected, adds_bos)
+    settings = [("stop", each) for each in stops(expected, folder)] + sampling(read_json(folder / GENERATION_CONFIG))
+    settings.append(("num_ctx", min(context, LONGEST_CONTEXT)))
+    lines = [f"FROM ./{file}", f'TEMPLATE """{template.source}"""']
+    return "\n".join(lines + [f"PARAMETER {name} {_value(value)}" for name, value in settings]) + "\n"
+
+
+def ollama_template(expected: Expected, adds_bos: bool) -> GoTemplate:
+    found = go_template(expected.template)
+    if '"""' in found.source:
+        raise StudioError('A Modelfile cannot hold this template: it has """ in it.', "Export GGUF alone.")
+    return found.without_bos(expected.template.special_tokens.get("bos_token", "")) if adds_bos else found
+
+
+def stops(expected: Expected, folder: Path) -> list[str]:
+    """Texts that end an answer: the tokens that do, and those of a named template."""
+    tokens = [expected.tokenizer.decode([number]) for number in expected.reference.ends]
+    talk = read_talk(folder)
+    return list(dict.fromkeys(filter(None, [*tokens, *(talk.stops if talk else ())])))
+
+
+def sampling(generation_config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """How the model wants to be sampled, where it says so."""
+    found = ((name, generation_config.get(name)) for name in SAMPLED)
+    return [(OLLAMA_NAMES.get(name, name), value) for name, value in found if isinstance(value, int | float)]
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, str):
+        return str(value)
+    if '"' in value or "\n" in value:
+        return f'"""{value}"""'
+    return f'"{value}"'
