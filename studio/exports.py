@@ -1,12 +1,16 @@
 """Files for other tools, made from a checkpoint: what there is to choose, starting one, and what was exported."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from studio import jobs, runs
-from studio.errors import JobError
+from studio.errors import JobError, StudioError
+from studio.models import resolve
 from studio.paths import slugify
 from studio.projects import Project
 from studio.store import checkpoints as store
@@ -15,35 +19,74 @@ from studio.store.checkpoints import Output
 from studio.store.jobs import Job
 
 GGUF_FORMATS = ("f16", "bf16", "q8_0", "f32")
+FORMATS = {
+    "ollama": GGUF_FORMATS,
+    "gguf": GGUF_FORMATS,
+    "merged": ("", "float16", "bfloat16", "float32"),
+    "adapter": (),
+}
+"""What an export is for -> the number formats there are for it; "" is the base's own."""
+METHODS = {
+    "ollama": ("lora", "qlora", "full"),
+    "gguf": ("lora", "qlora", "full"),
+    "merged": ("lora", "qlora"),
+    "adapter": ("lora", "qlora"),
+}
+"""What an export is for -> the methods whose checkpoints can become one."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What an export is made with. `kind`: gguf. `format`: how weights are stored in the files."""
+    """What an export is made with. `kind` and `format` as in FORMATS; `onto`: base, or for QLoRA dequantised."""
 
     kind: str
-    format: str = "f16"
+    format: str = ""
     overwrite: bool = False
+    onto: str = "base"
+    max_shard_size: str = "2GB"
 
     def args(self) -> dict[str, Any]:
-        return {"kind": self.kind, "format": self.format, "overwrite": self.overwrite}
+        """As the job takes them. Raises StudioError for a kind or a format that there is not."""
+        if self.kind not in FORMATS:
+            raise StudioError(f"There is no export for {self.kind!r}.", f"Allowed: {', '.join(FORMATS)}.")
+        allowed = FORMATS[self.kind]
+        if self.format and self.format not in allowed:
+            raise StudioError(
+                f"An export for {self.kind} cannot be written as {self.format!r}.",
+                f"Allowed: {', '.join(filter(None, allowed))}.",
+            )
+        fields = ("kind", "format", "overwrite", "onto", "max_shard_size")
+        return {name: getattr(self, name) for name in fields}
+
+    def replacing(self, overwrite: bool) -> "Choice":
+        return replace(self, overwrite=overwrite)
 
 
-def folder_of(project: Project, name: str) -> Path:
+@dataclass(frozen=True)
+class Use:
+    """A command that runs an export elsewhere."""
+
+    tool: str
+    command: str
+    is_installed: bool
+
+
+def folder_of(project: Project, name: str, choice: Choice) -> Path:
     """Where an export of that name lies. Raises JobError for a name that is none of a folder."""
     if slugify(name).replace("-", "_") != name.replace("-", "_"):
         raise JobError(f"{name!r} cannot name a folder.", f"For example {slugify(name)!r}.")
-    return project.path("exports", name)
+    return project.path("merged" if choice.kind == "merged" else "exports", name)
 
 
 def default_name(run_id: str, step: int, choice: Choice) -> str:
-    return f"{run_id}-step_{step}-{choice.kind}"
+    """A name that tells number formats apart."""
+    return "-".join(filter(None, [f"{run_id}-step_{step}", choice.kind, choice.format]))
 
 
 def start(project: Project, run_id: str, step: int, choice: Choice, name: str = "", out: Path | None = None) -> Job:
-    """Export a checkpoint of a run, in a job: into `exports/name` of the project, or into the folder `out`."""
+    """Export a checkpoint of a run, in a job: into the project under `name`, or into the folder `out`."""
     run = runs.get_run(project, run_id)
-    out = out or folder_of(project, name or default_name(run.id, step, choice))
+    out = out or folder_of(project, name or default_name(run.id, step, choice), choice)
     args = {"run_id": run.id, "step": step, "out": str(out)} | choice.args()
     return jobs.start(project.folder, "export", args, title=f"export {run.id} step {step}", run_id=run.id)
 
@@ -54,8 +97,54 @@ def start_of_folder(folder: Path, weights: Path, base: str, out: Path, choice: C
     return jobs.start(folder, "export", args, title=f"export {weights.name}")
 
 
+def is_busy(project: Project, run_id: str, step: int) -> bool:
+    """Whether this checkpoint is being exported."""
+    found = (job for job in jobs.refresh(project.folder) if job.kind in ("export", "merge") and job.live)
+    return any((job.args.get("run_id"), job.args.get("step")) == (run_id, step) for job in found)
+
+
 def listed(project: Project, run_id: str = "", step: int = 0) -> Sequence[Output]:
     """What was exported (from one checkpoint, where it is named), newest first."""
     with open_db(project.folder) as db:
-        found = store.outputs(db, "export")
+        found = [each for each in store.outputs(db) if each.kind in ("export", "merged")]
     return [each for each in found if not run_id or (each.run_id, each.step) == (run_id, step)]
+
+
+def kind_of(output: Output) -> str:
+    """What it is for, as in FORMATS."""
+    return "merged" if output.kind == "merged" else str(output.detail.get("kind", "gguf"))
+
+
+def passed(output: Output) -> bool:
+    """Whether it answers as what was trained."""
+    return bool(output.detail.get("passed", output.detail.get("verified")))
+
+
+def uses(kind: str, folder: Path, base: str, file: str = "") -> Iterator[Use]:
+    """The commands that run an export: what Ollama, llama.cpp, vLLM, LMDeploy and transformers are told."""
+    name, place = slugify(folder.name), str(folder)
+    if kind == "ollama":
+        model = str(folder / "Modelfile")
+        command = f"{shlex.join(['ollama', 'create', name, '-f', model])}\n{shlex.join(['ollama', 'run', name])}"
+        yield Use("Ollama", command, shutil.which("ollama") is not None)
+    if kind in ("ollama", "gguf"):
+        yield _use("llama.cpp", ["llama-server", "-m", str(folder / file), "--jinja"], "llama-server")
+    if kind == "merged":
+        yield _use("vLLM", ["vllm", "serve", place, "--served-model-name", name], "vllm")
+        yield _use("LMDeploy", ["lmdeploy", "serve", "api_server", place, "--model-name", name], "lmdeploy")
+        yield _use("transformers", ["transformers", "serve", place], "transformers")
+    if kind == "adapter":
+        named = _served_base(base)
+        loras = ["--enable-lora", "--lora-modules", f"{name}={place}"]
+        yield _use("vLLM", ["vllm", "serve", named, *loras], "vllm")
+        yield _use("LMDeploy", ["lmdeploy", "serve", "api_server", named, "--adapters", f"{name}={place}"], "lmdeploy")
+
+
+def _use(tool: str, command: list[str], program: str) -> Use:
+    return Use(tool, shlex.join(command), shutil.which(program) is not None or find_spec(program) is not None)
+
+
+def _served_base(base: str) -> str:
+    """What a server of another tool is told of a base: an id of the hub, else its folder."""
+    found = resolve(base)
+    return found.id if found.kind == "huggingface" else str(found.folder)

@@ -11,11 +11,12 @@ from studio.cli import show
 from studio.cli.follow import follow
 from studio.cli.group import group
 from studio.cli.lazy import exports
-from studio.cli.options import JsonOption, ProjectOption, StepOption, base_model, checkpoint_step, chosen
+from studio.cli.options import JsonOption, ProjectOption, ShardOption, StepOption, base_model, checkpoint_step, chosen
 from studio.paths import system_folder
 
 if TYPE_CHECKING:
     from studio.exports import Choice
+    from studio.store.checkpoints import Output
     from studio.store.jobs import Job
 
 app = group("Export a checkpoint for another tool, and check that it answers the same.")
@@ -76,6 +77,27 @@ def adapter(
     _do(source, step, out, base, exports.Choice("adapter", overwrite=overwrite), project)
 
 
+@app.command()
+def merged(
+    source: SourceArgument,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; the base's own when left out.")] = "",
+    onto: Annotated[
+        str, typer.Option(help="base, or for QLoRA dequantised: the 4-bit base it was trained on, unpacked.")
+    ] = "base",
+    max_shard_size: ShardOption = "2GB",
+    step: StepOption = 0,
+    out: OutOption = None,
+    base: BaseOption = "",
+    overwrite: OverwriteOption = False,
+    project: ProjectOption = "",
+) -> None:
+    """Fold an adapter into its base, for vLLM, LMDeploy and transformers; exit code 1 when it answers otherwise.
+
+    Example: retune export merged starter_lora-1 --dtype float16
+    """
+    _do(source, step, out, base, exports.Choice("merged", dtype, overwrite, onto, max_shard_size), project)
+
+
 @app.command("list")
 def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
     """List what was exported, newest first, each with its verdict.
@@ -88,9 +110,7 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
         return show.as_json(found)
     if not found:
         return show.say("No exports yet: retune export gguf RUN")
-    rows = [
-        (each.detail["kind"], each.run_id, each.step, _state(each.detail), workspace.path(each.path)) for each in found
-    ]
+    rows = [(exports.kind_of(each), each.run_id, each.step, _state(each), workspace.path(each.path)) for each in found]
     return show.table(["for", "run", "step", "gate", "folder"], rows)
 
 
@@ -98,7 +118,7 @@ def _do(source: str, step: int, out: Path | None, base: str, choice: Choice, pro
     """Export, say what came of it, and leave with 1 when the gate failed."""
     folder = Path(source).expanduser()
     job = _of_folder(folder, out, base, choice) if folder.is_dir() else _of_run(source, step, out, choice, project)
-    say_verdict(job)
+    say_verdict(job, choice.kind)
 
 
 def _of_folder(folder: Path, out: Path | None, base: str, choice: Choice) -> Job:
@@ -115,14 +135,17 @@ def _of_run(source: str, step: int, out: Path | None, choice: Choice, project: s
     return follow(workspace.folder, job)
 
 
-def say_verdict(ended: Job) -> None:
-    """Where the export lies and what the gate says; leaves with exit code 1 when it failed."""
-    show.say(f"Wrote {ended.result['path']}")
-    if ended.result["passed"]:
-        return show.say(ended.result["message"])
-    show.fail(ended.result["message"])
-    raise typer.Exit(1)
+def say_verdict(ended: Job, kind: str) -> None:
+    """Where the export lies, what the gate says, and how it is used; leaves with exit code 1 when it failed."""
+    result = ended.result
+    show.say(f"Wrote {result['path']}")
+    if not result["passed"]:
+        show.fail(result["message"])
+        raise typer.Exit(1)
+    show.say(result["message"])
+    for use in exports.uses(kind, Path(result["path"]), result.get("base", ""), result.get("file", "")):
+        show.say(f"{use.tool}{'' if use.is_installed else ' (not installed here)'}:\n{use.command}")
 
 
-def _state(detail: dict[str, object]) -> str:
-    return "passed" if detail["passed"] else "FAILED"
+def _state(output: Output) -> str:
+    return "passed" if exports.passed(output) else "FAILED"

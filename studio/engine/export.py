@@ -12,11 +12,12 @@ import torch
 from studio.data.named import NamedTemplate, as_jinja
 from studio.data.talk import WEIGHTS_FILE
 from studio.data.tokens import TextTokenizer
+from studio.engine import merge
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import STARTER_LICENSE, export_card, public_base, shown_base, use_of
 from studio.engine.checkpoint import versions
 from studio.engine.convert import folder_of_run
-from studio.engine.devices import set_threads
+from studio.engine.devices import pick_device, set_threads
 from studio.engine.equivalence import Expected, Verdict, expected_of, verdict_of_adapter
 from studio.engine.folding import FoldedWeights
 from studio.engine.gguf import checking, writer
@@ -62,7 +63,8 @@ class Source:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Args: kind (gguf, ollama or adapter); run_id and step, or weights (a folder) and base; out, format, overwrite.
+    """Args: kind (gguf, ollama, adapter or merged); run_id and step, or weights (a folder) and base; out; format,
+    overwrite; of a merged model onto and max_shard_size.
 
     Returns the verdict of the gate; a failed export is kept, and marked as such in gate.json and in the store.
     """
@@ -135,6 +137,16 @@ def to_adapter(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
     return _register(job, out, record)
 
 
+def to_merged(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
+    """One whole model in Hugging Face format, as `merge` makes it."""
+    if source.adapter is None:
+        raise StudioError(f"{source.folder.name!r} is a whole model already.", "Use its folder as it is.")
+    form = merge.form_of(job.args | {"dtype": job.args.get("format")}, source.base)
+    record = merge.merge(job, source.base, source.adapter, out, pick_device("auto"), form)
+    merge.register(job, out, record)
+    return {"kind": "merged", "passed": record["verified"], "message": record["message"], "path": str(out)}
+
+
 def _name_base(path: Path, base: Base) -> None:
     """By its id on the hub where it has one, else by the last part of its folder: others have no such path."""
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -200,7 +212,7 @@ def _register(job: JobContext, out: Path, record: dict[str, Any]) -> dict[str, A
         with open_db(job.folder) as db:
             path = str(place.relative_to(root))
             store.put_output(db, store.Output("export", path, record["run_id"], record["step"], detail))
-    return detail | {"path": str(out)}
+    return detail | {"path": str(out), "base": record["base"]}
 
 
-EXPORTS = {"gguf": to_gguf, "ollama": to_gguf, "adapter": to_adapter}
+EXPORTS = {"gguf": to_gguf, "ollama": to_gguf, "adapter": to_adapter, "merged": to_merged}

@@ -82,13 +82,14 @@ def run(job: JobContext) -> dict[str, Any]:
     base = known_base(str(args["base"]), str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
     if out.resolve() in (adapter.folder.resolve(), base.folder.resolve()):
         raise StudioError(f"{str(out)!r} is what the merge is made from.", "Choose another folder for the result.")
-    record = merge(job, base, adapter, out, device, _form(args, base))
-    _register(job, out, record)
+    record = merge(job, base, adapter, out, device, form_of(args, base))
+    register(job, out, record)
     told = ("sha256", "run_id", "step", "verified", "message", "agreement", "onto")
     return {key: record[key] for key in told} | {"path": str(out)}
 
 
-def _form(args: Mapping[str, Any], base: Base) -> Form:
+def form_of(args: Mapping[str, Any], base: Base) -> Form:
+    """From the arguments of a job. Raises StudioError, naming what is allowed."""
     name, onto = str(args.get("dtype") or ""), str(args.get("onto") or "base")
     if name and name not in DTYPES:
         raise StudioError(f"Weights cannot be written as {name!r}.", f"Allowed: {', '.join(DTYPES)}.")
@@ -211,7 +212,8 @@ def _seal(folder: Path, base: Base, adapter: Adapter, verdict: Verdict, form: Fo
     return seal(folder, model_card(title, base=base.name, is_adapter=False, facts=facts), values)
 
 
-def _register(job: JobContext, out: Path, record: dict[str, Any]) -> None:
+def register(job: JobContext, out: Path, record: dict[str, Any]) -> None:
+    """Note the merged model in the project that it lies in."""
     root, place = job.folder.resolve(), out.resolve()
     if root not in place.parents or not (job.folder / "project.json").is_file():
         return

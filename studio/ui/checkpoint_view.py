@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from studio import comparison, runs
+from studio import comparison, exports, runs
 from studio.checkpoint_files import glance, verify
 from studio.paths import human_bytes
 from studio.projects import Project
@@ -17,12 +17,11 @@ from studio.store import runs as store_runs
 from studio.store.checkpoints import Checkpoint, Output
 from studio.store.jobs import Job
 from studio.ui import state
+from studio.ui.export_view import export_section
 from studio.ui.frame import COMPARE, SERVE, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel, newest_job
 from studio.ui.widgets import ago, plain
-
-METHODS_TO_MERGE = ("lora", "qlora")
 
 
 @dataclass(frozen=True)
@@ -133,24 +132,20 @@ def checkpoint_view(project: Project, row: Row) -> None:
     st.subheader(plain(row.label), anchor=False)
     if row.problem:
         st.error(_("This checkpoint cannot be used: {problem}.").format(problem=plain(row.problem)))
-    convert, merge, check, delete = st.columns(4, border=True)
+    convert, check, delete = st.columns(3, border=True)
     with convert:
         _convert_card(project, row)
-    with merge:
-        _merge_card(project, row)
     with check:
         _verify_card(project, row)
     with delete:
         _delete_card(project, row)
     key = f"{each.run_id}.{each.step}"
     job_panel(project.folder, _job(project, "convert", row), f"checkpoints.convert.{key}")
-    job_panel(project.folder, _job(project, "merge", row), f"checkpoints.merge.{key}")
-    if row.merged:
-        _agreement(row.merged)
     if row.converted:
         with st.container(horizontal=True):
             link(COMPARE, _("Ask it and score it"))
             link(SERVE, _("Serve it"))
+    export_section(project, each, row.method, row.base)
     _paths(project, row)
 
 
@@ -175,21 +170,6 @@ def _convert_card(project: Project, row: Row) -> None:
     ):
         runs.start_convert(project, row.checkpoint.run_id, row.checkpoint.step, fp32=full)
         st.rerun()
-
-
-def _merge_card(project: Project, row: Row) -> None:
-    st.markdown(f"**{_('Merged model')}**")
-    st.caption(_("The adapter folded into its base, then checked: it must answer the same."))
-    if row.method not in METHODS_TO_MERGE:
-        st.caption(_("It is a full model already."))
-        return
-    label = _("Merge again") if row.merged else _("Merge")
-    disabled = not row.converted or _busy(project, "merge", row)
-    if st.button(label, disabled=disabled, key="checkpoints.merge") and not disabled:
-        runs.start_merge(project, row.checkpoint.run_id, row.checkpoint.step, overwrite=row.merged is not None)
-        st.rerun()
-    if not row.converted:
-        st.caption(_("Convert it first."))
 
 
 def _verify_card(project: Project, row: Row) -> None:
@@ -217,22 +197,6 @@ def _delete_card(project: Project, row: Row) -> None:
             st.rerun()
 
 
-def _agreement(merged: Output) -> None:
-    verified = merged.detail.get("verified")
-    show = st.success if verified else st.warning
-    show(f"**{_agreement_words(merged)}**  \n{plain(merged.detail.get('message', ''))}", icon=":material/balance:")
-
-
-def _agreement_words(merged: Output) -> str:
-    """Equal within rounding is not the same as equal word for word; say which it is."""
-    figures = merged.detail.get("agreement", {})
-    if not merged.detail.get("verified"):
-        return _("The merged model differs.")
-    if figures.get("same_answers") == figures.get("num_answers"):
-        return _("The merged model answers as base and adapter do.")
-    return _("The merged model equals base and adapter within rounding; some answers take other words.")
-
-
 def _paths(project: Project, row: Row) -> None:
     each = row.checkpoint
     hf_folder = runs.hf_folder(project, each.run_id, each.step)
@@ -252,8 +216,10 @@ def shell_lines(project: Project, row: Row, hf_folder: Path) -> list[str]:
     each = row.checkpoint
     name = Path(each.path).name
     lines = [["retune", "convert", "pth_to_hf", each.run_id, name, str(hf_folder), "--project", project.slug]]
-    if row.method in METHODS_TO_MERGE:
+    if row.method in exports.METHODS["merged"]:
         merged = project.path("merged", f"{each.run_id}-step_{each.step}")
         lines.append(["retune", "convert", "merge", row.base, str(hf_folder), str(merged)])
+    if row.method in exports.METHODS["ollama"]:
+        lines.append(["retune", "export", "ollama", each.run_id, "--step", str(each.step), "--project", project.slug])
     lines.append(["retune", "evaluate", each.run_id, "--step", str(each.step), "--project", project.slug])
     return [shlex.join(line) for line in lines]

@@ -52,6 +52,7 @@ KIND_WORDS = {
     "train": N_("Training"),
     "convert": N_("Converting"),
     "merge": N_("Merging"),
+    "export": N_("Exporting"),
     "evaluate": N_("Scoring"),
     "import_checkpoint": N_("Bringing in a checkpoint"),
     "serve": N_("Model server"),

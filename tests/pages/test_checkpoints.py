@@ -75,29 +75,55 @@ def test_the_recommended_one_is_marked(open_page, project, checkpoint):
     assert dict(zip(table["step"], table["advice"], strict=True)) == {20: "★ recommended", 30: "✕ overfitted"}
 
 
-def test_convert_starts_a_job_and_merge_waits_for_it(open_page, project, checkpoint, started):
+def test_convert_starts_a_job(open_page, project, checkpoint, started):
     at = open_page(PAGE)
-    assert at.button(key="checkpoints.merge").disabled
     at.button(key="checkpoints.convert").click().run()
     assert not at.exception
     assert [(kind, args["run_id"], args["step"]) for kind, args in started] == [("convert", "lora-1", 20)]
     assert at.button(key="checkpoints.convert").disabled
 
 
-def test_merge_of_a_converted_one(open_page, project, checkpoint, started):
-    folder = convert(project)
+def test_an_export_is_chosen_in_plain_words_and_started(open_page, project, checkpoint, started):
     at = open_page(PAGE)
-    at.button(key="checkpoints.merge").click().run()
-    assert started[0][0] == "merge" and started[0][1]["adapter"] == str(folder)
+    purposes = at.radio(key="checkpoints.export.kind")
+    assert purposes.options == [
+        "Run it in Ollama",
+        "Run it in llama.cpp or LM Studio",
+        "Serve it with vLLM, LMDeploy or transformers",
+        "Share it as a small adapter",
+    ]
+    at.selectbox(key="checkpoints.export.format.ollama").set_value("q8_0").run()
+    assert "5 %" in words(at)
+    at.button(key="checkpoints.export.go").click().run()
+    assert not at.exception
+    kind, args = started[0]
+    assert (kind, args["kind"], args["format"], args["overwrite"]) == ("export", "ollama", "q8_0", False)
+    assert args["out"] == str(project.path("exports", "lora-1-step_20-ollama-q8_0"))
+    assert at.button(key="checkpoints.export.go").disabled, "one at a time"
 
 
-def test_agreement_of_a_merged_model_is_told(open_page, project, checkpoint):
-    convert(project)
-    detail = {"verified": False, "message": "Not verified: 5 of 8 greedy answers are the same."}
+def test_what_lies_there_is_replaced_only_when_asked(open_page, project, checkpoint, started):
+    project.path("merged", "lora-1-step_20-merged").mkdir(parents=True)
+    at = open_page(PAGE)
+    at.radio(key="checkpoints.export.kind").set_value("merged").run()
+    assert at.button(key="checkpoints.export.go").disabled
+    at.checkbox(key="checkpoints.export.replace").check().run()
+    at.button(key="checkpoints.export.go").click().run()
+    assert started[0][1]["overwrite"] is True and started[0][1]["kind"] == "merged"
+
+
+def test_exports_are_listed_and_a_failed_one_is_loud(open_page, project, checkpoint):
+    figures = {"same_answers": 5, "num_answers": 8, "near_ties": 1, "relative_error": 0.31, "tolerance": 0.01}
+    detail = {"kind": "gguf", "passed": False, "figures": figures, "other_prompts": ["Who are you?"], "file": "a.gguf"}
+    good = {"verified": True, "agreement": figures | {"same_answers": 8, "relative_error": 1e-6}}
     with open_db(project.folder) as db:
-        checkpoints.put_output(db, checkpoints.Output("merged", "merged/lora-1", "lora-1", 20, detail))
+        checkpoints.put_output(db, checkpoints.Output("export", "exports/a", "lora-1", 20, detail))
+        checkpoints.put_output(db, checkpoints.Output("merged", "merged/lora-1", "lora-1", 20, good))
     at = open_page(PAGE)
-    assert any("5 of 8" in warning.value for warning in at.warning)
+    (error,) = (each.value for each in at.error)
+    assert "5 of 8" in error and "0.31" in error and "Prompts that differ: 1" in error
+    assert "It answers as what was trained" in at.success[0].value
+    assert any(block.value.startswith("vllm serve") for block in at.code)
 
 
 def test_verify_finds_a_flipped_bit(open_page, checkpoint):
@@ -135,6 +161,7 @@ def test_shell_lines_are_commands_of_the_product(open_page, checkpoint):
     assert [shlex.split(line)[:3] for line in shown.splitlines()] == [
         ["retune", "convert", "pth_to_hf"],
         ["retune", "convert", "merge"],
+        ["retune", "export", "ollama"],
         ["retune", "evaluate", "lora-1"],
     ]
 

@@ -1,0 +1,147 @@
+"""Exports of a checkpoint: what for, in which number format, what came of it, and the lines that use it elsewhere."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from studio import exports
+from studio.exports import Choice, Use
+from studio.projects import Project
+from studio.store.checkpoints import Checkpoint, Output
+from studio.ui.i18n import N_, _
+from studio.ui.job_panel import job_panel, newest_job
+from studio.ui.widgets import ago, plain
+
+PURPOSES = {
+    "ollama": (
+        N_("Run it in Ollama"),
+        N_("A GGUF file with a Modelfile: chat template and stop words in Ollama's way."),
+    ),
+    "gguf": (
+        N_("Run it in llama.cpp or LM Studio"),
+        N_("One GGUF file, with the tokenizer and the chat template inside."),
+    ),
+    "merged": (
+        N_("Serve it with vLLM, LMDeploy or transformers"),
+        N_("One whole model in Hugging Face format: the adapter is folded into its base."),
+    ),
+    "adapter": (
+        N_("Share it as a small adapter"),
+        N_("Only what was trained, for PEFT, with a card that says how to load it; also as a zip."),
+    ),
+}
+FORMAT_HINTS = {
+    "": N_("The base's own number format."),
+    "float32": N_("Nothing is rounded; twice the size of 16 bits."),
+    "float16": N_("16 bits. Logits of the starter move by 0.2 %."),
+    "bfloat16": N_("16 bits with fewer digits. Logits of the starter move by 7 %."),
+    "f32": N_("Nothing is rounded; twice the size of 16 bits."),
+    "f16": N_("16 bits. Logits of the starter move by 0.1 %."),
+    "bf16": N_("16 bits with fewer digits: for models that were trained in bfloat16."),
+    "q8_0": N_("About 8 bits, half the size of f16. Logits of the starter move by 5 %, so near ties may flip."),
+}
+ONTO = {
+    "base": N_("The base in its own number format, as Compare uses it"),
+    "dequantised": N_("The 4-bit base that it was trained on, unpacked"),
+}
+
+
+def export_section(project: Project, checkpoint: Checkpoint, method: str, base: str) -> None:
+    """Choose and start an export; below, what this checkpoint was exported to."""
+    st.subheader(_("Take it with you"), anchor=False)
+    with st.container(border=True):
+        _form(project, checkpoint, method)
+    job = newest_job(project.folder, "export", run_id=checkpoint.run_id, step=checkpoint.step)
+    job_panel(project.folder, job, f"checkpoints.export.{checkpoint.run_id}.{checkpoint.step}")
+    _list(project, exports.listed(project, checkpoint.run_id, checkpoint.step), base)
+
+
+def _form(project: Project, checkpoint: Checkpoint, method: str) -> None:
+    kinds = [kind for kind in PURPOSES if method in exports.METHODS[kind]]
+    if not kinds:
+        st.caption(_("Virtual tokens change no weight: use them as an adapter, with Compare and Serve."))
+        return
+    chosen, details = st.columns([3, 2])
+    with chosen:
+        kind = st.radio(
+            _("What for"), kinds, format_func=lambda each: _(PURPOSES[each][0]),
+            captions=[_(PURPOSES[each][1]) for each in kinds], key="checkpoints.export.kind",
+        )  # fmt: skip
+    with details:
+        choice = _choice(project, checkpoint, str(kind), method)
+    _start(project, checkpoint, choice)
+
+
+def _choice(project: Project, checkpoint: Checkpoint, kind: str, method: str) -> Choice:
+    formats = exports.FORMATS[kind]
+    chosen = ""
+    if formats:
+        chosen = str(st.selectbox(_("Number format"), formats, key=f"checkpoints.export.format.{kind}",
+                                  format_func=lambda each: each or _("as the base")))  # fmt: skip
+        st.caption(_(FORMAT_HINTS[chosen]))
+    onto = "base"
+    if kind == "merged" and method == "qlora":
+        onto = str(st.radio(_("Fold into"), list(ONTO), format_func=lambda each: _(ONTO[each]), key="checkpoints.onto"))
+    return Choice(kind, chosen, onto=onto)
+
+
+def _start(project: Project, checkpoint: Checkpoint, choice: Choice) -> None:
+    default = exports.default_name(checkpoint.run_id, checkpoint.step, choice)
+    name = st.text_input(_("Name"), default, key=f"checkpoints.export.name.{default}")
+    there = exports.folder_of(project, name, choice).exists()
+    replace = there and st.checkbox(_("Replace what lies there"), key="checkpoints.export.replace")
+    busy = exports.is_busy(project, checkpoint.run_id, checkpoint.step)
+    if there and not replace:
+        st.caption(_("An export of this name is there. Choose another name, or replace it."))
+    disabled = busy or (there and not replace)
+    if st.button(_("Export"), type="primary", disabled=disabled, icon=":material/output:", key="checkpoints.export.go"):
+        exports.start(project, checkpoint.run_id, checkpoint.step, choice.replacing(replace), name)
+        st.rerun()
+
+
+def _list(project: Project, found: Sequence[Output], base: str) -> None:
+    if not found:
+        st.caption(_("Nothing was exported from it yet. Every export is read back and must answer the same."))
+    for output in found:
+        _one(project, output, base)
+
+
+def _one(project: Project, output: Output, base: str) -> None:
+    passed, folder = exports.passed(output), project.path(output.path)
+    icon, word = (":material/verified:", _("passed")) if passed else (":material/error:", _("FAILED"))
+    kind = exports.kind_of(output)
+    title = f"{_(PURPOSES[kind][0])} · {plain(folder.name)} · {word} · {ago(output.created_at)}"
+    with st.expander(title, icon=icon, expanded=not passed):
+        show = st.success if passed else st.error
+        show(_verdict(output), icon=":material/balance:")
+        st.caption(_("Folder"))
+        st.code(str(folder), language=None, wrap_lines=True)
+        for use in exports.uses(kind, folder, base, str(output.detail.get("file", ""))):
+            _use(use)
+
+
+def _use(use: Use) -> None:
+    st.caption(use.tool if use.is_installed else _("{tool} (not installed on this machine)").format(tool=use.tool))
+    st.code(use.command, language="bash", wrap_lines=True)
+
+
+def _verdict(output: Output) -> str:
+    """What the gate found, in words of the page's language."""
+    found = output.detail.get("figures") or output.detail.get("agreement") or {}
+    good, bad = _("It answers as what was trained."), _("It does not answer as what was trained.")
+    lines = [
+        good if exports.passed(output) else bad,
+        _("{same} of {all} greedy answers are the same, {ties} more differ at a near tie. Logits differ by "
+          "{error:.2g} (allowed {allowed:.2g}).").format(
+            same=found.get("same_answers", 0), all=found.get("num_answers", 0), ties=found.get("near_ties", 0),
+            error=found.get("relative_error", float("nan")), allowed=found.get("tolerance", float("nan")),
+        ),
+    ]  # fmt: skip
+    if others := output.detail.get("other_prompts"):
+        words = _("It is spoken to otherwise than in training. Prompts that differ: {number}.")
+        lines.append(words.format(number=len(others)))
+    if ends := output.detail.get("lacking_ends"):
+        lines.append(_("It does not know these ends of an answer: {ends}.").format(ends=plain(", ".join(ends))))
+    if tool := output.detail.get("read_with"):
+        lines.append(_("Read back with {tool}.").format(tool=plain(tool)))
+    return "  \n".join(lines)
