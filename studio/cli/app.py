@@ -19,6 +19,7 @@ from studio.cli import (
     evaluate,
     evaluations,
     export,
+    harness,
     jobs,
     models,
     project,
@@ -56,6 +57,7 @@ app.add_typer(export.app, name="export")
 app.command()(evaluate.evaluate)
 app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(suite.app, name="suite")
+app.command("lm-eval")(harness.lm_eval)
 app.command()(recommend.recommend)
 app.command()(recommend.compare)
 app.command()(bundle.bundle)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         estimate,
         exports,
         forecast,
+        harness,
         jobs,
         machine,
         projects,
@@ -70,6 +71,7 @@ else:
     estimate = _AtFirstUse("studio.estimate")
     exports = _AtFirstUse("studio.exports")
     forecast = _AtFirstUse("studio.forecast")
+    harness = _AtFirstUse("studio.harness")
     machine = _AtFirstUse("studio.machine")
     jobs = _AtFirstUse("studio.jobs")
     projects = _AtFirstUse("studio.projects")

@@ -26,9 +26,10 @@ VERBS = {
     "layout": "studio.engine.relayout",
     "import_checkpoint": "studio.engine.importing_checkpoint",
     "evaluate": "studio.engine.evaluate",
+    "lm_eval": "studio.engine.harness",
     "serve": "studio.engine.server",
 }
-COMPUTES = ("train", "measure", "distill", "evaluate")
+COMPUTES = ("train", "measure", "distill", "evaluate", "lm_eval")
 
 
 def main(verb: str, job_dir: Path) -> int:

@@ -54,6 +54,7 @@ KIND_WORDS = {
     "merge": N_("Merging"),
     "export": N_("Exporting"),
     "evaluate": N_("Scoring"),
+    "lm_eval": N_("Asking lm-eval tasks"),
     "import_checkpoint": N_("Bringing in a checkpoint"),
     "serve": N_("Model server"),
 }
