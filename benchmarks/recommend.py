@@ -55,9 +55,8 @@ def main() -> None:
     trained = {mode: train(project, mode, settings, options.steps) for mode, settings in MODES.items()}
     plan = [("default", FIRST, 0), ("tutorial", FIRST, 0), ("tutorial", CHECK, 1), ("default", CHECK, 0)]
     for mode, questions, last in plan:
-        for step in steps_of(project, trained[mode])[-last:]:
-            score(project, trained[mode], step, questions)
-            atomic_write_text(RESULTS / "recommend.md", page(project, trained, options))
+        score(project, trained[mode], steps_of(project, trained[mode])[-last:], questions)
+        atomic_write_text(RESULTS / "recommend.md", page(project, trained, options))
     print((RESULTS / "recommend.md").read_text(encoding="utf-8"))
 
 
@@ -118,16 +117,14 @@ def steps_of(project: Project, run_id: str) -> list[int]:
         return sorted(each.step for each in checkpoints.listed(db, run_id))
 
 
-def score(project: Project, run_id: str, step: int, questions: str) -> None:
-    """Ask a checkpoint one of the two sets, unless that was done."""
-    if any(each.step == step for each in scored(project, run_id, questions)):
-        return
-    subject = {"label": f"{run_id} step {step}", "run_id": run_id, "step": step}
-    args = {"base": project.base, "subjects": [subject], "suite": "standard", "probes": [questions], "limit": 0}
+def score(project: Project, run_id: str, steps: Sequence[int], questions: str) -> None:
+    """Ask checkpoints one of the two sets; what was asked before is not asked again."""
+    subjects = [{"label": f"{run_id} step {step}", "run_id": run_id, "step": step} for step in steps]
+    args = {"base": project.base, "subjects": subjects, "suite": "standard", "probes": [questions], "limit": 0}
     began = time.monotonic()
-    job = jobs.start(project.folder, "evaluate", args, title=f"{questions}: {subject['label']}", run_id=run_id)
-    runs.wait(project.folder, job)
-    print(f"{subject['label']}, {questions} questions: {time.monotonic() - began:.0f} s", flush=True)
+    title = f"{questions}: {run_id}, {len(steps)} checkpoints"
+    runs.wait(project.folder, jobs.start(project.folder, "evaluate", args, title=title, run_id=run_id), 6 * 3600)
+    print(f"{title}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def scored(project: Project, run_id: str, questions: str) -> list[Candidate]:

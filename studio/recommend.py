@@ -2,8 +2,7 @@
 
 Score of a checkpoint: share of identity questions answered with the identity, minus the share of unrelated answers
 that say it too (what `record.best_by: probe_score` watches on the way). Differences are paired, for every checkpoint
-answered the same questions: Newcombe's interval for two rates of the same subjects (Statistics in Medicine 17, 1998,
-2635, method 10), and the variances of the two differences added.
+answered the same questions: the intervals of the two shares' differences (`probes.paired`), their variances added.
 """
 
 import math
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from studio import scores
-from studio.probes.paired import wilson
+from studio.probes import paired
 from studio.scores import IDENTITY_TARGET, LEAKAGE_TARGET, RETENTION_TARGET
 from studio.store.evaluations import Answer, Evaluation
 
@@ -187,13 +186,8 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval
     """Share of `first` minus share of `second`, two marks of each of the same questions, with its 95 % interval."""
     if not first:
         return 0.0, 0.0, 0.0
-    (p, p_low, p_high), (q, q_low, q_high) = _with_interval(first), _with_interval(second)
-    phi = _correlation(first, second)
-    below, above = p - p_low, q_high - q
-    low = p - q - math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-    below, above = q - q_low, p_high - p
-    high = p - q + math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-    return p - q, max(-1.0, low), min(1.0, high)
+    found = paired.difference(list(zip(second, first, strict=True)))
+    return found["value"], found["low"], found["high"]
 
 
 def overfitted(candidates: Iterable[Candidate]) -> list[tuple[Candidate, int]]:
@@ -275,20 +269,3 @@ def _value(interval: Interval | None) -> float:
 
 def _share(marks: Sequence[bool]) -> float:
     return sum(marks) / len(marks) if marks else 0.0
-
-
-def _with_interval(marks: Sequence[bool]) -> Interval:
-    return _share(marks), *wilson(sum(marks), len(marks))
-
-
-def _correlation(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Phi of the two marks, drawn in when it is positive, as method 10 wants it; 0 where one of them is constant."""
-    total = len(first)
-    both = sum(a and b for a, b in zip(first, second, strict=True))
-    only_first, only_second = sum(first) - both, sum(second) - both
-    neither = total - both - only_first - only_second
-    scale = sum(first) * (total - sum(first)) * sum(second) * (total - sum(second))
-    product = both * neither - only_first * only_second
-    if scale == 0:
-        return 0.0
-    return (max(product - total / 2, 0.0) if product > 0 else product) / math.sqrt(scale)

@@ -39,13 +39,6 @@ def test_a_paired_difference_lies_in_its_interval_and_turns_with_its_sides(first
     assert back == pytest.approx((-value, -high, -low))
 
 
-def test_the_paired_interval_is_newcombes() -> None:
-    """His example: 36 pairs pass both, 12 the first alone, 2 the second alone, none neither: 0.20, 0.0569 to 0.3404."""
-    first = [True] * 48 + [False] * 2
-    second = [True] * 36 + [False] * 12 + [True] * 2
-    assert paired_difference(first, second) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-4)
-
-
 @settings(deadline=None, max_examples=25)
 @given(checkpoints())
 def test_the_recommended_one_is_the_earliest_that_is_not_told_from_the_best(found: list[Candidate]) -> None:
