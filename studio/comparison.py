@@ -7,8 +7,9 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, Literal
 
-from studio import recommend, runs
+from studio import harness, recommend, runs
 from studio.errors import JobError
+from studio.harness import TaskScore
 from studio.projects import Project
 from studio.recommend import Candidate, Recommendation
 from studio.store import evaluations, metrics, open_db
@@ -37,7 +38,8 @@ class Change:
 class Comparison:
     """All that a page or report shows. `curves` are metric -> run -> points over steps.
 
-    `cards` has the scorecard of each run's checkpoint to take (its newest one where none is), with its answers.
+    `cards` has the scorecard of each run's checkpoint to take (its newest one where none is), with its answers; `tasks`
+    what lm-evaluation-harness measured.
     """
 
     runs: tuple[Run, ...]
@@ -47,6 +49,7 @@ class Comparison:
     places: Mapping[str, Mapping[Axis, Mapping[int, int]]]
     cards: Mapping[str, tuple[Evaluation, Sequence[Answer]]]
     recommendation: Recommendation
+    tasks: Sequence[TaskScore] = ()
 
     def along(self, name: str, run_id: str, axis: Axis) -> list[Point]:
         """A curve with steps, trained tokens, or seconds since the first step (pauses left out) in place of steps."""
@@ -75,6 +78,7 @@ def compare(project: Project, run_ids: Sequence[str]) -> Comparison:
         places=places,
         cards=_cards(scored),
         recommendation=recommend.recommend(candidates(scored)),
+        tasks=harness.results(project, chosen),
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from studio import jobs, recommend, runs
 from studio.errors import JobError
 from studio.harness_tasks import EXTRA, read_tasks
+from studio.probes.paired import Z_95
 from studio.projects import Project
 from studio.recommend import Interval
-from studio.scores import Z_95
 from studio.store import checkpoints, open_db
 from studio.store.jobs import Job
 
@@ -32,6 +32,11 @@ class TaskScore:
     base: Interval | float
     tuned: Interval | float
     change: Interval | None
+
+    @property
+    def figures(self) -> list[str]:
+        """Base, tuned and change in figures, as tables show them."""
+        return [_figure(self.base), _figure(self.tuned), _figure(self.change, signed=True)]
 
 
 def start(project: Project, run_id: str, step: int, folder: Path, limit: int = 0) -> Job:
@@ -74,3 +79,14 @@ def _change(base: list[float], tuned: list[float]) -> Interval | None:
     if not base or len(base) != len(tuned) or not set(base + tuned) <= {0.0, 1.0}:
         return None
     return recommend.paired_difference([mark == 1 for mark in tuned], [mark == 1 for mark in base])
+
+
+def _figure(value: Interval | float | None, signed: bool = False) -> str:
+    """`0.75 (0.33 to 1.17)`: value and 95 % interval."""
+    if value is None:
+        return "–"
+    form = "+.3g" if signed else ".3g"
+    if isinstance(value, float):
+        return f"{value:{form}}"
+    middle, low, high = (f"{each:{form}}" for each in value)
+    return f"{middle} ({low} to {high})"

@@ -14,6 +14,7 @@ from studio.comparison import Change, Comparison
 from studio.recommend import Candidate, Interval, Recommendation
 from studio.report import mark, text
 from studio.store.evaluations import Answer
+from studio.store.records import now
 
 MOST_ANSWERS = 200
 CURVES = {
@@ -23,6 +24,7 @@ CURVES = {
     "probe/leakage": "Leakage on the way",
     "train/learning_rate": "Learning rate",
 }
+TASK_HEADS = ("", "rows", "checkpoint", "base", "tuned", "change")
 STYLE = """
 figure { display: inline-block; margin: 0 1rem 1rem 0; } svg { max-width: 100%; height: auto; }
 svg .axis { fill: currentColor; font: 11px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
@@ -31,15 +33,16 @@ td.failed::before { content: "✕ "; color: #d1433f; }
 """
 
 
-def as_html(found: Comparison, project: str, made_at: str) -> str:
+def as_html(found: Comparison, project: str, made_at: str = "") -> str:
     """The comparison as one page without outside references; whatever models or people wrote is shown as text."""
     title = f"{project}: {', '.join(run.id for run in found.runs)}"
     body = "".join(
         [
-            f"<h1>{text(title)}</h1><p class='sub'>{text(made_at)} UTC · brackets hold 95 % intervals</p>",
+            f"<h1>{text(title)}</h1><p class='sub'>{text(made_at or _minute())} UTC · brackets hold 95 % intervals</p>",
             _advice(found),
             _failures(found),
             _cards(found),
+            _tasks(found),
             _planes(found),
             _curves(found),
             _changes("Settings that differ", found.settings, found),
@@ -50,10 +53,15 @@ def as_html(found: Comparison, project: str, made_at: str) -> str:
     return report.page(title, body, STYLE)
 
 
-def as_markdown(found: Comparison, project: str, made_at: str) -> str:
+def as_markdown(found: Comparison, project: str, made_at: str = "") -> str:
     """The same without the plots."""
     names = [run.id for run in found.runs]
-    lines = [f"# {mark(project)}: {mark(', '.join(names))}", "", f"{made_at} UTC. Brackets hold 95 % intervals.", ""]
+    lines = [
+        f"# {mark(project)}: {mark(', '.join(names))}",
+        "",
+        f"{made_at or _minute()} UTC. Brackets hold 95 % intervals.",
+        "",
+    ]
     lines += [mark(found.recommendation.reason), ""]
     lines += [f"- **{mark(told)}**" for told in overfitted(found.recommendation)]
     lines += ["", f"## Failures ({len(failures(found))})", ""]
@@ -63,10 +71,17 @@ def as_markdown(found: Comparison, project: str, made_at: str) -> str:
             f"  - {'failed' if _failed(a) else 'passed'}, {mark(run)}: {mark(a.answer)}" for run, a in by_run.items()
         ]
     lines += ["", "## Scorecards", "", *_table(["", *names], score_table(found))]
+    if found.tasks:
+        lines += ["", "## Tasks of lm-evaluation-harness", "", *_table(TASK_HEADS, task_table(found))]
     for title, changes in (("Settings", found.settings), ("Data", found.data)):
         rows = [[change.name, *change.values] for change in changes]
         lines += ["", f"## {title} that differ", "", *(_table(["", *names], rows) if rows else ["None."])]
     return "\n".join([*lines, ""])
+
+
+def _minute() -> str:
+    """The present minute, as 2026-01-31 12:00."""
+    return now()[:16].replace("T", " ")
 
 
 def failures(found: Comparison) -> list[tuple[tuple[str, str], Mapping[str, Answer]]]:
@@ -137,10 +152,28 @@ def _cards(found: Comparison) -> str:
 
 def _grid(found: Comparison, rows: Sequence[Sequence[str]]) -> str:
     """A table with one column a run; the first cell of each row is its name."""
-    heads = "".join(f"<th>{text(run.id)}</th>" for run in found.runs)
+    return _cells(["", *(run.id for run in found.runs)], rows)
+
+
+def _cells(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{text(each)}</th>" for each in heads)
     lines = ("".join(f"<td class='text'>{text(cell or '–')}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def task_table(found: Comparison) -> list[list[str]]:
+    """[task, rows, checkpoint, base, tuned, change] of lm-evaluation-harness, one list a metric."""
+    return [
+        [f"{each.task}, {each.metric}", str(each.num_rows), f"{each.run_id} step {each.step}", *each.figures]
+        for each in found.tasks
+    ]
+
+
+def _tasks(found: Comparison) -> str:
+    if not found.tasks:
+        return ""
+    return f"<h2>Tasks of lm-evaluation-harness</h2>{_cells(TASK_HEADS, task_table(found))}"
 
 
 def _planes(found: Comparison) -> str:

@@ -8,8 +8,8 @@ from studio import comparison, run_report
 from studio.comparison import Change
 from studio.errors import JobError
 from studio.projects import Project
+from studio.store import checkpoints, metrics, open_db
 from studio.store import jobs as store_jobs
-from studio.store import metrics, open_db
 from tests.scored import add_run, card, hits, store
 from tests.test_report import HOSTILE, Tags
 
@@ -89,6 +89,19 @@ def test_the_report_has_failures_before_all_else_and_plots_inside(found: compari
     assert "39 of 40 unrelated answers: 97.5 % (95 %: 87.1 % to 99.6 %)" in page[: places[0]]
     assert page.count('<svg role="img"') == 3 and "polygon" in page  # two planes and a curve; the star
     assert len(page) < 100_000
+
+
+def test_tasks_of_the_harness_stand_beside_the_scorecards(project: Project, found: comparison.Comparison) -> None:
+    metric = {"value": 0.5, "stderr": None, "marks": []}
+    side = {"num_rows": 4, "metrics": {"acc": metric}}
+    detail = {"results": {"capitals": {"base": side, "tuned": side}}}
+    with open_db(project.folder) as db:
+        checkpoints.put_output(db, checkpoints.Output("lm_eval", "reports/lm_eval/1.json", "lora-1", 20, detail))
+    again = comparison.compare(project, ["lora-1"])
+    assert run_report.task_table(again) == [["capitals, acc", "4", "lora-1 step 20", "0.5", "0.5", "–"]]
+    assert "Tasks of lm-evaluation-harness" in run_report.as_html(again, "Luna", MADE_AT)
+    assert "| capitals, acc | 4 |" in run_report.as_markdown(again, "Luna", MADE_AT)
+    assert "lm-evaluation-harness" not in run_report.as_html(found, "Luna", MADE_AT)
 
 
 def test_failures_are_those_of_any_run_most_failed_first(found: comparison.Comparison) -> None:

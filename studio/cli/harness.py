@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from studio.cli import show
 from studio.cli.follow import follow
 from studio.cli.lazy import harness
 from studio.cli.options import JsonOption, ProjectOption, StepOption, checkpoint_step, chosen
-
-if TYPE_CHECKING:
-    from studio.recommend import Interval
 
 
 def lm_eval(
@@ -34,19 +31,5 @@ def lm_eval(
     found = [each for each in harness.results(workspace, [run]) if each.step == step]
     if json:
         return show.as_json(found)
-    rows = [
-        (each.task, each.metric, each.num_rows, figure(each.base), figure(each.tuned), figure(each.change, signed=True))
-        for each in found
-    ]
+    rows = [(each.task, each.metric, each.num_rows, *each.figures) for each in found]
     return show.table(["task", "metric", "rows", "base", "tuned", "change"], rows)
-
-
-def figure(value: Interval | float | None, signed: bool = False) -> str:
-    """`0.75 (0.33 to 1.17)`: value and 95 % interval."""
-    if value is None:
-        return "-"
-    form = "+.3g" if signed else ".3g"
-    if isinstance(value, float):
-        return f"{value:{form}}"
-    middle, low, high = (f"{each:{form}}" for each in value)
-    return f"{middle} ({low} to {high})"

@@ -13,7 +13,6 @@ from studio.cli.lazy import comparison, run_report
 from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.errors import StudioError
 from studio.paths import atomic_write_text
-from studio.store.records import now
 
 if TYPE_CHECKING:
     from studio.comparison import Change, Comparison
@@ -63,7 +62,7 @@ def compare(
     found = comparison.compare(workspace, run)
     if report:
         write = run_report.as_markdown if report.suffix.lower() in MARKDOWN else run_report.as_html
-        atomic_write_text(report.resolve(), write(found, workspace.name, now()[:16].replace("T", " ")))
+        atomic_write_text(report.resolve(), write(found, workspace.name))
     if json:
         return show.as_json(_plain(found))
     names = [each.id for each in found.runs]

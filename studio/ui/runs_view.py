@@ -10,7 +10,6 @@ from studio.charts import Line
 from studio.comparison import AXES, MOST_RUNS, Axis, Change, Comparison
 from studio.paths import slugify
 from studio.projects import Project
-from studio.store.records import now
 from studio.store.runs import Run
 from studio.ui import state
 from studio.ui.advice_view import advice_view
@@ -46,6 +45,7 @@ def runs_view(project: Project) -> None:
         _changes(_("Settings that differ"), _("Setting"), found.settings, found.runs, _("All settings are the same."))
         _changes(_("Data that differs"), _("Dataset"), found.data, found.runs, _("All learnt from the same rows."))
     _cards(found)
+    _tasks(found)
     _take_along(project, found)
 
 
@@ -122,6 +122,20 @@ def _cards(found: Comparison) -> None:
     st.dataframe(rows, hide_index=True, key="runs.cards", alt=_("Scorecards"))
 
 
+def _tasks(found: Comparison) -> None:
+    """What `retune lm-eval` measured of these runs."""
+    if not found.tasks:
+        return
+    st.markdown(f"**{_('Tasks of lm-evaluation-harness')}**")
+    heads = (_("Task"), _("Rows"), _("Run"), _("Step"), _("Base"), _("Tuned"), _("Change"))
+    rows = [
+        (f"{each.task} · {each.metric}", str(each.num_rows), each.run_id, str(each.step), *each.figures)
+        for each in found.tasks
+    ]
+    rows = [dict(zip(heads, row, strict=True)) for row in rows]
+    st.dataframe(rows, hide_index=True, key="runs.tasks", alt=_("Tasks of lm-evaluation-harness"))
+
+
 def _take_along(project: Project, found: Comparison) -> None:
     """One page that opens anywhere, or Markdown; made when it is asked for."""
     name = slugify("-".join(["compare", *(run.id for run in found.runs)]))
@@ -131,6 +145,6 @@ def _take_along(project: Project, found: Comparison) -> None:
             (_("Download as Markdown"), run_report.as_markdown, "md", "text/markdown"),
         ):
             st.download_button(
-                label, partial(make, found, project.name, now()[:16].replace("T", " ")), f"{name}.{suffix}", kind,
+                label, partial(make, found, project.name), f"{name}.{suffix}", kind,
                 icon=":material/download:", on_click="ignore", key=f"runs.{suffix}",
             )  # fmt: skip
