@@ -11,7 +11,7 @@ from studio import estimate
 from studio.config import zero
 from studio.config.schema import RunConfig, parse_config
 from studio.data import packing
-from studio.engine import attention, head
+from studio.engine import blocks, head
 from studio.errors import ConfigError
 from studio.estimate import GIB, Load, longest_load, memory, suggestions
 from studio.machine import Device, card
@@ -87,7 +87,7 @@ def test_eager_attention_keeps_a_weight_for_every_pair_of_tokens() -> None:
 
 def test_the_head_is_asked_in_the_trainers_pieces() -> None:
     assert (estimate.HEAD_ROWS, estimate.ROW_TOKENS) == (head.HEAD_ROWS, packing.TREE_NODES)
-    assert (estimate.BLOCK_TOKENS, estimate.KEPT_KEYS) == (attention.BLOCK_TOKENS, attention.KEPT_KEYS)
+    assert (estimate.BLOCK_TOKENS, estimate.KEPT_KEYS) == (blocks.BLOCK_TOKENS, blocks.KEPT_KEYS)
     few, many = (memory(config(), SEVEN_B, Load(1, 4000, 4000, n, 4000), CARD).logits for n in (256, 4000))
     assert few == many
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from studio.data.packing import Ints, grow_tree
 from studio.data.tokens import Example
-from studio.engine import attention
-from studio.engine.attention import Blocks, Chains, Layout, Masked, cut, hidden_from
+from studio.engine import attention, blocks
+from studio.engine.attention import Chains, Layout, Masked
+from studio.engine.blocks import Blocks, cut, hidden_from
 
 CPU = torch.device("cpu")
 
@@ -116,7 +117,7 @@ def test_scores_of_hundreds_are_not_rounded() -> None:
 
 def test_probabilities_may_be_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = chains(200, 90)
-    monkeypatch.setattr(attention, "KEPT_KEYS", 0)
+    monkeypatch.setattr(blocks, "KEPT_KEYS", 0)
     check(Blocks(ends), ends)
 
 
