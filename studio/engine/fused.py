@@ -13,14 +13,20 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import SiLUActivation
 
 PROBE_TOKENS = 3
+# oneDNN (torch 2.13) leaves a product whose result is narrower than what is summed to one of two threads when it has
+# more rows than that.
+SHARED_ROWS = 512
+FEW_THREADS = 4
 
 
 def fuse(model: nn.Module) -> int:
     """Replace the forward passes that can be; returns how many LoRA layers were not.
 
-    A norm is replaced only where both ways give the same on random numbers.
+    A norm or a gated MLP is replaced only where both ways give the same on random numbers.
     """
     left = 0
     for module in model.modules():
@@ -29,15 +35,18 @@ def fuse(model: nn.Module) -> int:
                 module.forward = MethodType(_lora_forward, module)
             else:
                 left += 1
-        elif _is_frozen_rms_norm(module) and _agree(module, _norm_forward):
+        elif _is_frozen_rms_norm(module) and _agree(module, _norm_forward, module.weight):
             module.forward = MethodType(_norm_forward, module)
+    for module in model.modules():
+        if _is_gated_mlp(module) and _agree(module, _mlp_forward, module.gate_proj.lora_A[_name(module)].weight):
+            module.forward = MethodType(_mlp_forward, module)
     return left
 
 
 def unfuse(model: nn.Module) -> None:
     """Give every layer its own forward pass back."""
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) in (_lora_forward, _norm_forward):
+        if getattr(vars(module).get("forward"), "__func__", None) in FORWARDS:
             del module.forward
 
 
@@ -57,11 +66,16 @@ def _is_plain(layer: LoraLayer) -> bool:
 
 
 def _lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    [name] = list(layer.lora_A)
-    if layer.disable_adapters or layer.merged or args or kwargs or layer.active_adapters != [name]:
+    if args or kwargs or not _is_on(layer):
         return type(layer).forward(layer, x, *args, **kwargs)
+    [name] = list(layer.lora_A)
     lora = (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
     return _LoraLinear.apply(x, layer.get_base_layer(), *lora)
+
+
+def _is_on(layer: Any) -> bool:
+    """Whether the layer's only adapter is what counts now."""
+    return not (layer.disable_adapters or layer.merged) and layer.active_adapters == list(layer.lora_A)
 
 
 def weight_of(base: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -74,6 +88,21 @@ def weight_of(base: nn.Module, dtype: torch.dtype) -> Tensor:
     return dequantize_4bit(base.weight, state).to(dtype)
 
 
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight."""
+    return _add_product(x.new_empty(len(x), weight.shape[1]), x, weight, beta=0)
+
+
+def _add_product(total: Tensor, x: Tensor, weight: Tensor, beta: int = 1) -> Tensor:
+    """Add x @ weight to `total`, in pieces that are shared among few threads."""
+    is_narrower = x.device.type == "cpu" and weight.shape[1] < weight.shape[0]
+    pieces = is_narrower and 1 < torch.get_num_threads() <= FEW_THREADS
+    size = SHARED_ROWS if pieces else len(x)
+    for start in range(0, len(x), size):
+        total[start : start + size].addmm_(x[start : start + size], weight, beta=beta)
+    return total
+
+
 class _LoraLinear(torch.autograd.Function):
     """(…, in) to (…, out). Keeps its input and the adapter's narrow product."""
 
@@ -82,7 +111,9 @@ class _LoraLinear(torch.autograd.Function):
         flat, narrow_weights = x.reshape(-1, x.shape[-1]), (down.to(x.dtype), up.to(x.dtype))
         weight = weight_of(base, x.dtype)
         narrow = flat @ narrow_weights[0].t()
-        out = flat @ weight.t() if base.bias is None else torch.addmm(base.bias.to(x.dtype), flat, weight.t())
+        out = _product(flat, weight.t())
+        if base.bias is not None:
+            out += base.bias.to(x.dtype)
         out.addmm_(narrow, narrow_weights[1].t(), alpha=scaling)
         ctx.save_for_backward(flat, narrow, *narrow_weights)
         ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape
@@ -97,8 +128,74 @@ class _LoraLinear(torch.autograd.Function):
         d_down = (flat.t() @ d_narrow).t().float()
         if not ctx.needs_input_grad[0]:  # nothing that learns lies below
             return None, None, d_down, d_up, None
-        d_flat = wide @ weight_of(ctx.base, wide.dtype)
+        d_flat = _product(wide, weight_of(ctx.base, wide.dtype))
         return d_flat.addmm_(d_narrow, down).view(ctx.shape), None, d_down, d_up, None
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    """down(silu(gate(x)) · up(x)) of three fused layers without biases."""
+    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    return (
+        all(isinstance(layer, LoraLayer) and _is_plain(layer) for layer in layers)
+        and all(layer.get_base_layer().bias is None for layer in layers)
+        and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+    )
+
+
+def _name(mlp: Any) -> str:
+    return next(iter(mlp.gate_proj.lora_A))
+
+
+def _mlp_forward(mlp: Any, x: Tensor) -> Tensor:
+    layers = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    if not all(_is_on(layer) for layer in layers):
+        return type(mlp).forward(mlp, x)
+    name = _name(mlp)
+    weights = (side[name].weight for layer in layers for side in (layer.lora_A, layer.lora_B))
+    bases, scalings = [layer.get_base_layer() for layer in layers], [layer.scaling[name] for layer in layers]
+    return _GatedMlp.apply(x, bases, scalings, *weights)
+
+
+class _GatedMlp(torch.autograd.Function):
+    """(…, in) to (…, out). What the gate lets through is formed again in the backward pass rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bases: list[nn.Module], scalings: list[float], *lora: Tensor) -> Tensor:
+        """`lora`: down and up weights of gate, up and down layer."""
+        flat, narrow_weights = x.reshape(-1, x.shape[-1]), [each.to(x.dtype) for each in lora]
+        gate_a, gate_b, up_a, up_b, down_a, down_b = narrow_weights
+        narrow = flat @ torch.cat([gate_a, up_a]).t()
+        of_gate, of_up = narrow.split([len(gate_a), len(up_a)], 1)
+        gate = _product(flat, weight_of(bases[0], x.dtype).t()).addmm_(of_gate, gate_b.t(), alpha=scalings[0])
+        up = _product(flat, weight_of(bases[1], x.dtype).t()).addmm_(of_up, up_b.t(), alpha=scalings[1])
+        through = functional.silu(gate).mul_(up)
+        of_down = through @ down_a.t()
+        out = _product(through, weight_of(bases[2], x.dtype).t()).addmm_(of_down, down_b.t(), alpha=scalings[2])
+        ctx.save_for_backward(flat, gate, up, through, narrow, of_down, *narrow_weights)
+        ctx.bases, ctx.scalings, ctx.shape = bases, scalings, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        flat, gate, up, through, narrow, of_down, *narrow_weights = ctx.saved_tensors
+        gate_a, gate_b, up_a, up_b, down_a, down_b = narrow_weights
+        wide = gradient.reshape(-1, gradient.shape[-1])
+        d_of_down = (wide @ down_b).mul_(ctx.scalings[2])
+        d_through = _product(wide, weight_of(ctx.bases[2], wide.dtype)).addmm_(d_of_down, down_a)
+        d_down = ((through.t() @ d_of_down).t().float(), (of_down.t() @ wide).t().float().mul_(ctx.scalings[2]))
+        d_up = functional.silu(gate).mul_(d_through)
+        d_gate = torch.ops.aten.silu_backward(d_through.mul_(up), gate)
+        d_narrow = torch.cat([(d_gate @ gate_b).mul_(ctx.scalings[0]), (d_up @ up_b).mul_(ctx.scalings[1])], 1)
+        of_gate, of_up = narrow.split([len(gate_a), len(up_a)], 1)
+        d_gate_b = (of_gate.t() @ d_gate).t().float().mul_(ctx.scalings[0])
+        d_up_b = (of_up.t() @ d_up).t().float().mul_(ctx.scalings[1])
+        d_gate_a, d_up_a = (flat.t() @ d_narrow).t().float().split([len(gate_a), len(up_a)])
+        d_lora = (d_gate_a, d_gate_b, d_up_a, d_up_b, *d_down)
+        if not ctx.needs_input_grad[0]:  # nothing that learns lies below
+            return None, None, None, *d_lora
+        d_flat = _product(d_gate, weight_of(ctx.bases[0], wide.dtype))
+        _add_product(d_flat, d_up, weight_of(ctx.bases[1], wide.dtype)).addmm_(d_narrow, torch.cat([gate_a, up_a]))
+        return d_flat.view(ctx.shape), None, None, *d_lora
 
 
 def _is_frozen_rms_norm(module: nn.Module) -> bool:
@@ -130,14 +227,17 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
-        wide, shape = (gradient * weight).float(), x.float() * scale
-        along = torch.linalg.vecdot(wide, shape).unsqueeze(-1).div_(x.shape[-1])
-        return wide.addcmul_(shape, along, value=-1).mul_(scale).to(gradient.dtype), None, None
+        wide, wide_x = (gradient * weight).float(), x.float()
+        along = torch.linalg.vecdot(wide, wide_x).unsqueeze(-1).mul_(scale.square()).div_(x.shape[-1])
+        return wide.addcmul_(wide_x, along, value=-1).mul_(scale).to(gradient.dtype), None, None
 
 
 @torch.no_grad()
-def _agree(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
-    """Whether a forward pass gives what the module's own gives, but for rounding."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(PROBE_TOKENS, module.weight.shape[0], generator=generator).to(module.weight)
-    return torch.allclose(forward(module, x).float(), module(x).float(), rtol=0.02, atol=1e-3)
+def _agree(module: nn.Module, forward: Callable[..., Tensor], like: Tensor) -> bool:
+    """Whether a forward pass gives what the module's own gives, but for rounding. `like`: (…, width) of its inputs."""
+    x = torch.randn(PROBE_TOKENS, like.shape[-1], generator=torch.Generator().manual_seed(0)).to(like)
+    found, expected = forward(module, x).float(), module(x).float()
+    return bool((found - expected).norm() <= 0.02 * expected.norm())
+
+
+FORWARDS = (_lora_forward, _mlp_forward, _norm_forward)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from studio.config.schema import RunConfig
-from studio.engine import adapters
+from studio.engine import adapters, fused
 from studio.engine.fused import fuse
 from studio.engine.models.load import LoadedModel
 
@@ -83,6 +84,40 @@ def test_layers_with_more_to_them_stay(settings: dict[str, object]) -> None:
     before = {name: module.forward.__func__ for name, module in model.named_modules()}
     assert fuse(model) == 2
     assert all(module.forward.__func__ is before[name] for name, module in model.named_modules())
+
+
+def gated_mlp(**settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=24, intermediate_size=40, num_attention_heads=2, **settings)
+    names = ["gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(LlamaMLP(config), LoraConfig(r=4, lora_alpha=12, target_modules=names))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_gated_mlp_is_that_of_transformers(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Two threads compute narrow results in pieces."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(fused, "SHARED_ROWS", 4)
+    model, x = gated_mlp(), torch.randn(2, 5, 24)
+    expected = results(model, x)
+    assert fuse(model) == 0
+    mlp = model.get_base_model()
+    assert mlp.forward.__func__ is fused._mlp_forward
+    assert close(results(model, x), expected, 1e-5)
+    with model.disable_adapter():
+        assert torch.allclose(model(x), LlamaMLP.forward(mlp, x)) and not torch.allclose(model(x), expected[0])
+
+
+@pytest.mark.parametrize("settings", [{"hidden_act": "gelu"}, {"mlp_bias": True}], ids=str)
+def test_an_mlp_with_more_to_it_stays(settings: dict[str, object]) -> None:
+    model, x = gated_mlp(**settings), torch.randn(2, 5, 24)
+    expected = results(model, x)
+    assert fuse(model) == 0 and model.get_base_model().forward.__func__ is LlamaMLP.forward
+    assert close(results(model, x), expected, 1e-5)
 
 
 def test_four_bit_layers_learn_the_same(load_tiny: Load, tiny_config: Make) -> None:
