@@ -337,8 +337,7 @@ def import_checkpoint(
     `base` is its base model, the one that its config names when left out; `config` the `.py` it was trained with, for
     what it does not say itself. Raises CheckpointError, or ModelError when the base is not here; nothing is made then.
     """
-    text = config.read_text(encoding="utf-8") if config else ""
-    found = open_checkpoint(path.resolve(), text)
+    found = open_checkpoint(path.resolve(), config)
     base = base or found.settings.base
     try:
         require(base)

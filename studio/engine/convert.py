@@ -139,7 +139,7 @@ def _convert_to(
 def _read_foreign(pth: Path, out: Path, args: dict[str, Any], dtype: torch.dtype) -> tuple[Source, Base]:
     """A checkpoint of XTuner, cast as it is read, and its base."""
     config = Path(str(args.get("config") or ""))
-    found = open_checkpoint(pth, config.read_text(encoding="utf-8") if config.suffix == ".py" else "")
+    found = open_checkpoint(pth, config if config.suffix == ".py" else None)
     base = _foreign_base(found, str(args.get("base") or ""))
     content = in_our_format(found, base.name, dtype)
     meta, tensors = content["meta"], content["state_dict"]

@@ -32,7 +32,7 @@ def run(job: JobContext) -> dict[str, Any]:
     path, base = Path(job.args["path"]), str(job.args["base"])
     job.phase("reading the checkpoint")
     config = str(job.args.get("config") or "")
-    found = open_checkpoint(path, Path(config).read_text(encoding="utf-8") if config else "")
+    found = open_checkpoint(path, Path(config) if config else None)
     job.check_stop()
     content = in_our_format(found, base, None, "", model_fingerprint(require(base)))
     content = in_layout(content, native(require(base)))

@@ -6,10 +6,11 @@ of XTuner is (`studio.config.xtuner.reading`), and never run; what only running 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from studio.config.xtuner.mapping import last
-from studio.config.xtuner.reading import SCALARS, TUPLES, read_text
+from studio.config.xtuner.reading import SCALARS, TUPLES, read_file, read_text
 from studio.errors import CheckpointError, ConfigError
 
 
@@ -26,10 +27,13 @@ class Settings:
     learning_rate: float = 0.0
 
 
-def read_settings(text: str) -> Settings:
-    """Raises CheckpointError for a text that is no Python, or is unreasonably long or deep."""
+def read_settings(config: str | Path) -> Settings:
+    """Of a text, or of a file and those beside it that it inherits from.
+
+    Raises CheckpointError for what is no Python, is not there, or is unreasonably long or deep.
+    """
     try:
-        return _settings(read_text(text).names)
+        return _settings((read_file(config) if isinstance(config, Path) else read_text(config)).names)
     except ConfigError as error:
         reason = "; ".join(problem.message for problem in error.problems)
         raise CheckpointError(f"The config {reason}.", "Give the config that XTuner dumped.") from error

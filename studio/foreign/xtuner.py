@@ -168,8 +168,8 @@ class XTunerCheckpoint:
         return float(numbers[-1]) if numbers and math.isfinite(numbers[-1]) else None
 
 
-def open_checkpoint(path: Path, config: str = "") -> XTunerCheckpoint:
-    """Open an `iter_N.pth`, file or folder; `config` is the text of its config, for what the checkpoint does not say.
+def open_checkpoint(path: Path, config: Path | None = None) -> XTunerCheckpoint:
+    """Open an `iter_N.pth`, file or folder; `config` is the `.py` of its config, for what the checkpoint does not say.
 
     Weights of XTuner's models begin with `llm.`; a plain state dict of a transformers model is taken as it is.
     Raises CheckpointError for something else or damaged, UnsafeFileError for what could run code.

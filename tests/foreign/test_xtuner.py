@@ -66,6 +66,14 @@ def test_a_text_that_is_no_config_is_refused(text: str) -> None:
         read_settings(text)
 
 
+def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "large.py").write_bytes(b"#" * 50_000_000)
+    (tmp_path / "binary.py").write_bytes(b"\xff\xfe\x00")
+    for name, said in (("large", "50,000,000 bytes"), ("binary", "cannot be read"), ("none", "cannot be read")):
+        with pytest.raises(CheckpointError, match=said):
+            open_checkpoint(LORA, tmp_path / f"{name}.py")
+
+
 def test_what_must_be_run_stays_unknown() -> None:
     assert read_settings("lr = find()\nmax_length = [n for n in (5,)]\nmodel = dict(lora=build())\n") == Settings()
     assert read_settings("lora = dict(r=rank(), lora_alpha=4 * 4)\nmodel = dict(lora=lora)").lora == {"lora_alpha": 16}
