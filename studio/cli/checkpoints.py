@@ -46,14 +46,20 @@ def list_(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A .pth of XTuner or of ours, or a folder of DeepSpeed.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .pth of XTuner or of ours, a folder of DeepSpeed, or XTuner's work folder.")
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every weight with its shape.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Show what is in a checkpoint that someone else wrote. Nothing in it runs, and no weight is read.
 
+    Of a work folder of XTuner, or of the folder that holds them, all checkpoints are listed.
+
     Example: retune checkpoints inspect work_dirs/my_run/iter_96.pth
     """
+    if path.is_dir() and not xtuner.is_checkpoint(path) and (inside := xtuner.checkpoints_in(path)):
+        return _list_theirs(path, inside, json)
     found = xtuner.open_checkpoint(path)
     weights = [(name, weight.dtype, "×".join(map(str, weight.shape))) for name, weight in found.weights.items()]
     if json:
@@ -115,6 +121,22 @@ def delete(
         typer.confirm(f"Delete {path}?", abort=True)
     runs.delete_checkpoint(workspace, run, step)
     show.say(f"Deleted {path.name} of {run}.")
+
+
+def _list_theirs(folder: Path, found: list[Path], as_json: bool) -> None:
+    facts = [xtuner.open_checkpoint(path).facts() for path in found]
+    if as_json:
+        return show.as_json(facts)
+    rows = [
+        (path.relative_to(folder), each["method"], each["iteration"], each["step"] or "?", _loss(each["last loss"]),
+         human_bytes(each["file bytes"]))
+        for path, each in zip(found, facts, strict=True)
+    ]  # fmt: skip
+    return show.table(["checkpoint", "method", "iteration", "step", "loss", "size"], rows)
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _words(value: object) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ ADAPTER_NAME = re.compile(r"(\.(?:lora_[AB]|lora_embedding_[AB]|modules_to_save)
 MAGNITUDE = re.compile(r"(\.lora_magnitude_vector)(?:\.default)?(?:\.weight)?$")  # DoRA's, which PEFT saves so short
 FILE_NUMBER = re.compile(r"(?:iter|epoch)_(\d+)")
 MAX_RANK = 1024
+MAX_LISTED = 1000
 UNKNOWN_DATA = "unknown"
 """Stands for the datasets of a run that was trained elsewhere."""
 
@@ -182,6 +184,17 @@ def open_checkpoint(path: Path, config: Path | None = None) -> XTunerCheckpoint:
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like one: a `.pth`, or a folder with files of DeepSpeed."""
     return path.suffix in (".pth", ".pt") or (path.is_dir() and any(path.glob("*model_states.pt")))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a work folder of XTuner, or in the work folders that lie in it, each folder's newest first."""
+    found = [
+        path
+        for pattern in ("*.pth", "*/*.pth")
+        for path in islice(folder.glob(pattern), MAX_LISTED)
+        if FILE_NUMBER.fullmatch(path.stem) and is_checkpoint(path)
+    ]
+    return sorted(found, key=lambda path: (str(path.parent), -int(FILE_NUMBER.fullmatch(path.stem)[1])))  # type: ignore[index]
 
 
 def _open_file(path: Path) -> XTunerCheckpoint:

@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from studio import runs
-from studio.foreign.xtuner import open_checkpoint
+from studio.foreign.xtuner import checkpoints_in, is_checkpoint, open_checkpoint
 from studio.paths import human_bytes
 from studio.projects import Project
 from studio.ui import state
@@ -24,8 +24,8 @@ def import_view(project: Project, is_open: bool) -> None:
     with st.expander(_("Bring in a checkpoint of XTuner"), icon=":material/move_to_inbox:", expanded=is_open):
         st.caption(
             _(
-                "An iter_N.pth, or the folder of that name that DeepSpeed writes. Nothing in it runs. It becomes a run "
-                "of this project, to convert, compare, score and continue from."
+                "An iter_N.pth, the folder of that name that DeepSpeed writes, or the work folder that holds them. "
+                "Nothing in it runs. It becomes a run of this project, to convert, compare, score and continue from."
             )
         )
         path = st.text_input(_("File or folder on this machine"), key="checkpoints.import.path", placeholder=EXAMPLE)
@@ -33,7 +33,19 @@ def import_view(project: Project, is_open: bool) -> None:
             state.keep(LOOKED, path.strip())
         if path.strip() and state.kept(LOOKED) == path.strip():
             with guarded():
-                _found(project, Path(path.strip()).expanduser())
+                if chosen := _chosen(Path(path.strip()).expanduser()):
+                    _found(project, chosen)
+
+
+def _chosen(path: Path) -> Path | None:
+    """The path itself, or one of the checkpoints in a work folder."""
+    if not path.is_dir() or is_checkpoint(path):
+        return path
+    inside = checkpoints_in(path)
+    return st.selectbox(
+        _("Checkpoint in this folder"), inside, format_func=lambda each: str(each.relative_to(path)),
+        key=f"checkpoints.import.chosen.{path}",
+    ) if inside else path  # fmt: skip
 
 
 def _found(project: Project, path: Path) -> None:

@@ -8,9 +8,9 @@ import torch
 from studio.config.xtuner.reading import MAX_BYTES
 from studio.errors import CheckpointError
 from studio.foreign.settings import Settings, read_settings
-from studio.foreign.xtuner import open_checkpoint
+from studio.foreign.xtuner import checkpoints_in, open_checkpoint
 from tests.foreign.canary import quiet
-from tests.foreign.places import FULL, LORA, XTUNER_CONFIG, ZERO2
+from tests.foreign.places import FULL, LORA, XTUNER_CONFIG, ZERO2, copied
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,15 @@ def test_a_config_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_text_that_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError):
         read_settings(text)
+
+
+def test_the_checkpoints_of_work_folders_are_listed(tmp_path: Path) -> None:
+    for name, source in (("a/iter_96.pth", LORA), ("a/iter_600.pth", LORA), ("b/iter_96.pth", ZERO2)):
+        copied(source, tmp_path / name)
+    (tmp_path / "a" / "optimizer.pth").write_text("x")
+    names = [path.relative_to(tmp_path).as_posix() for path in checkpoints_in(tmp_path)]
+    assert names == ["a/iter_600.pth", "a/iter_96.pth", "b/iter_96.pth"]
+    assert checkpoints_in(tmp_path / "a")[0].name == "iter_600.pth" and checkpoints_in(tmp_path / "b/iter_96.pth") == []
 
 
 def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
