@@ -1,6 +1,7 @@
 """What learns: every weight, a LoRA adapter on a frozen (perhaps 4-bit) base, or virtual tokens before it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put saved weights into a model of the same shape. Raises CheckpointError when any is missing or does not fit."""
     expected = {name: tensor.shape for name, tensor in trainable_state(model).items()}
     found = {name: tensor.shape for name, tensor in state.items()}
@@ -71,7 +72,7 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
             "Resume with the config and the base model that it was trained with.",
         )
     if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, state)
+        set_peft_model_state_dict(model, dict(state))
     else:
         model.load_state_dict(state)
 

@@ -1,5 +1,6 @@
 """Continue from: a new run whose weights begin as those of an adapter or checkpoint, ours or XTuner's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def begin(model: nn.Module, path: Path, base_fingerprint: str) -> None:
     adapters.load_trainable_state(model, layout.translated(state) if layout else state)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
+def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any] | None, str]:
     """(weights, PEFT's config, fingerprint of the base, empty when nothing says it)."""
     if (path / "adapter_config.json").is_file():
         adapter = read_adapter(path)
@@ -43,7 +44,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str]:
         verify(path)
     content = in_our_format(open_checkpoint(path), "") if is_foreign(path) else read_own(path)
     meta, state = content["meta"], content.get("state_dict")
-    if not isinstance(state, dict):
+    if not isinstance(state, Mapping):
         raise CheckpointError(f"{path.name} holds no weights.", "Give another checkpoint.")
     return state, meta.get("adapter_config"), str(meta.get("base_fingerprint", ""))
 

@@ -1,6 +1,6 @@
 """`convert`: a `.pth` checkpoint becomes a Hugging Face folder: an adapter in PEFT's format, or a full model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from studio.engine.weights import (
     Base,
     copy_tokenizer,
     known_base,
+    on_disk,
     output_folder,
     own_dtype,
     require_replaceable,
@@ -33,7 +34,7 @@ from studio.engine.weights import (
     tokenizer_bytes,
     write_named_template,
 )
-from studio.engine.zero_folder import read_own
+from studio.engine.zero_folder import FolderWeights, read_own
 from studio.errors import CheckpointError, ConfigError, ModelError, Problem, StudioError
 from studio.foreign.xtuner import XTunerCheckpoint, open_checkpoint
 from studio.models import resolve
@@ -61,7 +62,7 @@ class Source:
     out: Path
     config: RunConfig
     meta: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
     data_fingerprints: dict[str, str]
     run_id: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
@@ -195,11 +196,8 @@ def convert(source: Source, base: Base, *, dtype: torch.dtype | None = None, max
     """Write the folder, whole or not at all, and return what its retune_weights.json says."""
     if dtype is None and not source.is_adapter and not source.origin:
         dtype = own_dtype(base.folder)
-    tensors = {name: cast(tensor, dtype, name, source.pth.name) for name, tensor in source.tensors.items()}
-    num_bytes = sum(tensor.nbytes for tensor in tensors.values()) + (
-        tokenizer_bytes(base.folder) if base.is_here else 0
-    )
-    with output_folder(source.out, num_bytes) as folder:
+    with output_folder(source.out, _bytes_needed(source, base, dtype)) as folder:
+        tensors = _cast_to(source, dtype, None if source.is_adapter else folder.parent)
         if source.is_adapter:
             _write_adapter(folder, source, base, tensors)
         else:
@@ -220,6 +218,23 @@ def convert(source: Source, base: Base, *, dtype: torch.dtype | None = None, max
             config=None if source.origin else config,
         )
         return seal(folder, card, _identity(source, base))
+
+
+def _bytes_needed(source: Source, base: Base, dtype: torch.dtype | None) -> int:
+    """The folder; and a whole model once more, for it waits on the disk until it is written."""
+    weights = source.tensors
+    count = weights.num_elements if isinstance(weights, FolderWeights) else sum(map(torch.numel, weights.values()))
+    num_bytes = count * (dtype or torch.float32).itemsize * (1 if source.is_adapter else 2)
+    return num_bytes + (tokenizer_bytes(base.folder) if base.is_here else 0)
+
+
+def _cast_to(source: Source, dtype: torch.dtype | None, scratch: Path | None) -> dict[str, torch.Tensor]:
+    """The weights in a number format, one read at a time; with `scratch` they wait in files there, not in memory."""
+    found = {}
+    for name, tensor in source.tensors.items():
+        made = cast(tensor, dtype, name, source.pth.name)
+        found[name] = on_disk(made, scratch) if scratch else made
+    return found
 
 
 def _places(folder: Path, args: dict[str, Any]) -> tuple[Path, Path, str, RunConfig | None]:
@@ -259,7 +274,7 @@ def _run_of(folder: Path, pth: Path) -> str:
 def _check_content(pth: Path, meta: dict[str, Any], tensors: Any) -> None:
     if missing := [name for name in ("step", "method", "config") if name not in meta]:
         raise CheckpointError(f"{pth.name} does not say its {missing[0]}.", NEXT_MOVE)
-    if not isinstance(tensors, dict) or not tensors:
+    if not isinstance(tensors, Mapping) or not tensors:
         raise CheckpointError(f"{pth.name} holds no weights.", NEXT_MOVE)
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):

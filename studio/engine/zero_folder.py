@@ -4,18 +4,37 @@
 weights and optimizer. Weights are put together by the reader of foreign files, never by DeepSpeed's own.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studio.engine.checkpoint import STATE_FILE
-from studio.engine.foreign import iter_weights
+from studio.engine.foreign import read_weight
 from studio.engine.safe_load import load_pth
+from studio.foreign.deepspeed_folder import Weight
 from studio.foreign.xtuner import open_checkpoint
 
 PROMPT_ENCODER, VIRTUAL_TOKENS = "prompt_encoder.", "prompt_embeddings"
 LEARNED = (".lora_", ".modules_to_save", PROMPT_ENCODER)
+
+
+class FolderWeights(Mapping[str, torch.Tensor]):
+    """Weights by name, each put together from the pieces of all ranks when it is asked for, and kept by nobody here."""
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        self._weights = weights
+        self.num_elements = sum(weight.num_elements for weight in weights.values())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return read_weight(self._weights[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def write_state(folder: Path, content: dict[str, Any]) -> None:
@@ -25,7 +44,7 @@ def write_state(folder: Path, content: dict[str, Any]) -> None:
 def read_own(path: Path) -> dict[str, Any]:
     """The content of one of our checkpoints, file or folder, with its weights. Raises CheckpointError, UnsafeFileError.
 
-    A folder's are in float32, by the names that PEFT or transformers give them.
+    A folder's are `FolderWeights`, in float32, by the names that PEFT or transformers give them.
     """
     if not path.is_dir():
         return load_pth(path)
@@ -35,7 +54,7 @@ def read_own(path: Path) -> dict[str, Any]:
         weights = {
             _saved_name(name): weight for name, weight in weights.items() if any(part in name for part in LEARNED)
         }
-    return content | {"state_dict": dict(iter_weights(weights))}
+    return content | {"state_dict": FolderWeights(weights)}
 
 
 def _saved_name(name: str) -> str:

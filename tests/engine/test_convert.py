@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from safetensors.torch import load_file
 
 from studio.config.yaml import save_config
 from studio.engine import convert
-from studio.engine.weights import known_base, shard_bytes, weights_hash
+from studio.engine.weights import known_base, on_disk, shard_bytes, weights_hash
+from studio.engine.zero_folder import FolderWeights
 from studio.errors import CheckpointError, ConfigError, StudioError, UnsafeFileError
+from studio.foreign.deepspeed_folder import Piece, Weight
+from studio.foreign.torch_file import open_dictionary
 from studio.models import Kind, hub_folder, write_manifest
 from studio.paths import sha256_of
 from studio.store import checkpoints as store
@@ -259,3 +263,35 @@ def test_shard_sizes_that_mean_nothing(size: Any) -> None:
 
 def test_shard_sizes() -> None:
     assert shard_bytes("2GB") == 2 * 10**9 and shard_bytes("1.5 mb") == 1_500_000
+
+
+def test_weights_of_a_folder_are_put_together_one_at_a_time(tmp_path: Path) -> None:
+    tensors = {f"layer.{number}": torch.randn(60, 50) for number in range(4)}
+    torch.save(tensors, tmp_path / "shards.pt")
+    stored = open_dictionary(tmp_path / "shards.pt").content
+    cut = {name: (Piece(each, 0, 1000), Piece(each, 1000, 2000)) for name, each in stored.items()}
+    weights = FolderWeights({name: Weight((60, 50), pieces) for name, pieces in cut.items()})
+    assert weights.num_elements == 4 * 3000 and list(weights) == list(tensors)
+    seen: list[weakref.ref] = []
+    for name in weights:
+        tensor = weights[name]
+        assert torch.equal(tensor, tensors[name])
+        seen.append(weakref.ref(tensor))
+        del tensor
+        assert all(each() is None for each in seen)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux says what memory a process holds")
+def test_what_waits_on_the_disk_takes_no_memory_that_the_system_could_not_take_back(tmp_path: Path) -> None:
+    tensor = torch.arange(2**24, dtype=torch.float32)
+    before = own_memory()
+    found = on_disk(tensor, tmp_path)
+    assert own_memory() - before < tensor.nbytes / 8
+    assert torch.equal(found, tensor) and list(tmp_path.iterdir()) == []
+    assert on_disk(torch.empty(0, 3), tmp_path).shape == (0, 3)
+
+
+def own_memory() -> int:
+    """Bytes of this process that stand in no file."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(lines["RssAnon"].split()[0]) * 1024
