@@ -1,5 +1,6 @@
 """Do two forms of one model say the same? Logits and greedy answers of a few probes, in figures."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ ANSWER_TOKENS = 24
 # folded 3e-6, rounded to float16 0.0016, to bfloat16 0.069; the base without its adapter 0.8. One layer left out of 210
 # is 0.005, less than bfloat16's own rounding, so the folding is checked in float32, before anything is rounded.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+DEVIATIONS = 3
 NOT_TOLD = float("-inf")
 """In place of a log-probability that a tool did not tell, being among the least likely."""
 
@@ -110,12 +112,14 @@ def agreement(found: list[Tensor], expected: list[Tensor], tolerance: float) -> 
     both, ours = torch.cat(expected), torch.cat(found)
     differences = (ours - both)[~torch.isneginf(ours)]
     scale = (both - both.mean(dim=-1, keepdim=True)).square().mean().sqrt()
-    # A lead that is smaller than what rounding moves a logit by is as good as none.
+    error = differences.square().mean().sqrt()
+    # A lead within three standard deviations of what rounding moves two logits apart by is as good as none.
+    near = torch.maximum(tolerance * scale, DEVIATIONS * math.sqrt(2) * error)
     losses = [_lost_lead(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
     same = sum(bool((loss == 0).all()) for loss in losses)
-    excusable = sum(bool((loss <= tolerance * scale).all()) for loss in losses)
+    excusable = sum(bool((loss <= near).all()) for loss in losses)
     return Agreement(
-        relative_error=float(differences.square().mean().sqrt() / scale),
+        relative_error=float(error / scale),
         tolerance=tolerance,
         max_abs_difference=float(differences.abs().max()),
         same_tokens=float((torch.cat(losses) == 0).float().mean()),

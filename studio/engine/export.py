@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from studio.engine import merge
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import STARTER_LICENSE, export_card, public_base, shown_base, use_of
 from studio.engine.checkpoint import versions
-from studio.engine.convert import folder_of_run
+from studio.engine.convert import weights_of_run
 from studio.engine.devices import pick_device, set_threads
 from studio.engine.equivalence import Expected, Verdict, expected_of, verdict_of_adapter
 from studio.engine.folding import FoldedWeights
@@ -37,11 +38,12 @@ from studio.engine.weights import (
 )
 from studio.errors import StudioError
 from studio.models import STARTER
-from studio.paths import atomic_write_json, atomic_write_text, sha256_of
+from studio.paths import atomic_write_json, atomic_write_text, inside, sha256_of
 from studio.store import checkpoints as store
 from studio.store import open_db
 
 CPU = torch.device("cpu")
+SCRATCH = "exports/.scratch"
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,29 @@ def run(job: JobContext) -> dict[str, Any]:
     Returns the verdict of the gate; a failed export is kept, and marked as such in gate.json and in the store.
     """
     set_threads()
-    require_free(Path(job.args["out"]), bool(job.args.get("overwrite")))
-    source = read_source(job)
-    return EXPORTS[str(job.args["kind"])](job, source, Path(job.args["out"]))
+    out = Path(job.args["out"])
+    require_free(out, bool(job.args.get("overwrite")))
+    with weights_of(job) as folder:
+        source = read_source(job, folder)
+        return EXPORTS[str(job.args["kind"])](job, source, out)
 
 
-def read_source(job: JobContext) -> Source:
-    """The weights to export; a run's checkpoint is converted first where that was not done."""
+def weights_of(job: JobContext) -> AbstractContextManager[Path]:
+    """The folder to export; a run's checkpoint is converted for it where that was not done."""
     args = job.args
-    if args.get("run_id"):
-        folder = folder_of_run(job, str(args["run_id"]), int(args["step"]))
-    else:
-        folder = Path(args["weights"])
+    if not args.get("run_id"):
+        return nullcontext(Path(args["weights"]))
+    return weights_of_run(job, str(args["run_id"]), int(args["step"]), inside(job.folder, SCRATCH))
+
+
+def read_source(job: JobContext, folder: Path) -> Source:
+    """An adapter on its base, or a model. Raises CheckpointError for damaged weights or another base."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return Source(known_base(str(folder)), None, folder, read_seal(folder))
     job.phase("reading the adapter")
     adapter = read_adapter(folder)
-    name = str(args.get("base") or adapter.seal.get("base") or adapter.config.get("base_model_name_or_path") or "")
+    asked, own = str(job.args.get("base") or ""), adapter.config.get("base_model_name_or_path")
+    name = asked or str(adapter.seal.get("base") or own or "")
     base = known_base(name, str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
     return Source(base, adapter, folder, adapter.seal)
 
@@ -100,7 +108,7 @@ def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
     with output_folder(out, int(num_weights * form.bits_per_weight / 8) + 2**24) as folder:
         job.phase("answering with what was trained")
         expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU)
-        file = folder / f"{out.name}-{form.name}.gguf"
+        file = folder / f"{out.name.removesuffix(f'-{form.name}')}-{form.name}.gguf"
         if kind == "ollama":
             context = weights.config.max_position_embeddings
             text = modelfile(file.name, expected, vocabulary.adds_bos, source.folder, context)

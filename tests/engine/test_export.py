@@ -105,6 +105,25 @@ def test_a_gguf_file_answers_as_base_and_adapter(place: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("few_probes")
+def test_a_checkpoint_of_a_run(place: Path, tmp_path: Path) -> None:
+    """It is converted for the export where that was not done, and nothing of that stays behind."""
+    (tmp_path / "project.json").write_text("{}")
+    pth = lora_checkpoint(place / "base", tmp_path / "runs" / "tiny-1" / "step_8.pth")
+    with open_db(tmp_path) as db:
+        store.put(db, store.Checkpoint("tiny-1", 8, "runs/tiny-1/step_8.pth", "", pth.stat().st_size))
+    for kind, folder in (("ollama", "exports/luna-f16"), ("merged", "merged/luna")):
+        args = {"kind": kind, "run_id": "tiny-1", "step": 8, "out": str(tmp_path / folder)}
+        assert export.run(Job(tmp_path, **args))["passed"]
+    assert (tmp_path / "exports" / "luna-f16" / "luna-f16.gguf").is_file()
+    with open_db(tmp_path) as db:
+        assert {(each.kind, each.run_id, each.step) for each in store.outputs(db)} == {
+            ("export", "tiny-1", 8),
+            ("merged", "tiny-1", 8),
+        }
+    assert not list((tmp_path / "exports").glob(".scratch/*"))
+
+
+@pytest.mark.usefixtures("few_probes")
 @pytest.mark.parametrize("form", ["f32", "bf16", "q8_0"])
 def test_other_formats_pass_too(place: Path, tmp_path: Path, form: str) -> None:
     result = export_it(place, tmp_path / "luna", format=form)
