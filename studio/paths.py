@@ -82,6 +82,14 @@ def inside(root: Path, path: str | Path) -> Path:
     return real
 
 
+def typed_path(text: str) -> Path:
+    """A path as a person types it, with `~` for a home folder. Raises StudioError for a home that there is not."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise StudioError(f"The path {text[:200]!r} begins in no home folder: {error}", "Write it in full.") from error
+
+
 def require_free_space(folder: Path, num_bytes: int, what: str) -> None:
     """Raise DiskFullError when fewer than `num_bytes` are free where `folder` lies."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

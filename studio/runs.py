@@ -20,7 +20,7 @@ from studio.foreign import beginnings
 from studio.foreign.xtuner import UNKNOWN_DATA, open_checkpoint
 from studio.model_code import require_consent
 from studio.models import STARTER, require
-from studio.paths import remove, slugify
+from studio.paths import remove, slugify, typed_path
 from studio.probes import built_in, library
 from studio.probes.suite import Suite
 from studio.projects import Project, open_project
@@ -313,7 +313,7 @@ def beginning(project: Project, text: str) -> str:
 
     Raises CheckpointError when there is none.
     """
-    path = Path(text).expanduser()
+    path = typed_path(text)
     if path.exists():
         return str(path.resolve())
     run_id, _, step = text.partition(":")
@@ -328,9 +328,7 @@ def beginning(project: Project, text: str) -> str:
     return str(project.path(max(wanted, key=lambda each: each.step).path))
 
 
-def import_checkpoint(
-    project: Project, path: Path, base: str = "", name: str = "", config: Path | None = None
-) -> Job:
+def import_checkpoint(project: Project, path: Path, base: str = "", name: str = "", config: Path | None = None) -> Job:
     """The job that brings in a checkpoint of XTuner (a `.pth`, or a folder of DeepSpeed) as a run of its own, which its
     result names (`run_id`). A job that fails leaves no run.
 

@@ -31,9 +31,7 @@ def system_text(tools: Collection[Tool], bot_name: str = "MOSS") -> str:
     return text
 
 
-def moss(
-    watch: Watch, tools: Sequence[Tool], messages: Sequence[Message], stops: Sequence[str] = ()
-) -> Iterator[Step]:
+def moss(watch: Watch, tools: Sequence[Tool], messages: Sequence[Message], stops: Sequence[str] = ()) -> Iterator[Step]:
     """Answer the last message; as `react.react`."""
     chat = list(messages)
     said = watch.say(chat, ["<eoc>", "<eom>", *stops])

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from studio.errors import BundleError
 from studio.paths import atomic_path, human_bytes, require_free_space
@@ -47,20 +47,23 @@ def _write_entry(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> 
 
 
 class SafeZip:
-    """A zip from anywhere, open for reading. Use as a context manager.
+    """A zip from anywhere, a file or one that was uploaded, open for reading. Use as a context manager.
 
     Raises BundleError when it is not one, or holds what no bundle holds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Path | BinaryIO) -> None:
+        name = source.name if isinstance(source, Path) else "The file"
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = zipfile.ZipFile(source)
         except FileNotFoundError:
-            raise BundleError(f"There is no file {str(path)!r}.", "Give the .zip that `retune bundle` wrote.") from None
+            raise BundleError(
+                f"There is no file {str(source)!r}.", "Give the .zip that `retune bundle` wrote."
+            ) from None
         except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, NotImplementedError, OSError) as error:
-            raise BundleError(f"{path.name} is not a whole zip file: {error}.", DAMAGED) from error
+            raise BundleError(f"{name} is not a whole zip file: {error}.", DAMAGED) from error
         try:
-            self._entries = _checked(path.name, self._archive.infolist())
+            self._entries = _checked(name, self._archive.infolist())
         except BundleError:
             self._archive.close()
             raise

@@ -7,12 +7,13 @@
 - README.md: what this is and how to run it again, for people
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -173,9 +174,9 @@ class Bundle:
 
 
 @contextmanager
-def open_bundle(path: Path) -> Iterator[Bundle]:
+def open_bundle(source: Path | BinaryIO) -> Iterator[Bundle]:
     """A bundle from anywhere; every byte of it is read once. Raises BundleError for one that is damaged or hostile."""
-    with SafeZip(path) as archive:
+    with SafeZip(source) as archive:
         manifest = _manifest(_json(archive.read(MANIFEST, MOST_MANIFEST_BYTES), MANIFEST))
         _require_files(archive, manifest)
         try:
@@ -184,7 +185,14 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
             raise BundleError(f"The config in the bundle cannot be used: {error}", DAMAGED) from error
         _require_listed(config, manifest)
         metrics = _numbers(_json(archive.read(METRICS, MOST_METRICS_BYTES), METRICS))
-        yield Bundle(archive, Expected(manifest, metrics), config, sha256_of(path))
+        yield Bundle(archive, Expected(manifest, metrics), config, _sha256(source))
+
+
+def _sha256(source: Path | BinaryIO) -> str:
+    if isinstance(source, Path):
+        return sha256_of(source)
+    source.seek(0)
+    return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _require_files(archive: SafeZip, manifest: Manifest) -> None:

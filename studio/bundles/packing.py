@@ -34,7 +34,7 @@ from studio.config.yaml import update_text
 from studio.data.intake import HUB_PREFIXES
 from studio.data.tokens import fingerprint
 from studio.errors import BundleError, DataError, JobError
-from studio.paths import sha256_of
+from studio.paths import sha256_of, typed_path
 from studio.projects import Project
 from studio.store import dataset_versions, evaluations, metrics, open_db, samples
 from studio.store import jobs as store_jobs
@@ -258,7 +258,7 @@ def _outside(config: RunConfig) -> Iterator[Outside]:
     if config.distributed.strategy == "deepspeed" and config.distributed.deepspeed not in ZERO_PRESETS:
         named["distributed.deepspeed"] = config.distributed.deepspeed
     for setting, text in named.items():
-        path = Path(text).expanduser()
+        path = typed_path(text)
         if not path.exists():
             raise BundleError(f"The run began with {str(path)!r}, which is gone.", "Put it back to where it was.")
         yield Outside(setting=setting, name=path.name, sha256=checkpoint_files.measure(path)["sha256"])

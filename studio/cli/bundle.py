@@ -13,7 +13,7 @@ from studio.cli.follow import follow
 from studio.cli.lazy import comparing, content, packing, projects, reproducing
 from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.errors import BundleError, ProjectError
-from studio.paths import human_bytes
+from studio.paths import human_bytes, typed_path
 
 if TYPE_CHECKING:
     from studio.bundles.comparing import Comparison
@@ -96,7 +96,7 @@ def _given(words: list[str]) -> dict[str, Path]:
         what, equals, path = word.partition("=")
         if not equals or not path:
             raise BundleError(f"{word!r} names no path.", "Write --with WHAT=PATH, as --with base=~/models/luna.")
-        found[what] = Path(path).expanduser()
+        found[what] = typed_path(path)
     return found
 
 

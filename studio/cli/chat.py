@@ -16,7 +16,7 @@ from studio.cli.lazy import agent_session, chat_client, jobs, named, projects, r
 from studio.cli.options import JsonOption, ProjectOption, base_model, checkpoint_step, chosen
 from studio.errors import ServerError, StudioError
 from studio.models import STARTER
-from studio.paths import system_folder
+from studio.paths import system_folder, typed_path
 
 if TYPE_CHECKING:
     from studio.chat_client import Connection
@@ -222,7 +222,7 @@ def _server_options(template: str, bits: int, dtype: str, offload_folder: str) -
     dtype = DTYPES.get(dtype, dtype)
     if dtype not in ("auto", *DTYPES.values()):
         raise StudioError(f"There is no number format {dtype!r}.", f"Allowed: auto, {', '.join(DTYPES.values())}.")
-    offload = str(Path(offload_folder).expanduser().resolve()) if offload_folder else ""
+    offload = str(typed_path(offload_folder).resolve()) if offload_folder else ""
     return {"template": template, "bits": bits, "dtype": dtype, "offload_folder": offload}
 
 
@@ -246,7 +246,7 @@ def _protocol(job: Job, wanted: str) -> str:
 def _adapter(project: Project | None, text: str) -> dict[str, str]:
     """{"name", "path"} for RUN, RUN:STEP (converted when it is not yet) or a folder. Raises ServerError."""
     if project is None or "/" in text or Path(text).is_dir():
-        folder = Path(text).expanduser().resolve()
+        folder = typed_path(text).resolve()
         if not folder.is_dir():
             raise ServerError(f"There is no adapter folder {text!r}.", "Give RUN, RUN:STEP, or a folder that is there.")
         return {"name": folder.name, "path": str(folder)}

@@ -12,6 +12,7 @@ from studio.cli import show
 from studio.cli.lazy import files, row_life
 from studio.cli.options import ColumnsOption, JsonOption, ProjectOption, base_model, chosen
 from studio.errors import ProjectError
+from studio.paths import typed_path
 
 if TYPE_CHECKING:
     from studio.data.conversation import Conversation
@@ -58,7 +59,7 @@ def inspect(
     view: View = row_life.View(folder, "none" if template == "" else template or "", max_length or None, loss_on)
     if is_file:
         options = files.ReadOptions(encoding, sheet)
-        life = row_life.of_file(Path(source).expanduser(), row, view, format, options, columns)
+        life = row_life.of_file(typed_path(source), row, view, format, options, columns)
     else:
         life = row_life.of_dataset(workspace, source, row, view)
     return show.as_json(_as_json(life)) if json else _print(life, folder)

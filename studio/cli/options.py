@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from studio import models
 from studio.cli.lazy import checkpoints, projects, runs, store
 from studio.errors import CheckpointError, ProjectError
+from studio.paths import typed_path
 
 if TYPE_CHECKING:
     from studio.projects import Project
@@ -39,8 +39,8 @@ def chosen(name: str) -> Project:
 
 def base_model(text: str) -> str:
     """A base model as typed in a shell: a folder counts from where the person stands, all else stays as it is."""
-    is_folder = text != models.STARTER and text and Path(text).expanduser().is_dir()
-    return str(Path(text).expanduser().resolve()) if is_folder else text
+    is_folder = text != models.STARTER and text and typed_path(text).is_dir()
+    return str(typed_path(text).resolve()) if is_folder else text
 
 
 def checkpoint_step(project: Project, run: str, step: int = 0) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studio.cli import show
 from studio.cli.lazy import configs, launch, schema
-from studio.paths import atomic_write_text
+from studio.paths import atomic_write_text, typed_path
 
 if TYPE_CHECKING:
     from studio.config.schema import DistributedSection, RunConfig
@@ -31,7 +30,7 @@ def asked(spread: DistributedSection, launcher: str, deepspeed: str) -> dict[str
     """What flags and environment change of the section, by name. Raises ConfigError."""
     values = {"launcher": XTUNER_LAUNCHERS.get(launcher, launcher)} if launcher else {}
     if deepspeed:
-        path = Path(deepspeed).expanduser()
+        path = typed_path(deepspeed)
         values |= {"strategy": "deepspeed", "deepspeed": str(path.resolve()) if path.is_file() else deepspeed}
     found = launch.with_environment(spread)
     values |= {"nodes": found.nodes, "processes_per_node": found.processes_per_node}

@@ -7,7 +7,7 @@ import streamlit as st
 
 from studio import runs
 from studio.foreign.xtuner import checkpoints_in, is_checkpoint, open_checkpoint
-from studio.paths import human_bytes
+from studio.paths import human_bytes, typed_path
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.i18n import _
@@ -33,7 +33,7 @@ def import_view(project: Project, is_open: bool) -> None:
             state.keep(LOOKED, path.strip())
         if path.strip() and state.kept(LOOKED) == path.strip():
             with guarded():
-                if chosen := _chosen(Path(path.strip()).expanduser()):
+                if chosen := _chosen(typed_path(path.strip())):
                     _found(project, chosen)
 
 

@@ -25,7 +25,7 @@ from studio.data.intake import keep_source
 from studio.data.rows import RawRow
 from studio.data.tables import sheet_names
 from studio.errors import DataError
-from studio.paths import slugify
+from studio.paths import slugify, typed_path
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.data_build import preview_columns, preview_row
@@ -163,7 +163,7 @@ def _on_this_machine() -> Source | None:
     ).strip()  # fmt: skip
     if not typed:
         return None
-    path = Path(typed).expanduser()
+    path = typed_path(typed)
     if not path.exists():
         raise DataError(f"There is no file or folder {typed!r} on this machine.", "Give its full path.")
     return Source(path, path.name, f"{path.resolve()} {path.stat().st_mtime}")

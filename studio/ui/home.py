@@ -6,6 +6,7 @@ from studio import models
 from studio.projects import Project, archive_project, create_project, delete_project, list_projects
 from studio.ui import state
 from studio.ui.base_model import offer_model
+from studio.ui.bundle_view import reproduce_form
 from studio.ui.frame import DATA, SERVE, STEPS, go, link
 from studio.ui.i18n import _
 from studio.ui.steps import Overview, Step, overview, rate
@@ -75,6 +76,7 @@ def _purpose(number: int) -> str:
 def projects_and_new(current: Project | None) -> None:
     found = list_projects()
     _new_project(first=not found)
+    reproduce_form()
     if found:
         st.subheader(_("Projects"), anchor=False)
         _cards(found, current)

@@ -18,6 +18,7 @@ from studio.store.metrics import Point
 from studio.store.runs import Run
 from studio.store.samples import Sample
 from studio.ui import state
+from studio.ui.bundle_view import reproduced, take_bundle
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
 from studio.ui.i18n import _
 from studio.ui.run_events import events_view
@@ -125,6 +126,8 @@ def _ended(project: Project, run: Run, job: Job | None) -> None:
             st.markdown(f":material/check_circle: **{word}** " + _("See what it became:"), width="content")
             link(CHECKPOINTS, _("Convert its checkpoint"))
             link(COMPARE, _("Compare it with its base"))
+            take_bundle(project, run)
+        reproduced(project, run)
         return
     if run.cause:
         show = st.error if run.state in ("failed", "lost") else st.info

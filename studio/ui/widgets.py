@@ -19,9 +19,10 @@ from studio.ui.i18n import N_, _, ngettext
 from studio.ui.told import told
 
 MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~^=&@\"'])")
-# Streamlit finds :emoji:, :material/icons:, :colours[…] and bare links after escapes are resolved, so a backslash
-# does not stop them. A word joiner, which has no width, does.
+# Streamlit finds :emoji:, :material/icons:, :colours[…], bare links, mail addresses and arrows (-> becomes one sign)
+# after escapes are resolved, so a backslash does not stop them. A word joiner, which has no width, does.
 JOINER = "\u2060"
+FOUND_LATER = re.compile(r"(?<=[:@])|(?<=www)(?=\.)|(?<=[<>~-])(?=[->=])")
 HIDDEN = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # marks that reorder the text around them
 STATE_WORDS = {
     "queued": N_("queued"),
@@ -62,8 +63,8 @@ KIND_WORDS = {
 
 def plain(text: object) -> str:
     """Text from outside (names, cells, model output) as Markdown that shows it letter by letter."""
-    escaped = MARKDOWN_SIGNS.sub(r"\\\1", str(text).translate(HIDDEN))
-    escaped = escaped.replace(":", ":" + JOINER).replace("www\\.", "www" + JOINER + "\\.")
+    parted = FOUND_LATER.sub(JOINER, str(text).translate(HIDDEN))
+    escaped = MARKDOWN_SIGNS.sub(r"\\\1", parted)
     lines = [re.sub(r"^[ \t]+", lambda match: "\u00a0" * len(match[0]), line) for line in escaped.splitlines()]
     return "  \n".join(lines)
 

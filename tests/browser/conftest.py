@@ -42,7 +42,7 @@ FAILED_LOAD = "Failed to load resource"
 # Opened at /Train, Streamlit's own script tries that as the address of its server before it tries /.
 BASE_SEARCH = re.compile(r"/\w+/_stcore/(health|host-config)")
 VIEWPORT = {"width": 1400, "height": 900}
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=40_000)  # a busy machine; only what fails waits so long
 
 
 def free_port() -> int:

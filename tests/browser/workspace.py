@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from itertools import cycle
 
 from studio import datasets, runs, scores
 from studio.config.catalog import preset
@@ -20,8 +22,10 @@ NUM_STEPS = 60
 NUM_GENERAL = 80
 
 
-def fill(project: Project, said: str = "I'm Luna.") -> None:
-    """Datasets, a config, a finished run, a converted checkpoint and a scorecard; every model text is `said`."""
+def fill(project: Project, *said: str) -> None:
+    """Datasets, a config, a finished run, a converted checkpoint and a scorecard; all that a model says, and what it is
+    asked, are the texts `said` in turn."""
+    said = said or ("I'm Luna.",)
     datasets.build_identity(project, Identity("Luna", "Shane"))
     _general(project, said)
     save_config(runs.config_path(project, "starter_lora"), preset("starter_lora"))
@@ -30,19 +34,19 @@ def fill(project: Project, said: str = "I'm Luna.") -> None:
     _scorecard(project, said)
 
 
-def _general(project: Project, said: str) -> None:
+def _general(project: Project, said: Sequence[str]) -> None:
     rows = [
-        Conversation((Message("user", f"{said} ({number})"), Message("assistant", said)), {"source": "general"})
-        for number in range(NUM_GENERAL)
+        Conversation((Message("user", f"{text} ({number})"), Message("assistant", text)), {"source": "general"})
+        for number, text in zip(range(NUM_GENERAL), cycle(said), strict=False)
     ]
     datasets.save(project, "general", rows, kind="general", origin={"base": "starter"})
 
 
-def _run(project: Project, said: str) -> None:
+def _run(project: Project, said: Sequence[str]) -> None:
     folder = runs.run_folder(project, RUN)
     folder.mkdir(parents=True)
     save_config(folder / runs.CONFIG_FILE, preset("starter_lora"))
-    (folder / runs.LOG_FILE).write_text(f"step 60/60\n{said}\n")
+    (folder / runs.LOG_FILE).write_text("step 60/60\n" + "\n".join(said) + "\n")
     job = store_jobs.Job(
         kind="train", run_id=RUN, title=f"train {RUN}", state="running", phase="training", current=NUM_STEPS,
         total=NUM_STEPS, unit="step", log_path=str(folder / runs.LOG_FILE),
@@ -55,7 +59,8 @@ def _run(project: Project, said: str) -> None:
         for step in range(1, NUM_STEPS + 1):
             metrics.record(db, RUN, step, _numbers(step))
         for step in range(0, NUM_STEPS + 1, 20):
-            samples.add(db, [Sample(RUN, step, said, said), Sample(RUN, step, "What is the capital of France?", said)])
+            samples.add(db, [Sample(RUN, step, text, text) for text in said])
+            samples.add(db, [Sample(RUN, step, "What is the capital of France?", said[0])])
         store_jobs.move(db, job.id, "finished")
 
 
@@ -81,9 +86,10 @@ def _checkpoint(project: Project) -> None:
         checkpoints.put(db, checkpoints.Checkpoint(RUN, NUM_STEPS, project.relative(path), sha256, 5000))
 
 
-def _scorecard(project: Project, said: str) -> None:
-    marked = [_marked("identity", number, said, number > 2) for number in range(60)]
-    marked += [_marked("general", number, said, number > 1) for number in range(40)]
+def _scorecard(project: Project, said: Sequence[str]) -> None:
+    texts = [text for text, _ in zip(cycle(said), range(100), strict=False)]
+    marked = [_marked("identity", number, text, number > 2) for number, text in enumerate(texts[:60])]
+    marked += [_marked("general", number, text, number > 1) for number, text in enumerate(texts[60:])]
     evaluation = evaluations.Evaluation(
         "", f"{RUN} step {NUM_STEPS}", "starter", "abc1234567890", "identity, general", scores.scorecard(marked),
         run_id=RUN, step=NUM_STEPS,
