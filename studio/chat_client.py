@@ -52,9 +52,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Column:
-    """One side of a comparison: a model's name on the server and the chat it continues.
+    """One side of a comparison: a model's name on the server ("base", or what `list_models` gives) and the chat that it
+    continues; when the last message is the assistant's, the answer goes on from there.
 
-    When the last message is the assistant's, the answer goes on from there. `sampling` is its own way to answer.
+    `sampling`: its own way to answer and its own seed, that of all columns when None. All columns are decoded in one
+    batch whatever they ask: up to 8 of them, of the base, adapters and full models.
     """
 
     model: str
@@ -65,8 +67,9 @@ class Column:
 @dataclass(frozen=True)
 class Event:
     """News from one column. The first names the weights, with a `proof` of what makes the answer (base, adapter on or
-    off, template, sampling, by hashes); later ones bring text, the last has a `finish_reason`
-    ("stop", "length" or "error", then with `error`), `num_tokens`, `seconds` and `first_token_seconds`."""
+    off, template, sampling, by hashes); later ones bring text, the last has a `finish_reason` ("stop", "length",
+    "cancelled" or "error", then with `error`), `num_tokens` and `num_prompt_tokens`, and `seconds` until then and
+    `first_token_seconds` until the first text, both from the moment it was asked."""
 
     column: int
     delta: str = ""
@@ -77,6 +80,32 @@ class Event:
     first_token_seconds: float = 0.0
     error: str = ""
     proof: dict[str, Any] = field(default_factory=dict)
+    num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of a server. `kind`: base, adapter, or model (one with weights of its own)."""
+
+    name: str
+    kind: str
+    weights: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """A running server. `loaded`: whether its weights are in memory; `num_asked`: answers since it was started."""
+
+    loaded: bool
+    num_answering: int
+    num_waiting: int
+    max_answering: int
+    max_waiting: int
+    num_asked: int
+    memory_bytes: int
+    keeps_words: bool = False
+    models: list[Served] = field(default_factory=list)
 
 
 def wait_until_ready(project_folder: Path, job: Job, timeout_seconds: float = 300.0) -> Connection:
@@ -172,10 +201,32 @@ def add_adapter(connection: Connection, name: str, path: str | Path) -> str:
     return str(response.json()["weights"])
 
 
+def remove_adapter(connection: Connection, name: str) -> None:
+    """Take an adapter or a full model out of a running server; what it answers just now ends with an error."""
+    with _client(connection) as client:
+        _checked(client.delete(f"/studio/adapters/{name}"))
+
+
+def status(connection: Connection) -> Status:
+    """What is loaded and how much there is to do; the server does not count it as being asked."""
+    with _client(connection) as client:
+        values = _checked(client.get("/studio/status")).json()
+        models = _checked(client.get("/v1/models")).json()["data"]
+    served = [Served(each["id"], each["kind"], each["weights"], tuple(each["warnings"])) for each in models]
+    known = {name: values[name] for name in Status.__dataclass_fields__ if name in values}
+    return Status(**{**known, "models": served})
+
+
+def unload(connection: Connection) -> bool:
+    """Let a server go of its weights until somebody asks again; False when it is answering just now."""
+    with _client(connection) as client:
+        return bool(_checked(client.post("/studio/unload")).json()["unloaded"])
+
+
 @contextmanager
 def _client(connection: Connection) -> Iterator[httpx.Client]:
     """Errors of the wire become ServerError. Proxies are left out: the server is on this machine."""
-    headers = {"Authorization": f"Bearer {connection.token}"}
+    headers = {"Authorization": f"Bearer {connection.token}", "User-Agent": "retune"}
     try:
         with httpx.Client(base_url=connection.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
             yield client
@@ -202,7 +253,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
     if not response.is_error:
         return response
     if response.status_code == 401:
-        raise ServerError("The model server refused the token.", "Another server took its place: connect again.")
+        raise ServerError("The model server refused the key.", "Another server took its place: connect again.")
     message, code = _error_of(response)
     kind = ChatTooLongError if code == TOO_LONG else ServerError
     raise kind(message, "Correct the request and ask again.")

@@ -14,6 +14,7 @@ StudioError
   + DiskFullError      not enough space, before or while writing
   + ServerError        the model server does not answer
     - ChatTooLongError a chat is longer than the model can read
+    - ServerBusyError  more requests wait at the model server than may
   + ToolError          a tool that an agent called gave nothing
 """
 
@@ -101,6 +102,10 @@ class ServerError(StudioError):
 
 class ChatTooLongError(ServerError):
     """A chat leaves no room for an answer in what the model can read."""
+
+
+class ServerBusyError(ServerError):
+    """More requests wait at the model server than may."""
 
 
 class ToolError(StudioError):

@@ -27,6 +27,8 @@ SHELVES = [
         "harness_tasks",
         "checkpoint_files",
         "foreign",
+        "request_log",
+        "server_key",
     },
     {
         "agent",

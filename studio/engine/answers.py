@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from studio import faults
 from studio.engine.chat import prompt_ids
-from studio.engine.generate import Decoding, Sampling
+from studio.engine.generate import Decoding, Row, Sampling, quiet
 from studio.engine.models.load import LoadedModel
 from studio.models import model_fingerprint
 from studio.paths import system_folder
@@ -126,17 +126,17 @@ def _ask_batch(
     max_new_tokens: int,
     check_stop: Callable[[], None],
 ) -> Iterator[tuple[int, Answer]]:
-    samplings = [Sampling(max_new_tokens)] * len(ids)
-    decoding = Decoding(model, ids, samplings, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id)
-    left = set(range(len(ids)))
+    rows = [Row(prompt, Sampling(max_new_tokens), loaded.eos_ids) for prompt in ids]
+    decoding = Decoding(model, rows, pad_id=loaded.pad_id)
+    left = dict(enumerate(rows))
     while left:
         check_stop()
-        decoding.step()
-        ended = left - set(decoding.running)
-        left -= ended
-        for row in sorted(ended):
-            text = loaded.tokenizer.decode(decoding.answers[row], skip_special_tokens=True).strip()
-            yield row, Answer(text, decoding.ended_by_eos[row])
+        with quiet(model):
+            decoding.step()
+        for number in [number for number, row in left.items() if row.ended]:
+            row = left.pop(number)
+            text = loaded.tokenizer.decode(row.answer, skip_special_tokens=True).strip()
+            yield number, Answer(text, row.ended_by_eos)
 
 
 def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:

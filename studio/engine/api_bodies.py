@@ -55,7 +55,7 @@ class ColumnBody(BaseModel):
     With `continue_final_message`, as vLLM calls it, it is the assistant's, and the answer goes on from there.
     """
 
-    model: str
+    model: str = Field(max_length=300)
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     continue_final_message: bool = False
 
@@ -72,6 +72,7 @@ class ChatBody(SamplingBody, ColumnBody):
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     n: Literal[1] = 1
+    user: str = Field("", max_length=300)
 
 
 class OwnColumnBody(ColumnBody):
@@ -87,6 +88,7 @@ class CompareBody(BaseModel):
     models: list[str] = Field(default_factory=list, max_length=MAX_COLUMNS)
     messages: list[ChatMessage] = Field(default_factory=list)
     sampling: SamplingBody = Field(default_factory=SamplingBody)
+    user: str = Field("", max_length=300)
 
     @model_validator(mode="after")
     def _fill_columns(self) -> "CompareBody":

@@ -8,10 +8,14 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 MAX_BODY_BYTES = 2_000_000
+ERROR_TYPES = {"rate_limit_exceeded": "rate_limit_error", "generation_failed": "server_error"}  # by code
 
 
 class Gate:
-    """Lets in who names this server as the host and knows the token; notes when somebody last asked."""
+    """Lets in who names this server as the host and knows its key; notes when somebody last asked for an answer.
+
+    Looking at what is loaded is not asking: a page that is open must not keep weights in memory.
+    """
 
     def __init__(self, app: Callable[..., Awaitable[None]], token: str, hosts: set[str]) -> None:
         self._app, self._token, self._hosts = app, token.encode(), hosts
@@ -27,6 +31,8 @@ class Gate:
             return await self._app(scope, receive, send)
         if refusal := self._refusal({key.lower(): value for key, value in scope["headers"]}):
             return await refusal(scope, receive, send)
+        if scope["method"] == "GET":
+            return await self._app(scope, receive, send)
         self._num_active += 1
         try:
             await self._app(scope, receive, send)
@@ -40,7 +46,7 @@ class Gate:
             return error_answer(421, "This server answers to its own address alone.", "wrong_host")
         if not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self._token):
             return error_answer(
-                401, "The token is missing or wrong; it is in the job's connection.json.", "invalid_api_key"
+                401, "The key is missing or wrong; the Serve page and `retune server key` show it.", "invalid_api_key"
             )
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
@@ -54,4 +60,5 @@ def error_answer(status: int, message: str, code: str, param: str | None = None)
 
 
 def error_body(message: str, code: str, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+    kind = ERROR_TYPES.get(code, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,184 +1,201 @@
 """Batched decoding with a KV cache: base and adapters in one batch, each row with its own sampling and noise.
 
 A row's noise depends on its seed alone, so its text does not depend on its neighbours (up to rounding of the
-batched arithmetic). Training goes on afterwards as if nothing had happened: see `quiet`.
+batched arithmetic). Rows leave when they end, and those of another batch may join between two tokens. Training goes
+on afterwards as if nothing had happened: see `quiet`.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from studio.engine.adapters import core_of, is_adapter
-from studio.engine.cache import growing_cache
+from studio.engine.cache import growing_cache, join, keep
+from studio.engine.choose import Chooser, Sampling, choose
+from studio.engine.mixing import BASE_ADAPTER, RowAdapters
 from studio.engine.virtual import has_virtual_tokens, read_virtual_tokens
 
-BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
+__all__ = ["BASE_ADAPTER", "Decoding", "Row", "Sampling", "generate", "quiet", "wearing"]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How one row is decoded; temperature 0 takes the most likely token.
+@dataclass(eq=False)
+class Row:
+    """A text to be continued, and what has come of it.
 
-    `top_k`: only so many of the likeliest tokens, 0 for all. `repetition_penalty`: above 1, tokens that stand in the
-    text already become less likely (Keskar et al. 2019, arXiv:1909.05858, as transformers computes it).
+    `prompt`: token ids, at least one. `adapter` names the adapter that answers, BASE_ADAPTER for none, None for the one
+    that the model wears. An id of `eos_ids` ends the answer and is not kept.
     """
 
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    prompt: Sequence[int]
+    sampling: Sampling
+    eos_ids: Collection[int] = ()
+    adapter: str | None = None
+    answer: list[int] = field(default_factory=list)
+    ended_by_eos: bool = False
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("every prompt needs at least one token")
+        self.chooser = Chooser(self.sampling, self.prompt)
+        self.ended = self.sampling.max_new_tokens < 1
+
+    def take(self, token: int) -> int | None:
+        """Keep a token that was chosen; None when it ended the text."""
+        if token in self.eos_ids:
+            self.ended = self.ended_by_eos = True
+            return None
+        self.answer.append(token)
+        self.chooser.see(token)
+        self.ended = len(self.answer) >= self.sampling.max_new_tokens
+        return token
 
 
 class Decoding:
     """A batch that is being decoded. Each `step` gives every row that still runs one more token.
 
-    `prompts` are token ids, at least one a row; `adapter_names` names the adapter of each row, BASE_ADAPTER for none.
+    The model must be in evaluation mode (`quiet`) while it reads. `adapters` sends rows through those that they name.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        samplings: Sequence[Sampling],
-        *,
-        eos_ids: Sequence[int],
-        pad_id: int,
-        adapter_names: Sequence[str] | None = None,
+        self, model: nn.Module, rows: Sequence[Row], *, pad_id: int, adapters: RowAdapters | None = None
     ) -> None:
-        if any(not prompt for prompt in prompts):
-            raise ValueError("every prompt needs at least one token")
-        self.answers: list[list[int]] = [[] for _ in prompts]
-        self.ended_by_eos = [False] * len(prompts)
-        self._model = model
-        self._samplings = samplings
-        self._eos_ids = frozenset(eos_ids)
-        self._adapter_names = adapter_names
-        self._rows = list(range(len(prompts)))  # rows of the caller that are in the batch now
-        self._ended: set[int] = {row for row, sampling in enumerate(samplings) if sampling.max_new_tokens < 1}
-        self._noise = {row: random.Random(s.seed) for row, s in enumerate(samplings) if s.temperature > 0}
-        self._read = {row: set(prompts[row]) for row, s in enumerate(samplings) if s.repetition_penalty != 1}
-        self._cache = growing_cache()
+        self.rows = list(rows)  # in the order of the batch; those that ended leave at the next step
+        self._model, self._adapters = model, adapters
         self._device = next(model.parameters()).device
-        self._shared = self._common_beginning(prompts)
-        own = [prompt[len(self._shared) :] for prompt in prompts]
-        self._input, mask = _left_padded(own, pad_id, self._device)
-        with quiet(model):
-            before = read_virtual_tokens(model, self._cache, adapter_names or [None] * len(prompts))
-        self._mask = torch.cat([before, mask], dim=1)
+        self._shared = self._common_beginning()
+        own = [row.prompt[len(self._shared) :] for row in self.rows]
+        self._unread: Tensor | None  # (rows, tokens), with what `_unread_mask` covers of them
+        self._unread, self._unread_mask = _left_padded(own, pad_id, self._device)
+        self._cache = growing_cache()
+        self._mask = self._unread_mask[:, :0]  # (rows, columns): 1 where a row has a token in the cache
+        self._logits: Tensor | None = None  # (rows, vocabulary), after reading the prompts
+        self._input: Tensor | None = None  # (rows, 1), the tokens that were chosen last
+        if self.rows and has_virtual_tokens(model):
+            with quiet(model):
+                self._mask = read_virtual_tokens(model, self._cache, [row.adapter for row in self.rows])
 
     @property
-    def running(self) -> list[int]:
+    def running(self) -> list[Row]:
         """Rows that are not finished."""
-        return [row for row in self._rows if row not in self._ended]
+        return [row for row in self.rows if not row.ended]
 
-    def end(self, row: int) -> None:
-        """Stop a row; what it has stays in `answers`."""
-        self._ended.add(row)
+    @property
+    def num_unread(self) -> int:
+        """Tokens of the prompts that are still to be read, padding included."""
+        return len(self._shared) + (0 if self._unread is None else self._unread.numel())
 
-    def step(self) -> list[int | None]:
-        """The newest token of each row, None for finished ones; an end-of-text token ends its row and is not kept."""
-        newest: list[int | None] = [None] * len(self.answers)
+    def read(self, num_tokens: int | None = None) -> bool:
+        """Read the prompts, or about so many tokens of them; True when all is read."""
         self._drop_ended()
-        if not self._rows:
-            return newest
-        tokens = self._choose(self._forward())
-        for row, token in zip(self._rows, tokens.tolist(), strict=True):
-            newest[row] = self._keep(row, token)
-        self._input = tokens.unsqueeze(1)
-        return newest
+        if not self.rows:
+            return True
+        if self._shared:
+            self._read_shared()
+        if self._unread is not None:
+            width = max(1, num_tokens // len(self.rows)) if num_tokens else self._unread.shape[1]
+            self._logits = self._run(self._unread[:, :width], self._unread_mask[:, :width])
+            self._unread, self._unread_mask = self._unread[:, width:], self._unread_mask[:, width:]
+            if not self._unread.shape[1]:
+                self._unread = None
+        return self._unread is None
 
-    def _keep(self, row: int, token: int) -> int | None:
-        if token in self._eos_ids:
-            self.ended_by_eos[row] = True
-            self._ended.add(row)
-            return None
-        self.answers[row].append(token)
-        if row in self._read:
-            self._read[row].add(token)
-        if len(self.answers[row]) >= self._samplings[row].max_new_tokens:
-            self._ended.add(row)
-        return token
+    def step(self) -> list[tuple[Row, int | None]]:
+        """The newest token of each row that ran; None for one that an end-of-text token ended."""
+        self._drop_ended()
+        if not self.rows:
+            return []
+        if self._input is None:
+            logits = self.next_logits()
+        else:
+            logits = self._run(self._input, self._mask.new_ones(len(self.rows), 1))
+        tokens = choose(logits, [row.chooser for row in self.rows])
+        self._logits, self._input = None, tokens.unsqueeze(1)
+        return [(row, row.take(token)) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
+
+    def next_logits(self) -> Tensor:
+        """What `step` will choose from first: (rows, vocabulary), float32."""
+        self.read()
+        assert self._logits is not None
+        return self._logits
+
+    def absorb(self, other: "Decoding") -> None:
+        """Take in another batch of the same model; both have read their prompts and chosen a token."""
+        self._drop_ended()
+        other._drop_ended()
+        if not other.rows:
+            return
+        if not self.rows:
+            self.rows, self._cache = other.rows, other._cache
+            self._mask, self._input, self._unread = other._mask, other._input, None
+            self._unread_mask = other._unread_mask
+            return
+        assert self._input is not None and other._input is not None
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        self._mask = torch.cat([_widened(self._mask, width), _widened(other._mask, width)])
+        self._unread_mask = torch.cat([self._unread_mask, other._unread_mask])
+        self._input = torch.cat([self._input, other._input])
+        join(self._cache, other._cache)
+        self.rows = self.rows + other.rows
 
     def _drop_ended(self) -> None:
-        kept = [index for index, row in enumerate(self._rows) if row not in self._ended]
-        if len(kept) == len(self._rows):
+        if not any(row.ended for row in self.rows):
             return
-        self._rows = [self._rows[index] for index in kept]
+        kept = _filled_places([not row.ended for row in self.rows])
+        self.rows = [self.rows[place] for place in kept]
         if not kept:
             self._cache = growing_cache()  # frees the memory of a batch that is over
             return
-        index = torch.tensor(kept, device=self._mask.device)
-        self._input, self._mask = self._input[index], self._mask[index]
+        places = torch.tensor(kept, device=self._device)
+        self._mask, self._unread_mask = self._mask[places], self._unread_mask[places]
+        self._unread, self._input, self._logits = (
+            None if each is None else each[places] for each in (self._unread, self._input, self._logits)
+        )
         if self._cache.get_seq_length():
-            self._cache.batch_select_indices(index)
+            self._mask = self._mask[:, int(self._mask.any(0).int().argmax()) :]
+            keep(self._cache, kept, self._mask.shape[1])
 
-    def _common_beginning(self, prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    def _common_beginning(self) -> Sequence[int]:
         """What all prompts begin with (a system message, mostly): it is read once for all rows of one adapter."""
-        if len(prompts) < 2 or len(set(self._adapter_names or ())) > 1 or has_virtual_tokens(self._model):
+        if len(self.rows) < 2 or len({row.adapter for row in self.rows}) > 1 or has_virtual_tokens(self._model):
             return []
-        shortest = min(len(prompt) for prompt in prompts) - 1  # each row keeps a token of its own to go on from
-        first = prompts[0]
-        same = (all(prompt[place] == first[place] for prompt in prompts) for place in range(shortest))
+        shortest = min(len(row.prompt) for row in self.rows) - 1  # each row keeps a token of its own to go on from
+        first = self.rows[0].prompt
+        same = (all(row.prompt[place] == first[place] for row in self.rows) for place in range(shortest))
         return first[: sum(1 for _ in takewhile(bool, same))]
 
     def _read_shared(self) -> None:
         """Read the common beginning as one row, then give every row its keys and values."""
+        rows, self.rows = self.rows, self.rows[:1]
+        mask, self._mask = self._mask, self._mask[:1]
         ids = torch.tensor([list(self._shared)], device=self._device)
-        self._run(ids, torch.ones_like(ids), self._rows[:1])
-        self._cache.batch_select_indices(torch.zeros(len(self._rows), dtype=torch.long, device=self._device))
-        self._mask = torch.cat([self._mask.new_ones(len(self._rows), len(self._shared)), self._mask], dim=1)
-        self._shared = []
+        self._run(ids, torch.ones_like(ids))
+        self.rows, self._shared = rows, []
+        self._mask = torch.cat([mask, mask.new_ones(len(rows), ids.shape[1])], dim=1)
+        self._cache.batch_select_indices(torch.zeros(len(rows), dtype=torch.long, device=self._device))
 
-    def _forward(self) -> Tensor:
-        """Logits of the next token, (rows, vocabulary), float32."""
-        if self._shared:
-            self._read_shared()
-        logits = self._run(self._input, self._mask, self._rows)
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
-        return logits[:, -1].float()
-
-    def _run(self, ids: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
-        """Read `ids`; `mask` covers them and what was read before."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        names = [self._adapter_names[row] for row in rows] if self._adapter_names is not None else None
-        with torch.no_grad(), quiet(self._model), adapters_of_rows(self._model, names):
+    def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits after reading `ids` of every row, (rows, vocabulary), float32. `mask` covers them."""
+        self._mask = torch.cat([self._mask, mask], dim=1)
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if self._adapters:
+            self._adapters.send([row.adapter or BASE_ADAPTER for row in self.rows])
+        with torch.no_grad():
             output = core_of(self._model)(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=None if bool(self._mask.all()) else self._mask,
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return output.logits
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        for index, row in enumerate(self._rows):
-            if row in self._read:
-                self._penalize(logits[index], self._read[row], self._samplings[row].repetition_penalty)
-        tokens = logits.argmax(dim=-1)
-        sampled = [index for index, row in enumerate(self._rows) if row in self._noise]
-        if sampled:
-            rows = [self._rows[index] for index in sampled]
-            noise = logits.new_tensor([self._noise[row].random() for row in rows])
-            tokens[sampled] = _sample(logits[sampled], [self._samplings[row] for row in rows], noise)
-        return tokens
-
-    @staticmethod
-    def _penalize(logits: Tensor, tokens: set[int], penalty: float) -> None:
-        """Make tokens less likely, in place."""
-        ids = torch.tensor(sorted(tokens), device=logits.device)
-        scores = logits[ids]
-        logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        return output.logits[:, -1].float()
 
 
 def generate(
@@ -199,24 +216,41 @@ def generate(
 
     `on_tokens` gets the newest token of each row, None for finished ones. `should_stop` ends all rows where they are.
     """
-    samplings = [
-        Sampling(max_new_tokens, temperature, top_p, random.Random(f"{seed}/{row}").getrandbits(63))
-        for row in range(len(prompts))
+    rows = [
+        Row(
+            prompt,
+            Sampling(max_new_tokens, temperature, top_p, random.Random(f"{seed}/{number}").getrandbits(63)),
+            eos_ids,
+            adapter_names[number] if adapter_names else None,
+        )
+        for number, prompt in enumerate(prompts)
     ]
-    decoding = Decoding(model, prompts, samplings, eos_ids=eos_ids, pad_id=pad_id, adapter_names=adapter_names)
-    while decoding.running and not (should_stop and should_stop()):
-        newest = decoding.step()
-        if on_tokens:
-            on_tokens(newest)
-    return decoding.answers
+    adapters = RowAdapters(model) if adapter_names and is_adapter(model) else None
+    decoding = Decoding(model, rows, pad_id=pad_id, adapters=adapters)
+    with quiet(model):
+        while decoding.running and not (should_stop and should_stop()):
+            newest = dict(decoding.step())
+            if on_tokens:
+                on_tokens([newest.get(row) for row in rows])
+    if adapters:
+        adapters.close()
+    return [row.answer for row in rows]
 
 
 def next_logits(
-    model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int, adapter_names: Sequence[str] | None = None
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    names: Sequence[str] | None = None,
+    adapters: RowAdapters | None = None,
 ) -> Tensor:
     """Logits of the token after each prompt, (prompts, vocabulary), float32: computed as the first step of decoding."""
-    samplings = [Sampling(1)] * len(prompts)
-    return Decoding(model, prompts, samplings, eos_ids=(), pad_id=pad_id, adapter_names=adapter_names)._forward()
+    rows = [
+        Row(prompt, Sampling(1), adapter=name)
+        for prompt, name in zip(prompts, names or [None] * len(prompts), strict=True)
+    ]
+    with quiet(model):
+        return Decoding(model, rows, pad_id=pad_id, adapters=adapters).next_logits()
 
 
 @contextmanager
@@ -241,13 +275,6 @@ def quiet(model: nn.Module) -> Iterator[None]:
 @cache
 def _is_four_bit(kind: type) -> bool:
     return any(parent.__name__ == "Linear4bit" for parent in kind.__mro__)
-
-
-def adapters_of_rows(model: nn.Module, names: list[str] | None) -> AbstractContextManager[Any]:
-    """Send each row of the batch through its adapter."""
-    if names is None or not is_adapter(model) or has_virtual_tokens(model):
-        return nullcontext()  # virtual tokens are in the cache
-    return model.base_model._enable_peft_forward_hooks(adapter_names=names)
 
 
 @contextmanager
@@ -275,30 +302,17 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.de
     longest = max((len(prompt) for prompt in prompts), default=0)
     ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids_and_mask = torch.tensor([ids, mask], dtype=torch.long, device=device).view(2, len(prompts), longest)
+    return ids_and_mask[0], ids_and_mask[1]
 
 
-def _sample(logits: Tensor, samplings: list[Sampling], noise: Tensor) -> Tensor:
-    """One token a row from the `top_k` most likely tokens, of these from those that together have `top_p`.
-
-    `noise` in [0, 1) picks the place in the cumulated probability: equal distributions and noise, equal token.
-    """
-    temperature = logits.new_tensor([sampling.temperature for sampling in samplings]).unsqueeze(1)
-    top_p = logits.new_tensor([sampling.top_p for sampling in samplings]).unsqueeze(1)
-    probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(dim=-1, descending=True)
-    probabilities = _first_k(probabilities, [sampling.top_k for sampling in samplings])
-    before = probabilities.cumsum(dim=-1) - probabilities
-    kept = torch.where(before < top_p, probabilities, 0.0).cumsum(dim=-1)
-    target = noise.unsqueeze(1) * kept[:, -1:]
-    place = torch.searchsorted(kept, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(1, place).squeeze(1)
+def _widened(mask: Tensor, width: int) -> Tensor:
+    """With zeros on the left."""
+    return torch.cat([mask.new_zeros(len(mask), width - mask.shape[1]), mask], dim=1)
 
 
-def _first_k(probabilities: Tensor, top_k: list[int]) -> Tensor:
-    """Sorted probabilities of the first k tokens of each row, scaled to a sum of 1; 0 keeps a row as it is."""
-    if not any(top_k):
-        return probabilities
-    limits = torch.tensor([k or probabilities.shape[-1] for k in top_k], device=probabilities.device).unsqueeze(1)
-    kept = torch.where(torch.arange(probabilities.shape[-1], device=probabilities.device) < limits, probabilities, 0.0)
-    cut = torch.tensor([bool(k) for k in top_k], device=probabilities.device).unsqueeze(1)
-    return torch.where(cut, kept / kept.sum(dim=-1, keepdim=True), probabilities)
+def _filled_places(stays: Sequence[bool]) -> list[int]:
+    """Which row stands in each place when those that leave are replaced by the last ones."""
+    kept = [place for place, stay in enumerate(stays) if stay]
+    late = [place for place in kept if place >= len(kept)]
+    return [place if stays[place] else late.pop() for place in range(len(kept))]

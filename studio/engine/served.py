@@ -1,8 +1,13 @@
 """The weights that a model server answers with: one base, adapters on it, and full models beside it."""
 
+import contextlib
+import ctypes
+import gc
+import itertools
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,9 +18,10 @@ from torch import nn
 from studio.data.talk import mismatch
 from studio.engine.adapters import load_adapter
 from studio.engine.chat import context_limit
-from studio.engine.generate import BASE_ADAPTER
+from studio.engine.mixing import BASE_ADAPTER, RowAdapters
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.selftest import Witness
+from studio.engine.thin import thin_out
 from studio.engine.weights import ADAPTER_CONFIG, read_seal, weights_hash
 from studio.errors import ModelError
 from studio.models import model_fingerprint
@@ -38,6 +44,11 @@ class Weights:
     is_full_model: bool = False
     warnings: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """base, adapter, or model: one that has weights of its own."""
+        return "model" if self.is_full_model else "base" if self.adapter == BASE_ADAPTER else "adapter"
+
 
 @dataclass
 class Ready:
@@ -45,6 +56,7 @@ class Ready:
 
     loaded: LoadedModel
     model: nn.Module
+    adapters: RowAdapters
 
     @property
     def context_limit(self) -> int:
@@ -52,7 +64,8 @@ class Ready:
 
 
 class ModelPool:
-    """Names to weights. Only the scheduler's thread may change it; `find` and `listed` may be called from anywhere."""
+    """Names to weights. Only the scheduler's thread may change it or ask it for a model; `find` and `listed` may be
+    called from anywhere."""
 
     def __init__(
         self,
@@ -66,16 +79,24 @@ class ModelPool:
         offload_folder: Path | None = None,
     ) -> None:
         """`template` names the one to speak to all of them in; "" speaks to each as it was trained."""
-        self._options: dict[str, Any] = {"template": template, "bits": bits, "offload_folder": offload_folder}
-        loaded = load_base(base_folder, dtype=dtype, device=device, **self._options)
-        loaded.model.requires_grad_(False)  # torch multiplies in another order where a weight could be trained
-        self._base = Ready(loaded, loaded.model)
+        self._template = template
+        self._options: dict[str, Any] = {
+            "dtype": dtype, "device": device, "template": template, "bits": bits, "offload_folder": offload_folder
+        }  # fmt: skip
         fingerprint = model_fingerprint(base_folder)
         self._base_weights = Weights(base_name, base_folder, fingerprint, warnings=self._warnings(base_folder))
+        self._weights: dict[str, Weights] = {base_name: self._base_weights}
+        self._numbers = itertools.count(1)
         self._full: dict[str, Ready] = {}
         self._witness: Witness | None = None
         self._spoken_to: dict[str, LoadedModel] = {}  # the base, spoken to as an adapter was trained
-        self._weights: dict[str, Weights] = {base_name: self._base_weights}
+        self._base: Ready | None = None
+        self._load_base()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether weights are in memory."""
+        return self._base is not None
 
     def add(self, name: str, folder: Path) -> Weights:
         """Put an adapter on the base, or note a full model that is loaded when it is first asked. Raises ModelError."""
@@ -86,33 +107,31 @@ class ModelPool:
             raise ModelError(f"The server has other weights under the name {name!r}.", "Choose another name.")
         if known:
             return known
-        weights = self._load(name, folder)
+        weights = self._described(name, folder)
+        if not weights.is_full_model:
+            self._put_on(self._load_base(), weights)
         self._weights = {**self._weights, name: weights}  # replaced as a whole: other threads read it
         return weights
 
-    def _load(self, name: str, folder: Path) -> Weights:
-        if not folder.is_dir():
-            raise ModelError(f"There are no weights in {str(folder)!r}.", "Convert the checkpoint first.")
-        made = read_seal(folder)
-        digest = str(made.get("sha256") or weights_hash(folder))
-        if not (folder / ADAPTER_CONFIG).is_file():
-            return Weights(name, folder, digest, is_full_model=True, warnings=self._warnings(folder))
-        self._witness = self._witness or Witness(self._base.loaded)
-        given = bool(self._options["template"])
-        spoken_to = self._base.loaded if given else self._base.loaded.with_template_of(folder)
-        self._spoken_to[name] = spoken_to
-        self._base.loaded.eos_ids = spoken_to.eos_ids  # base and adapters answer in one batch
-        adapter = f"adapter_{len(self._weights)}"  # PEFT's names allow no dots
-        self._base.model = load_adapter(self._base.model, folder, adapter)
-        return Weights(name, folder, digest, adapter, warnings=self._warnings(folder, made))
+    def remove(self, name: str) -> None:
+        """Forget an adapter or a full model, and free its memory. Raises ModelError; the base stays."""
+        weights = self.find(name)
+        if weights == self._base_weights:
+            raise ModelError("The base model cannot be taken out of its server.", "Stop the server instead.")
+        self._weights = {each: kept for each, kept in self._weights.items() if each != name}
+        self._spoken_to.pop(name, None)
+        self._full.pop(name, None)
+        if self._base and self._base.adapters and not weights.is_full_model:
+            self._base.model.delete_adapter(weights.adapter)
+            self._base.adapters.renew(self._base.model)
+        give_back_memory()
 
-    def _warnings(self, folder: Path, adapter_seal: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
-        """Whether weights are spoken to, and stand on a base, other than they were trained with."""
-        found = [mismatch(folder, self._options["template"])]
-        trained_on = adapter_seal.get("base_fingerprint")
-        if trained_on and trained_on != self._base_weights.hash:
-            found.append(f"{folder.name} was trained on another base model than {self._base_weights.name}.")
-        return tuple(filter(None, found))
+    def unload(self) -> None:
+        """Let go of all weights; the next one that is asked for loads them again."""
+        self._base = None
+        self._full.clear()
+        self._spoken_to.clear()
+        give_back_memory()
 
     def find(self, name: str) -> Weights:
         """The weights of a name; `base` always names the base. Raises ModelError, naming what there is."""
@@ -127,6 +146,7 @@ class ModelPool:
 
     @property
     def base(self) -> Weights:
+        """The base's own."""
         return self._base_weights
 
     @property
@@ -136,19 +156,71 @@ class ModelPool:
 
     def self_test(self) -> dict[str, Any]:
         """With the adapters off, are the logits the base's: see `Witness.testify`."""
-        self._witness = self._witness or Witness(self._base.loaded)
+        base = self._load_base()
+        self._witness = self._witness or Witness(base)
         adapters = {
             one.name: one.adapter for one in self.listed() if not one.is_full_model and one.adapter != BASE_ADAPTER
         }
-        found = self._witness.testify(self._base.model, adapters)
+        found = self._witness.testify(base, adapters)
         return {"base": self.base.name, "base_fingerprint": self.base.hash} | found
 
     def ready(self, weights: Weights) -> Ready:
-        """The model that computes for these weights; a full model is loaded now if it was not yet."""
+        """The model that computes for these weights, loaded now when it is not in memory."""
         if not weights.is_full_model:
-            return Ready(self._spoken_to.get(weights.name, self._base.loaded), self._base.model)
+            base = self._load_base()
+            return replace(base, loaded=self._spoken_to.get(weights.name, base.loaded))
         if weights.name not in self._full:
-            base = self._base.loaded
-            loaded = load_base(weights.folder, dtype=base.dtype, device=base.device, **self._options)
-            self._full[weights.name] = Ready(loaded, loaded.model)
+            self._full[weights.name] = _loaded(weights.folder, self._options)
         return self._full[weights.name]
+
+    def _load_base(self) -> Ready:
+        """The base with its adapters; loaded again when it was unloaded."""
+        if self._base is None:
+            self._base = _loaded(self._base_weights.folder, self._options)
+            for weights in self._weights.values():
+                if weights.adapter != BASE_ADAPTER:
+                    self._put_on(self._base, weights)
+        return self._base
+
+    def _put_on(self, base: Ready, weights: Weights) -> None:
+        """An adapter on the base."""
+        self._witness = self._witness or Witness(base)
+        base.model = load_adapter(base.model, weights.folder, weights.adapter).eval().requires_grad_(False)
+        base.adapters.renew(base.model)
+        loaded = base.loaded
+        self._spoken_to[weights.name] = loaded if self._template else loaded.with_template_of(weights.folder)
+
+    def _described(self, name: str, folder: Path) -> Weights:
+        if not folder.is_dir():
+            raise ModelError(f"There are no weights in {str(folder)!r}.", "Convert the checkpoint first.")
+        made = read_seal(folder)
+        digest = str(made.get("sha256") or weights_hash(folder))
+        if not (folder / ADAPTER_CONFIG).is_file():
+            return Weights(name, folder, digest, is_full_model=True, warnings=self._warnings(folder))
+        adapter = f"adapter_{next(self._numbers)}"  # PEFT's names allow no dots
+        return Weights(name, folder, digest, adapter, warnings=self._warnings(folder, made))
+
+    def _warnings(self, folder: Path, adapter_seal: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
+        """Whether weights are spoken to, and stand on a base, other than they were trained with."""
+        found = [mismatch(folder, self._template)]
+        trained_on = adapter_seal.get("base_fingerprint")
+        if trained_on and trained_on != self._base_weights.hash:
+            found.append(f"{folder.name} was trained on another base model than {self._base_weights.name}.")
+        return tuple(filter(None, found))
+
+
+def _loaded(folder: Path, options: Mapping[str, Any]) -> Ready:
+    """A model that only answers from here on."""
+    loaded = load_base(folder, **options)
+    # torch multiplies in another order where a weight could be trained
+    model = loaded.model.eval().requires_grad_(False)
+    thin_out(model)
+    return Ready(loaded, model, RowAdapters(model))
+
+
+def give_back_memory() -> None:
+    """What is no longer referred to goes back to the system, where the C library can be asked for it."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)

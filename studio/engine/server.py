@@ -13,15 +13,17 @@ from typing import Any
 
 import uvicorn
 
-from studio.engine.api import make_app
+from studio.engine.api import Limits, make_app
 from studio.engine.devices import pick_device, pick_dtype, set_threads
 from studio.engine.gate import Gate
 from studio.engine.job import JobContext
-from studio.engine.scheduler import Scheduler
+from studio.engine.scheduler import MAX_WAITING, Scheduler
 from studio.engine.served import ModelPool
 from studio.errors import ServerError
 from studio.models import require
 from studio.paths import atomic_path, inside
+from studio.request_log import RequestLog
+from studio.server_key import own_key
 
 HOST = "127.0.0.1"
 CONNECTION_FILE = "connection.json"
@@ -33,12 +35,14 @@ LOOK_SECONDS = 0.5
 def run(job: JobContext) -> dict[str, Any]:
     """Serve until stopped or idle.
 
-    Args: base, adapters (name, path), port (0: a free one), idle_seconds (0: never); dtype ("auto"), bits (4, 8, 0: as
-    stored), template ("": as each was trained), offload_folder.
+    Args: base, adapters (name, path), port (0: a free one), idle_seconds (after which it ends), unload_seconds (after
+    which it lets go of the weights until somebody asks; 0: never, both); dtype ("auto"), bits (4, 8, 0: as stored),
+    template ("": as each was trained), offload_folder; max_waiting, max_answer_tokens, max_prompt_tokens (0: as many as
+    the model can); log_words (keep prompts and answers in the log of requests).
     """
     with listening_socket(int(job.args.get("port") or 0)) as listener:
         pool = load_pool(job)
-        scheduler = Scheduler(pool)
+        scheduler = Scheduler(pool, int(job.args.get("max_waiting") or MAX_WAITING))
         scheduler.start()
         try:
             return _serve(job, scheduler, listener)
@@ -90,8 +94,10 @@ def listening_socket(port: int) -> Iterator[socket.socket]:
 
 def _serve(job: JobContext, scheduler: Scheduler, listener: socket.socket) -> dict[str, Any]:
     port = listener.getsockname()[1]
-    token = secrets.token_urlsafe(32)
-    gate = Gate(make_app(scheduler, job.folder), token, {f"{HOST}:{port}", f"localhost:{port}"})
+    token = own_key() or secrets.token_urlsafe(32)
+    log = RequestLog(job.job_dir, keeps_words=bool(job.args.get("log_words")))
+    limits = Limits(int(job.args.get("max_answer_tokens") or 0), int(job.args.get("max_prompt_tokens") or 0))
+    gate = Gate(make_app(scheduler, job.folder, log, limits), token, {f"{HOST}:{port}", f"localhost:{port}"})
     config = uvicorn.Config(
         gate, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3
     )
@@ -120,6 +126,7 @@ def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> Non
 
 def _wait_for_the_end(job: JobContext, scheduler: Scheduler, thread: threading.Thread, gate: Gate) -> dict[str, Any]:
     idle_seconds = float(job.args.get("idle_seconds", DEFAULT_IDLE_SECONDS) or 0)
+    unload_seconds = float(job.args.get("unload_seconds") or 0)
     while True:
         time.sleep(LOOK_SECONDS)
         job.check_stop()
@@ -128,6 +135,9 @@ def _wait_for_the_end(job: JobContext, scheduler: Scheduler, thread: threading.T
         if idle_seconds and gate.idle_seconds > idle_seconds:
             print(f"nobody asked anything for {idle_seconds:.0f} s", flush=True)
             return {"ended": "idle"}
+        if unload_seconds and gate.idle_seconds > unload_seconds and scheduler.pool.is_loaded:
+            if scheduler.call(scheduler.unload_when_idle).result():
+                job.phase("ready; the weights are loaded again at the next request")
 
 
 def write_connection(path: Path, url: str, token: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from studio.engine.adapters import attach, load_adapter
 from studio.engine.chat import TextStream, prompt_ids
-from studio.engine.generate import BASE_ADAPTER, Decoding, Sampling, generate, quiet, wearing
+from studio.engine.generate import BASE_ADAPTER, Decoding, Row, Sampling, generate, quiet, wearing
 from studio.engine.models.load import LoadedModel
 from tests.engine.folders import lora_model
 
@@ -17,6 +17,14 @@ PROMPTS = ([5, 6, 7], [9, 10, 11, 12, 13, 14, 15], [20], [8, 8])
 
 def run(model: torch.nn.Module, prompts: list[list[int]], **options: object) -> list[list[int]]:
     return generate(model, prompts, **({"eos_ids": [2], "pad_id": 0, "max_new_tokens": 12} | options))  # type: ignore[arg-type]
+
+
+def decoded(model: torch.nn.Module, rows: list[Row]) -> list[Row]:
+    decoding = Decoding(model, rows, pad_id=0)
+    with quiet(model):
+        while decoding.running:
+            decoding.step()
+    return rows
 
 
 @pytest.fixture
@@ -42,14 +50,9 @@ def test_greedy_is_what_transformers_generates(load_tiny: Callable[..., LoadedMo
 def test_a_rows_text_does_not_depend_on_its_batch(load_tiny: Callable[..., LoadedModel], temperature: float) -> None:
     model = load_tiny().model
     samplings = [Sampling(12, temperature, 0.95, seed) for seed in (1, 2, 3, 4)]
-    together = Decoding(model, PROMPTS, samplings, eos_ids=[2], pad_id=0)
-    while together.running:
-        together.step()
-    for prompt, sampling, answer in zip(PROMPTS, samplings, together.answers, strict=True):
-        alone = Decoding(model, [prompt], [sampling], eos_ids=[2], pad_id=0)
-        while alone.running:
-            alone.step()
-        assert alone.answers == [answer]
+    together = decoded(model, [Row(prompt, each, [2]) for prompt, each in zip(PROMPTS, samplings, strict=True)])
+    for row in together:
+        assert decoded(model, [Row(row.prompt, row.sampling, [2])])[0].answer == row.answer
 
 
 def test_equal_seeds_repeat_and_others_do_not(load_tiny: Callable[..., LoadedModel]) -> None:
@@ -67,7 +70,7 @@ def test_top_p_keeps_the_likeliest_tokens_only(load_tiny: Callable[..., LoadedMo
 
 
 def test_samples_follow_the_distribution() -> None:
-    from studio.engine.generate import _sample
+    from studio.engine.choose import sample as _sample
 
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(2000, 1)
     noise = torch.linspace(0, 0.9999, 2000)
@@ -78,7 +81,7 @@ def test_samples_follow_the_distribution() -> None:
 
 
 def test_top_k_keeps_so_many_tokens_before_top_p() -> None:
-    from studio.engine.generate import _sample
+    from studio.engine.choose import sample as _sample
 
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(2000, 1)
     noise = torch.linspace(0, 0.9999, 2000)
@@ -94,15 +97,13 @@ def test_top_k_keeps_so_many_tokens_before_top_p() -> None:
 def test_repetition_is_penalised_as_transformers_does(load_tiny: Callable[..., LoadedModel]) -> None:
     model = load_tiny().model
     samplings = [Sampling(12, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2, 1.5)]
-    decoding = Decoding(model, PROMPTS, samplings, eos_ids=[2], pad_id=0)
-    while decoding.running:
-        decoding.step()
-    for prompt, sampling, answer in zip(PROMPTS, samplings, decoding.answers, strict=True):
-        ids, penalty = torch.tensor([prompt]), sampling.repetition_penalty
+    rows = decoded(model, [Row(prompt, each, [2]) for prompt, each in zip(PROMPTS, samplings, strict=True)])
+    for row in rows:
+        ids, penalty = torch.tensor([row.prompt]), row.sampling.repetition_penalty
         wanted = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, repetition_penalty=penalty
         )
-        assert answer == [token for token in wanted[0, len(prompt) :].tolist() if token != 2]
+        assert row.answer == [token for token in wanted[0, len(row.prompt) :].tolist() if token != 2]
 
 
 def test_an_answer_that_was_begun_goes_on(load_tiny: Callable[..., LoadedModel]) -> None:

@@ -108,13 +108,13 @@ def test_a_stop_text_ends_the_answer(client: openai.OpenAI) -> None:
     ("change", "status", "word"),
     [
         ({"model": "nobody"}, 404, "tuned-1"),
-        ({"temperature": 9}, 422, "temperature"),
-        ({"max_tokens": 0}, 422, "max_tokens"),
+        ({"temperature": 9}, 400, "temperature"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 4000}, 400, "tokens"),
-        ({"messages": []}, 422, "messages"),
+        ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": "long " * 2000}]}, 400, "Shorten"),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "I"}]}, 422, "user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, "text parts"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "I"}]}, 400, "user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text parts"),
     ],
 )
 def test_bad_requests_are_told_why(connection: Connection, change: dict, status: int, word: str) -> None:
@@ -134,7 +134,7 @@ def test_strangers_stay_outside(connection: Connection) -> None:
     assert httpx.post(url, headers=good, content=b"x" * 2_000_001).status_code == 413
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{connection.url}/v1", api_key="no", max_retries=0).models.list()
-    with pytest.raises(ServerError, match="token"):
+    with pytest.raises(ServerError, match="key"):
         chat_client.list_models(Connection(connection.url, "no"))
 
 

@@ -1,0 +1,168 @@
+"""Requests join and leave a batch between two tokens, and each gets what it would have got alone."""
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from studio.engine import scheduler as scheduling
+from studio.engine.generate import Sampling
+from studio.engine.mixing import BASE_ADAPTER
+from studio.engine.scheduler import Ask, Piece, Scheduler
+from studio.engine.served import ModelPool
+from studio.errors import ServerBusyError
+from tests.engine.folders import lora_model
+
+CPU = torch.device("cpu")
+PROMPTS = ([5, 6, 7], [9, 10, 11, 12, 13, 14, 15], [20], list(range(30, 70)), [8, 8])
+
+
+@pytest.fixture(scope="module")
+def pool(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPool:
+    """The tiny base with two adapters that change what it says."""
+    made = ModelPool("tiny", tiny_model, torch.float32, CPU)
+    for seed in (1, 2):
+        model = lora_model(tiny_model, seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= 20
+        folder = tmp_path_factory.mktemp("adapters") / f"tuned-{seed}"
+        model.save_pretrained(folder)
+        made.add(f"tuned-{seed}", folder)
+    return made
+
+
+@pytest.fixture
+def scheduler(pool: ModelPool) -> Iterator[Scheduler]:
+    made = Scheduler(pool)
+    made.start()
+    yield made
+    made.stop()
+
+
+class Asking:
+    """An ask, and the news of it."""
+
+    def __init__(self, pool: ModelPool, name: str, prompt: list[int], num_tokens: int = 12, **sampling: float) -> None:
+        self.pieces: queue.Queue[Piece] = queue.Queue()
+        self.ask = Ask(pool.find(name), prompt, Sampling(num_tokens, **sampling), self.pieces.put)  # type: ignore[arg-type]
+
+        self.seen: list[Piece] = []
+
+    def first(self) -> Piece:
+        self.seen.append(self.pieces.get(timeout=60))
+        return self.seen[-1]
+
+    def end(self) -> tuple[str, Piece]:
+        """(whole text, last piece)."""
+        while not (self.seen and self.seen[-1].finish_reason):
+            self.first()
+        return "".join(piece.text for piece in self.seen), self.seen[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(pool: ModelPool, tiny_model: Path) -> Callable[[str, Sequence[int], int], str]:
+    """What a model says greedily when transformers (and PEFT) decode for it alone."""
+    models: dict[str, Any] = {}
+
+    def say(name: str, prompt: Sequence[int], num_tokens: int = 12) -> str:
+        if name not in models:
+            base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+            folder = pool.find(name).folder
+            models[name] = (base if name == "tiny" else PeftModel.from_pretrained(base, str(folder))).eval()
+        ids = torch.tensor([list(prompt)])
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": num_tokens}
+        answer = models[name].generate(input_ids=ids, **options)[0, ids.shape[1] :].tolist()
+        loaded = pool.ready(pool.find(name)).loaded
+        return loaded.tokenizer.decode([token for token in answer if token != 2], skip_special_tokens=True)
+
+    return say
+
+
+def test_base_and_adapters_in_one_batch_say_what_each_says_alone(
+    pool: ModelPool, scheduler: Scheduler, alone: Callable[..., str]
+) -> None:
+    asked = [(name, list(prompt)) for prompt in PROMPTS for name in ("tiny", "tuned-1", "tuned-2")]
+    askings = [Asking(pool, name, prompt) for name, prompt in asked]
+    scheduler.ask(*(each.ask for each in askings))
+    texts = [each.end()[0] for each in askings]
+    wanted = [alone(name, prompt) for name, prompt in asked]
+    assert texts == wanted
+    assert len(set(wanted)) > len(PROMPTS)  # the adapters do change something
+
+
+def test_latecomers_join_and_change_nothing(
+    pool: ModelPool, scheduler: Scheduler, alone: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts longer and shorter than what is being decoded, read in small parts while others go on."""
+    monkeypatch.setattr(scheduling, "READ_TOKENS", 8)
+    names = ("tiny", "tuned-1", "tuned-2", "tiny", "tuned-2")
+    asked = list(zip(names, PROMPTS, (40, 3, 25, 30, 1), strict=True))
+    wanted = [alone(*each) for each in asked]
+    askings = [Asking(pool, name, list(prompt), num_tokens) for name, prompt, num_tokens in asked]
+    for asking in askings:
+        scheduler.ask(asking.ask)
+        asking.first()  # it has begun before the next one comes
+    assert [asking.end()[0] for asking in askings] == wanted
+
+
+def test_a_long_prompt_is_read_in_parts_while_others_get_tokens(
+    pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "READ_TOKENS", 4)
+    lane = scheduling._Lane(pool.ready(pool.find("tiny")))
+    running, late = Asking(pool, "tiny", [5, 6, 7], 200), Asking(pool, "tuned-1", list(range(10, 130)), 1)
+    lane.add([running.ask], pool)
+    lane.advance()
+    lane.add([late.ask], pool)
+    for _ in range(29):  # 120 tokens, 4 at a time
+        lane.advance()
+    assert late.pieces.empty()
+    [row] = lane._decoding.running
+    assert len(row.answer) == 31  # one each time, and one of its own prompt
+    lane.advance()
+    assert late.end()[1].num_tokens == 1
+    assert len(row.answer) == 32 and lane.asks == [running.ask]
+
+
+def test_who_goes_away_frees_the_place(pool: ModelPool, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "MAX_ROWS", 1)
+    first, second = (Asking(pool, "tiny", [5, 6], 450) for _ in range(2))
+    scheduler.ask(first.ask)
+    first.first()
+    scheduler.ask(second.ask)
+    first.ask.cancel()
+    assert first.end()[1].finish_reason == "cancelled"
+    assert second.first().finish_reason == ""
+    second.ask.cancel()
+
+
+def test_more_than_may_wait_are_refused(pool: ModelPool, scheduler: Scheduler) -> None:
+    scheduler.max_waiting = 2
+    askings = [Asking(pool, "tiny", [5, 6]) for _ in range(3)]
+    with pytest.raises(ServerBusyError, match="more than 2 may not"):
+        scheduler.ask(*(each.ask for each in askings))
+
+
+def test_base_rows_wear_nothing(pool: ModelPool) -> None:
+    assert pool.find("tiny").adapter == BASE_ADAPTER
+
+
+def test_a_failure_ends_the_answers_of_its_model_alone(
+    pool: ModelPool, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken: Callable[..., None] = lambda *_: 1 / 0  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduling.Decoding, "read", broken)
+        asking = Asking(pool, "tiny", [5, 6])
+        scheduler.ask(asking.ask)
+        _, last = asking.end()
+    assert last.finish_reason == "error" and "ZeroDivisionError" in last.error
+    again = Asking(pool, "tiny", [5, 6])
+    scheduler.ask(again.ask)
+    assert again.end()[1].finish_reason in ("stop", "length")
