@@ -253,7 +253,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
     if not response.is_error:
         return response
     if response.status_code == 401:
-        raise ServerError("The model server refused the key.", "Another server took its place: connect again.")
+        raise ServerError("The model server refused the token.", "Another server took its place: connect again.")
     message, code = _error_of(response)
     kind = ChatTooLongError if code == TOO_LONG else ServerError
     raise kind(message, "Correct the request and ask again.")
