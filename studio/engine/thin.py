@@ -43,7 +43,7 @@ def _product(weight: Tensor, rows: Tensor) -> Tensor:
     """(rows, out) from a weight (out, in) and rows (rows, in)."""
     if len(rows) == 1:
         return torch.mv(weight, rows[0]).unsqueeze(0)
-    return torch.mm(weight, rows.t()).t()
+    return torch.mm(weight, rows.t()).t().contiguous()
 
 
 @torch.no_grad()
