@@ -304,10 +304,10 @@ def _head(options: argparse.Namespace, dtype: torch.dtype) -> list[str]:
         "# Columns of a chat, and many streams",
         "",
         f"`python benchmarks/chat.py --rounds {options.rounds} --tokens {options.tokens}`: {BASE}, "
-        f"{str(dtype).removeprefix('torch.')}, LoRA of rank {RANK} on all linear layers, answers of {options.tokens}",
-        "tokens. Times are medians (least to most) of ratios within a round to one column of the base alone, decoded",
-        "by the studio; prompts are read anew in all of them. Processor time counts what the process computed, whatever",
-        "else the machine did. Streams are columns that ask the same model.",
+        f"{str(dtype).removeprefix('torch.')}, LoRA of rank {RANK} on all linear layers, {options.tokens} tokens each.",
+        "Times are medians (least to most) of ratios within a round to one column of the base alone, decoded by the",
+        "studio; prompts are read anew in all of them. Processor time counts what the process computed, whatever else",
+        "the machine did. Streams are columns that ask the same model.",
         "",
     ]
 
