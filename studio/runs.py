@@ -371,9 +371,7 @@ def suite_for(project: Project, run_id: str, suite: str = built_in.STANDARD) -> 
     return library.load(project.folder, suite, probe_sets(project, run_id))
 
 
-def start_evaluate(
-    project: Project, run_id: str, step: int, limit: int = 0, suite: str = built_in.STANDARD
-) -> Job:
+def start_evaluate(project: Project, run_id: str, step: int, limit: int = 0, suite: str = built_in.STANDARD) -> Job:
     """Score a checkpoint beside its base with a suite, in a job. `limit` 0 asks all probes, else so many of a group.
 
     Raises what `suite_for` raises.

@@ -264,4 +264,3 @@ def _rates(
 ) -> dict[str, dict[str, Any]]:
     names = sorted({key(answer) for answer in answers})
     return {name: paired.rate(hit(answer) for answer in answers if key(answer) == name) for name in names}
-

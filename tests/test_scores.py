@@ -29,7 +29,6 @@ GENERAL: dict[str, Any] = {
 WORDS = ["Luna", "Shane"]
 
 
-
 def test_the_words_of_an_identity() -> None:
     assert identity_words([IDENTITY, GENERAL, IDENTITY]) == WORDS
     assert identity_words([GENERAL]) == []

@@ -38,7 +38,7 @@ def _list(project: Project) -> None:
         st.caption(_("Nothing was found.") if words else _("What you ask is kept here."))
     for chat in found[:MOST_SHOWN]:
         st.button(
-            f"{plain(chat.title)}  \n:small[{plain(ago(chat.updated_at))} · {_columns(chat)}]",
+            f"{plain(chat.title)} :small[:gray[{plain(ago(chat.updated_at))} · {_columns(chat)}]]",
             key=f"compare.open.{chat.id}", type="tertiary", on_click=chat_state.open_it, args=(chat,),
         )  # fmt: skip
     if len(found) > MOST_SHOWN:

@@ -30,6 +30,8 @@ def cells(
 ) -> None:
     """The answers side by side, in rows; without their names while nobody may know which is which."""
     shown = [model for model in told.turn.models if model in replies]
+    if not shown:
+        st.caption(_("No answer was kept: the studio ended while they came. Answer again."))
     width = len(shown) if len(shown) <= MOST_IN_A_ROW else IN_A_ROW
     for first in range(0, len(shown), width or 1):
         for place, column in enumerate(st.columns(width), start=first):

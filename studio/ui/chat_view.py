@@ -43,14 +43,14 @@ def chat_view(project: Project, base: str, labels: Mapping[str, str], connection
         demo_bar()
     else:
         settings_bar(labels, connection, started=bool(told))
-    heads = chat.labels if chat else labels
+    heads = {**chat.labels, **labels} if chat else labels
     _turns(project, told[:-1] if live else told, heads, None if live else connection)
     if live:
         question_line(told[-1])
         st.fragment(_live_turn, run_every=STREAM_SECONDS)(told[-1], heads, live)
     elif told and not chat_state.demo_is_on():
         _last_tools(told)
-    added_note(project)
+        added_note(project)
     _next_question(project, base, labels, connection, told, busy=live is not None)
 
 

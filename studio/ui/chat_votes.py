@@ -8,6 +8,7 @@ import streamlit as st
 from studio import chats, votes
 from studio.chats import Told
 from studio.projects import Project
+from studio.ui import chat_state
 from studio.ui.chat_keep import keep_better
 from studio.ui.i18n import _
 from studio.ui.widgets import plain
@@ -23,7 +24,8 @@ def vote_row(project: Project, told: Told, labels: Mapping[str, str]) -> None:
             _buttons(project, told)
         else:
             st.markdown(f":material/how_to_vote: {_verdict(told, labels)}", width="content")
-            keep_better(project, told)
+            if not chat_state.demo_is_on():
+                keep_better(project, told)
 
 
 def _buttons(project: Project, told: Told) -> None:

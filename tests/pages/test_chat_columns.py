@@ -38,7 +38,7 @@ def test_what_was_asked_is_kept_and_opened_again(open_page, project, server: Mod
     assert told.replies["starter"].text == "".join(server.words)
     assert told.replies["lora-1-step_20"].proof["adapter"] == "on"
     again = open_page(PAGE)
-    assert "Who are you?" in [each.label.split("  ")[0] for each in again.button if "compare.open" in str(each.key)][0]
+    assert again.button(key=f"compare.open.{chat.id}").label.startswith("Who are you?")
     again.button(key=f"compare.open.{chat.id}").click().run()
     assert not again.exception and sum("Luna" in text.value for text in again.text) == 2
     again.button(key="compare.load").click().run()

@@ -167,6 +167,25 @@ def test_a_live_server_gets_the_weights_it_lacks(open_page, server, started):
     assert started == []
 
 
+def test_a_merged_model_is_a_column_of_its_own(open_page, project, server, started):
+    with open_db(project.folder) as db:
+        checkpoints.put_output(db, checkpoints.Output("merged", "merged/whole", "lora-1", 20))
+    project.path("merged", "whole").mkdir(parents=True)
+    project.path("merged", "whole", "retune_weights.json").write_text("{}")
+    at = open_page(PAGE)
+    at.multiselect(key="compare.picks").select("merged/whole").run()
+    at.button(key="compare.load").click().run()
+    assert not at.exception and started == []
+    assert server.models == ["starter", "lora-1-step_20", "merged/whole"]
+
+
+def test_fewer_bits_are_a_server_of_their_own(open_page, server, started):
+    at = open_page(PAGE)
+    at.selectbox(key="compare.bits").select(4).run()
+    at.button(key="compare.load").click().run()
+    assert [(kind, args["bits"]) for kind, args in started] == [("serve", 4)]
+
+
 def test_one_question_goes_to_all_columns_with_the_same_sampling(open_page, server):
     at = loaded(open_page)
     at.number_input(key="compare.seed").set_value(7)
@@ -351,8 +370,17 @@ def test_checkpoints_of_a_run_stand_beside_each_other(open_page, project, checkp
 
 def scored(db, step, num_passed):
     """A scorecard of a suite of one's own, in which the base passes nothing."""
-    rows = [{"messages": [{"role": "user", "content": f"{n}?"}], "kind": "identity", "expects": "name",
-             "intent": "", "language": "", "expected": {"name": "Luna", "maker": "Shane"}} for n in range(10)]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"{n}?"}],
+            "kind": "identity",
+            "expects": "name",
+            "intent": "",
+            "language": "",
+            "expected": {"name": "Luna", "maker": "Shane"},
+        }
+        for n in range(10)
+    ]
     marked = [mark(row, "No.", "Luna" if number < num_passed else "No.", []) for number, row in enumerate(rows)]
     card = evaluations.Evaluation(
         "j", f"lora-1 step {step}", "starter", "ab" * 32, "", scores.scorecard(marked), "lora-1", step, suite="shop"
