@@ -106,6 +106,27 @@ def line_chart(
     return figure
 
 
+def add_below(figure: go.Figure, lines: Sequence[Line], y_title: str, *, height: int = 170) -> go.Figure:
+    """Put a second chart under one of lines, over the same steps: one axis, one pointer. Returns the figure."""
+    share = height / (CHART_HEIGHT + height)
+    for line in lines:
+        figure.add_trace(_trace(line).update(yaxis="y2"))
+    margin = figure.layout.margin.r or 0
+    _name_ends(figure, [line for line in lines if line.name], log=False, axis="y2")
+    figure.update_layout(
+        height=CHART_HEIGHT + height,
+        margin_r=max(margin, figure.layout.margin.r),
+        hoversubplots="axis",
+        xaxis_anchor="y2",
+        yaxis_domain=[share + 0.05, 1],
+        yaxis2={
+            "domain": [0, share - 0.02], "anchor": "x", "title": y_title, "gridcolor": GRID, "zeroline": False,
+            "tickformat": ".0%",
+        },
+    )  # fmt: skip
+    return figure
+
+
 def small_chart(
     points: Sequence[Point], x_title: str, y_title: str, color: str = BLUE, number_format: str = ""
 ) -> go.Figure:
@@ -288,7 +309,7 @@ def _whisker(interval: tuple[float, float, float], color: str) -> dict:
     }
 
 
-def _name_ends(figure: go.Figure, lines: Sequence[Line], log: bool) -> None:
+def _name_ends(figure: go.Figure, lines: Sequence[Line], log: bool, axis: str = "y") -> None:
     """Write each line's name beside its last point, moved apart when two lines end close together."""
     ends = [(line, last) for line in lines if (last := _last_measured(line.points))]
     ends.sort(key=lambda pair: _value(pair[1]))
@@ -300,6 +321,7 @@ def _name_ends(figure: go.Figure, lines: Sequence[Line], log: bool) -> None:
         figure.add_annotation(
             x=last.step,
             y=_log10(_value(last)) if log else last.value,
+            yref=axis,
             text=line.name,
             font={"color": line.color, "size": 13},
             showarrow=False,

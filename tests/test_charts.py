@@ -77,3 +77,13 @@ def test_shares_carry_their_intervals():
 
 def test_figures_are_transparent():
     assert loss(points([1])).layout.paper_bgcolor == "rgba(0,0,0,0)"
+
+
+def test_a_chart_below_shares_the_steps_and_has_an_axis_of_its_own():
+    figure = loss(points([3.0, 2.0]))
+    below = charts.Line("identity", points([0.0, 1.0]), charts.GREEN, markers=True)
+    charts.add_below(figure, [below], "share")
+    assert [trace.yaxis for trace in figure.data] == [None, "y2"]
+    assert all(trace.xaxis in (None, "x") for trace in figure.data)
+    assert figure.layout.yaxis2.domain[1] < figure.layout.yaxis.domain[0]
+    assert [(each.text, each.yref) for each in figure.layout.annotations] == [("identity", "y2")]

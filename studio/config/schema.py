@@ -264,6 +264,23 @@ class TrainSection(Section):
         le=10_000,
         description="Stop when so many measurements of record.best_by in a row bring no new best; 0 never stops early.",
     )
+    stop_at_identity: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=(
+            "Stop once this share of the held-out questions about itself is answered, two measurements in a row; "
+            "0 never does."
+        ),
+    )
+    stop_at_forgetting: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "Stop once its perplexity on what the base answered has grown by more than this share, two measurements "
+            "in a row (0.2: by 20 %); 0 never does."
+        ),
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Every random choice of the run comes from this number.")
 
 
@@ -273,17 +290,21 @@ class RecordSection(Section):
     save_every_steps: int = Field(0, ge=0, description="Checkpoint interval in steps; 0 saves at the end only.")
     keep_last: int = Field(2, ge=1, le=1000, description="Newest checkpoints that are kept.")
     evaluate_every_steps: int = Field(10, ge=0, description="Interval for valid/loss in steps; 0 never.")
-    best_by: Literal["none", "valid_loss", "probe_score"] = Field(
+    best_by: Literal["none", "valid_loss", "probe_score", "probe_balance"] = Field(
         "none",
         description=(
-            "Save a checkpoint whenever this is better than ever before, and keep the best one: valid_loss, or "
-            "probe_score (identity minus leakage on held-out questions)."
+            "Save a checkpoint whenever this is better than ever before, and keep the best one: valid_loss, "
+            "probe_score (identity minus leakage on held-out questions), or probe_balance (that, minus the growth of "
+            "perplexity on what the base answered)."
         ),
     )
     probe_every_steps: int = Field(
         0,
         ge=0,
-        description="Interval for asking held-out questions, which gives probe/identity and probe/leakage; 0 never.",
+        description=(
+            "Interval for asking held-out questions, which gives probe/identity, probe/leakage and probe/retention; "
+            "0 never."
+        ),
     )
     num_probes: int = Field(
         8,
@@ -415,13 +436,16 @@ class RunConfig(Section):
         """What is to be best must be measured, and stopping early needs a best."""
         record = self.record
         if self.train.early_stop_patience and record.best_by == "none":
-            raise ValueError("train.early_stop_patience: needs record.best_by (valid_loss or probe_score)")
+            raise ValueError("train.early_stop_patience: needs record.best_by (valid_loss, probe_score…)")
         if record.best_by == "valid_loss" and not (record.evaluate_every_steps and self.data.valid_share):
             raise ValueError(
                 "record.best_by: valid_loss needs record.evaluate_every_steps and data.valid_share above 0"
             )
-        if record.best_by == "probe_score" and not record.probe_every_steps:
-            raise ValueError("record.best_by: probe_score needs record.probe_every_steps above 0")
+        if record.best_by.startswith("probe_") and not record.probe_every_steps:
+            raise ValueError(f"record.best_by: {record.best_by} needs record.probe_every_steps above 0")
+        for name in ("stop_at_identity", "stop_at_forgetting"):
+            if getattr(self.train, name) and not record.probe_every_steps:
+                raise ValueError(f"train.{name}: needs record.probe_every_steps above 0")
 
     @property
     def examples_per_step(self) -> int:

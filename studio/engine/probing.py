@@ -34,6 +34,9 @@ class Prober:
             for each in self._probes
             if each.reference
         ]
+        if config.train.stop_at_forgetting and not self._examples:
+            told = "no dataset has general questions that the base answered; make one on the Data page"
+            raise ConfigError([Problem("train.stop_at_forgetting", told, "0")], config.name)
         self._base_loss = self._loss(loaded.model)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -56,11 +59,6 @@ class Prober:
         for start in range(0, len(self._examples), ROWS_PER_FORWARD):
             found += fits(self._loaded, model, self._examples[start : start + ROWS_PER_FORWARD])
         return sum(each.loss for each in found) / max(1, sum(each.num_tokens for each in found))
-
-
-def score_of(measured: dict[str, float]) -> float:
-    """Identity minus leakage: 1 is a model that says who it is when asked, and only then."""
-    return measured.get("probe/identity", 0.0) - measured.get("probe/leakage", 0.0)
 
 
 def _probes_of(folder: Path, config: RunConfig) -> Sequence[Probe]:

@@ -25,7 +25,7 @@ from studio.engine.loop import NotFiniteError, StepResult, Trainer
 from studio.engine.memory_full import until_it_fits, what_fits
 from studio.engine.models.load import LoadedModel
 from studio.engine.prepare import Prepared, prepare
-from studio.engine.probing import Prober, score_of
+from studio.engine.probing import Prober
 from studio.engine.record import Recorder, Silence
 from studio.engine.sampling import take_samples
 from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
@@ -101,7 +101,8 @@ class Training:
         self.recorder = Recorder(job.folder, job.run_id, loaded.device) if first else Silence()
         run_dir = inside(job.folder, job.args["config"]).parent
         self.checkpoints = CheckpointFolder(job.folder, job.run_id, run_dir, config.record.keep_last)
-        self.prober = Prober(job.folder, config, loaded)
+        with trainer.forward.precision():
+            self.prober = Prober(job.folder, config, loaded)
         self.health, self.best = Health.of(config.train), Best.of(config)
         self.step, self.num_steps = 0, trainer.num_steps
         self.tokens_seen = 0
@@ -373,7 +374,7 @@ class Training:
             found = self.ranks.share(self.prober.measure(self.model) if self._generates else {})
         self.recorder.measured(self.step, found)
         self._probed_step = self.step
-        self._save_due |= self.best.see("probe_score", self.step, score_of(found))
+        self._save_due |= self.best.probed(self.step, found)
         shown = "  ".join(f"{name.split('/')[1]} {share:.0%}" for name, share in found.items())
         print(f"step {self.step}/{self.num_steps}  {shown}", flush=True)
 

@@ -68,6 +68,12 @@ def sentence(group: Sequence[RunEvent]) -> str:
             return _("A checkpoint was not used: {reason}").format(reason=detail.get("reason", ""))
         case "rows_missing":
             return _("Some numbers from before step {step} are missing in the database.").format(step=event.step)
+        case "early_stop" if detail.get("reason") == "learnt":
+            text = _("Stopped early: it answers {share} of the held-out identity questions, as was asked for.")
+            return text.format(share=f"{detail['latest']:.0%}")
+        case "early_stop" if detail.get("reason") == "forgot":
+            text = _("Stopped early: its perplexity on what the base knew has grown by {growth}, of {allowed} allowed.")
+            return text.format(growth=f"{detail['latest']:.0%}", allowed=f"{detail['allowed']:.0%}")
         case "early_stop":
             text = _("Stopped early: {waited} measurements in a row were no better than {value} at step {step}.")
             value = f"{detail.get('value') or 0:.4g}"

@@ -32,7 +32,7 @@ LOG_HEIGHT = 280
 LITTLE_SPACE_BYTES = 64 * 2**20
 SERIES = (
     "train/loss", "valid/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second",
-    "probe/identity", "probe/leakage",
+    "probe/identity", "probe/leakage", "probe/retention",
 )  # fmt: skip
 
 
@@ -145,9 +145,12 @@ def _ended(project: Project, run: Run, job: Job | None) -> None:
 def _best(kept: Sequence[checkpoints.Checkpoint]) -> None:
     best = next((each for each in kept if each.is_best and each.score is not None), None)
     if best:
-        measure = {"valid_loss": _("Validation loss"), "probe_score": _("Identity minus leakage")}.get(
-            best.score_name, ""
-        )
+        measures = {
+            "valid_loss": _("Validation loss"),
+            "probe_score": _("Identity minus leakage"),
+            "probe_balance": _("Identity minus leakage and forgetting"),
+        }
+        measure = measures.get(best.score_name, "")
         text = _("Best checkpoint: step {step} ({measure} {score}). It is kept.")
         st.markdown(":material/star: " + text.format(step=best.step, measure=measure, score=f"{best.score:.3f}"))
 
@@ -173,7 +176,6 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
         _outcome(project, run)
         events_view(happened)
         _curves(series)
-        _probes(series)
         _samples(said)
         if job:
             _log(job)
@@ -272,7 +274,16 @@ def _curves(series: dict[str, list[Point]]) -> None:
         smoothing=weight,
         log=use_log,
     )
+    if probes := _probe_lines(series):
+        charts.add_below(figure, probes, _("Held-out questions"))
     _plot(figure, "loss", _("Loss over steps"))
+    if probes:
+        st.caption(
+            _(
+                "Identity: questions about itself that it answers; it should rise to 100 %. Leakage: other answers "
+                "that say its name; it should stay at 0. Forgetting: how much perplexity on the base's answers grew."
+            )
+        )
     small = [
         ("train/learning_rate", _("Learning rate"), charts.PURPLE, ".0e"),
         ("train/grad_norm", _("Gradient norm"), charts.GREEN, ""),
@@ -283,15 +294,14 @@ def _curves(series: dict[str, list[Point]]) -> None:
             _plot(charts.small_chart(series[name], _("Step"), label, color, form), name, label)
 
 
-def _probes(series: dict[str, list[Point]]) -> None:
+def _probe_lines(series: dict[str, list[Point]]) -> list[charts.Line]:
     """What it answers to held-out questions on the way, where the config asks for that."""
     lines = [
         charts.Line(_("identity"), series["probe/identity"], charts.GREEN, markers=True),
         charts.Line(_("leakage"), series["probe/leakage"], charts.ORANGE, markers=True),
+        charts.Line(_("forgetting"), series["probe/retention"], charts.PURPLE, markers=True),
     ]
-    if shown := [line for line in lines if line.points]:
-        st.markdown(f"**{_('Held-out questions')}**", help=_("Identity should rise to 1, leakage stay at 0."))
-        _plot(charts.line_chart(shown, _("Step"), _("Share of answers"), height=220), "probes", _("Held-out questions"))
+    return [line for line in lines if line.points]
 
 
 def _plot(figure: object, key: str, alt: str) -> None:

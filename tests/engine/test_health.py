@@ -91,9 +91,44 @@ def test_patience_counts_measurements_without_a_new_best_over_a_resume() -> None
     assert resumed.should_stop and "no better than 1 at step 2" in resumed.why_stopped()
 
 
+def enough(**train: float) -> Best:
+    return Best.of(parse_config({"record": {"probe_every_steps": 1}, "train": train}))
+
+
+def test_what_was_learnt_twice_in_a_row_is_enough_over_a_resume() -> None:
+    first = enough(stop_at_identity=0.9)
+    for step, identity in enumerate((1.0, 0.5, 1.0, 0.4, 0.95)):
+        first.probed(step, {"probe/identity": identity})
+    assert not first.should_stop
+    resumed = enough(stop_at_identity=0.9)
+    resumed.restore(first.state())
+    resumed.probed(5, {"probe/identity": 0.9})
+    assert resumed.reason == "learnt" and "90% of the held-out identity" in resumed.why_stopped()
+
+
+def test_what_was_forgotten_twice_in_a_row_is_too_much() -> None:
+    found = enough(stop_at_forgetting=0.2, stop_at_identity=0.9)
+    for step, growth in enumerate((0.0, 0.1, 0.3, 0.1, 0.3, 0.4)):
+        assert not found.should_stop
+        found.probed(step, {"probe/identity": 0.2, "probe/retention": growth})
+    assert found.reason == "forgot" and "grown by 40%, more than the 20% allowed" in found.why_stopped()
+    assert found.stop_detail()["latest"] == 0.4
+
+
+def test_the_balance_takes_forgetting_off() -> None:
+    found = best("probe_balance")
+    assert not found.probed(0, {"probe/identity": 0.0, "probe/leakage": 0.0, "probe/retention": 0.0})
+    assert found.probed(1, {"probe/identity": 1.0, "probe/leakage": 0.25, "probe/retention": 0.5})
+    assert found.value == 0.25
+    assert not found.probed(2, {"probe/identity": 1.0, "probe/leakage": 0.0, "probe/retention": 0.9})
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
+        ({"train": {"stop_at_identity": 0.9}}, "probe_every_steps"),
+        ({"train": {"stop_at_forgetting": 0.1}}, "probe_every_steps"),
+        ({"record": {"best_by": "probe_balance"}}, "probe_every_steps"),
         ({"train": {"early_stop_patience": 2}}, "needs record.best_by"),
         ({"record": {"best_by": "valid_loss", "evaluate_every_steps": 0}}, "evaluate_every_steps"),
         ({"record": {"best_by": "valid_loss"}, "data": {"valid_share": 0}}, "valid_share"),

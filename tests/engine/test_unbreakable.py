@@ -200,6 +200,8 @@ def test_probes_are_asked_on_the_way(
     assert job.state == "finished", job.cause
     assert losses(training_project, run_id, "probe/identity") == [0.0, 1.0, 1.0, 0.0]
     assert losses(training_project, run_id, "probe/leakage") == [0.0, 1.0, 0.0, 1.0]
+    growth = losses(training_project, run_id, "probe/retention")
+    assert growth[0] == pytest.approx(0, abs=1e-6) and growth[3] != pytest.approx(0, abs=1e-4)
     assert saved_steps(training_project, run_id) == [4, 6] and job.result["best_step"] == 4
 
 
@@ -211,6 +213,20 @@ def test_probes_of_a_real_model_and_a_config_that_has_none(training_project: Pro
     run_id = add_run(training_project, config)
     assert train_here(training_project, run_id).state == "finished"
     assert len(losses(training_project, run_id, "probe/identity")) == 2
+
+
+def test_a_run_stops_when_it_has_forgotten_too_much(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_probes(training_project)
+    growth = iter([0.0, 0.3, 0.1, 0.3, 0.4, 0.5])
+    monkeypatch.setattr(probing.Prober, "measure", lambda *_: {"probe/retention": next(growth)})
+    settings = {"record.probe_every_steps": 1, "train.stop_at_forgetting": 0.2}
+    run_id = add_run(training_project, tiny_config(**settings))
+    job = train_here(training_project, run_id)
+    assert job.state == "finished" and job.result["steps"] == 4
+    assert "grown by 40%, more than the 20% allowed" in job.result["early_stop"]
+    assert (4, "early_stop") in events(training_project, run_id) and saved_steps(training_project, run_id)[-1] == 4
 
 
 def test_weights_alone_begin_a_run_of_another_shape(

@@ -16,6 +16,7 @@ from studio.store import checkpoints, metrics, open_db, run_events, samples
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui import run_start, run_view
+from studio.ui.run_events import sentence
 from studio.ui.run_view import samples_table, seconds_left
 from studio.ui.widgets import plain
 
@@ -243,7 +244,7 @@ def test_what_happened_to_a_run_is_told(open_page, project):
         for kind, step, detail in happened:
             run_events.add(db, run_events.RunEvent(run_id, step, kind, detail))
         metrics.record(db, run_id, 4, {"train/loss": float("nan")})
-        metrics.record(db, run_id, 8, {"probe/identity": 0.5, "probe/leakage": 0.0})
+        metrics.record(db, run_id, 8, {"probe/identity": 0.5, "probe/leakage": 0.0, "probe/retention": 0.1})
         checkpoints.put(db, checkpoints.Checkpoint(run_id, 8, "runs/x/step_8.pth", "0", 1))
         checkpoints.mark_best(db, run_id, 8, "valid_loss", 1.25)
         db.table("jobs").update(store_runs.get(db, run_id).job_id, {"result_json": '{"early_stop": "yes"}'})
@@ -252,10 +253,18 @@ def test_what_happened_to_a_run_is_told(open_page, project):
     assert plain("2 steps were not taken (3, 4)") in told
     assert plain("micro-batches of 4 from there on, not 8") in told
     assert plain("2 measurements in a row were no better than 1.25 at step 8") in told
+    assert "Forgetting: how much" in told
     assert plain("The disk is **full**.") in told and "Finished early." in told
-    assert "Best checkpoint: step 8 (Validation loss 1.250)" in told and "Held-out questions" in told
+    assert "Best checkpoint: step 8 (Validation loss 1.250)" in told
     chinese = texts(open_page(PAGE, lang="zh"))
     assert "第 3, 4 步没有执行" in chinese and "最好的检查点：第 8 步" in chinese
+
+
+def test_why_a_run_stopped_early_is_said():
+    learnt = run_events.RunEvent("r", 8, "early_stop", {"reason": "learnt", "latest": 0.95, "allowed": 0.0})
+    forgot = run_events.RunEvent("r", 8, "early_stop", {"reason": "forgot", "latest": 0.4, "allowed": 0.2})
+    assert "answers 95% of the held-out identity questions" in sentence([learnt])
+    assert "grown by 40%, of 20% allowed" in sentence([forgot])
 
 
 def test_the_queue_is_moved_held_and_left_on_the_page(open_page, project):
