@@ -14,7 +14,7 @@ from jinja2 import TemplateError  # noqa: E402
 from torch import nn  # noqa: E402
 
 from studio.engine.adapters import load_adapter  # noqa: E402
-from studio.engine.convert import folder_of_run  # noqa: E402
+from studio.engine.convert import weights_of_run  # noqa: E402
 from studio.engine.devices import pick_device, pick_dtype, set_threads  # noqa: E402
 from studio.engine.generate import quiet, wearing  # noqa: E402
 from studio.engine.job import JobContext  # noqa: E402
@@ -36,18 +36,18 @@ def run(job: JobContext) -> dict[str, Any]:
     if find_spec("lm_eval") is None:
         raise JobError("lm-evaluation-harness is not installed.", f"Install it: {EXTRA}")
     args = job.args
-    tasks = read_tasks(Path(args["tasks"]))
-    adapter = folder_of_run(job, args["run_id"], int(args["step"]))
+    tasks, limit = read_tasks(Path(args["tasks"])), int(args.get("limit") or 0)
     set_threads()
     device = pick_device()
     job.phase("loading the base model")
     loaded = load_base(require(args["base"]), dtype=pick_dtype("auto", device), device=device)
     job.phase("asking the base model")
-    base = ask(loaded, loaded.model, tasks, int(args.get("limit") or 0))
+    base = ask(loaded, loaded.model, tasks, limit)
     job.check_stop()
-    job.phase("asking the tuned model")
-    tuned = _ask_tuned(loaded, adapter, tasks, int(args.get("limit") or 0))
-    return _store(job, base, tuned, read_seal(adapter).get("sha256", ""))
+    with weights_of_run(job, args["run_id"], int(args["step"]), job.folder / "jobs" / job.id) as folder:
+        job.phase("asking the tuned model")
+        tuned = _ask_tuned(loaded, folder, tasks, limit)
+        return _store(job, base, tuned, read_seal(folder).get("sha256", ""))
 
 
 def ask(loaded: LoadedModel, model: nn.Module, tasks: list[Task], limit: int) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def choose_row(rows: Sequence[Row]) -> Row:
             "best": st.column_config.TextColumn(_("Best"), help=_("The best one of its run by record.best_by.")),
             "advice": st.column_config.TextColumn(
                 _("Advice"),
+                width=115,
                 help=_("By its scorecard beside the others of its run; Compare's tab Runs gives the reason."),
             ),
             "method": st.column_config.TextColumn(_("Method")),

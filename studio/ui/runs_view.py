@@ -5,16 +5,17 @@ from functools import partial
 
 import streamlit as st
 
-from studio import charts, comparison, report, run_report
+from studio import charts, comparison, run_report, scores
 from studio.charts import Line
 from studio.comparison import AXES, MOST_RUNS, Axis, Change, Comparison
 from studio.paths import slugify
 from studio.projects import Project
 from studio.store.runs import Run
 from studio.ui import state
-from studio.ui.advice_view import advice_view
+from studio.ui.advice_view import advice_view, percent
 from studio.ui.frame import TRAIN, link
 from studio.ui.i18n import N_, _
+from studio.ui.scorecard_view import NAMES
 from studio.ui.widgets import state_word
 
 AXIS_WORDS = {"step": N_("Step"), "tokens": N_("Trained tokens"), "seconds": N_("Seconds since the first step")}
@@ -117,9 +118,11 @@ def _cards(found: Comparison) -> None:
         if run.id in found.cards:
             evaluation = found.cards[run.id][0]
             row[_("Step")] = str(evaluation.step)
-            row |= {_(name): value for name, _base, value in report.score_rows(evaluation)}
+            for line in scores.lines(evaluation.scores):
+                row[_(NAMES[line.name])] = percent(line.tuned) + (" ✕" if line.met is False else "")
         rows.append(row)
     st.dataframe(rows, hide_index=True, key="runs.cards", alt=_("Scorecards"))
+    st.caption(_("Of each run the checkpoint to take, the newest one where none is recommended. ✕: target missed."))
 
 
 def _tasks(found: Comparison) -> None:
