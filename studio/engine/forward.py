@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from studio.config.schema import RunConfig
 from studio.data.packing import TREE_NODES, Ints
 from studio.data.tokens import Example
-from studio.engine import attention, head
+from studio.engine import attention, head, pointwise
 from studio.engine.adapters import core_of, is_adapter
 from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
@@ -54,6 +54,8 @@ class Forward:
         self.device = next(model.parameters()).device
         self._config, self._dtype, self._pad_id = config, dtype, pad_id
         self._core = core_of(model)
+        if why := pointwise.use(config.train.compile, dtype, self.device):
+            print(f"Not compiled (train.compile), and computed as without: {why}", flush=True)
         unfused = fuse(model) if is_adapter(model) else 1
         self._casts = dtype != torch.float32 and unfused > 0
         self.kind, self.why = self._core.config._attn_implementation, ""

@@ -13,8 +13,9 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.activations import SiLUActivation
+
+from studio.engine import pointwise
 
 PROBE_TOKENS = 3
 # oneDNN (torch 2.13) leaves a product whose result is narrower than what is summed to one of two threads when it has
@@ -168,7 +169,7 @@ class _GatedMlp(torch.autograd.Function):
         of_gate, of_up = narrow.split([len(gate_a), len(up_a)], 1)
         gate = _product(flat, weight_of(bases[0], x.dtype).t()).addmm_(of_gate, gate_b.t(), alpha=scalings[0])
         up = _product(flat, weight_of(bases[1], x.dtype).t()).addmm_(of_up, up_b.t(), alpha=scalings[1])
-        through = functional.silu(gate).mul_(up)
+        through = pointwise.now.gated(gate, up)
         of_down = through @ down_a.t()
         out = _product(through, weight_of(bases[2], x.dtype).t()).addmm_(of_down, down_b.t(), alpha=scalings[2])
         ctx.save_for_backward(flat, gate, up, through, narrow, of_down, *narrow_weights)
@@ -183,8 +184,7 @@ class _GatedMlp(torch.autograd.Function):
         d_of_down = (wide @ down_b).mul_(ctx.scalings[2])
         d_through = _product(wide, weight_of(ctx.bases[2], wide.dtype)).addmm_(d_of_down, down_a)
         d_down = ((through.t() @ d_of_down).t().float(), (of_down.t() @ wide).t().float().mul_(ctx.scalings[2]))
-        d_up = functional.silu(gate).mul_(d_through)
-        d_gate = torch.ops.aten.silu_backward(d_through.mul_(up), gate)
+        d_gate, d_up = pointwise.now.gated_gradient(d_through, gate, up)
         d_narrow = torch.cat([(d_gate @ gate_b).mul_(ctx.scalings[0]), (d_up @ up_b).mul_(ctx.scalings[1])], 1)
         of_gate, of_up = narrow.split([len(gate_a), len(up_a)], 1)
         d_gate_b = (of_gate.t() @ d_gate).t().float().mul_(ctx.scalings[0])
@@ -214,22 +214,18 @@ def _norm_forward(norm: Any, x: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """x / sqrt(mean(x²) + epsilon) · weight over the last axis, in float32 inside. Keeps its input."""
+    """Keeps its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale.add_(epsilon).rsqrt_()
+        out, scale = pointwise.now.norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
-        wide, wide_x = (gradient * weight).float(), x.float()
-        along = torch.linalg.vecdot(wide, wide_x).unsqueeze(-1).mul_(scale.square()).div_(x.shape[-1])
-        return wide.addcmul_(wide_x, along, value=-1).mul_(scale).to(gradient.dtype), None, None
+        return pointwise.now.norm_gradient(gradient, x, weight, scale), None, None
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from tests.test_harness import COMMON, folder  # noqa: F401
 lm_eval = pytest.importorskip("lm_eval")
 SAYS = COMMON + (
     "task: says\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{choices[answer]}}'\n"
-    "generation_kwargs: {until: [\"\\n\"], max_gen_toks: 2, do_sample: false}\n"
+    'generation_kwargs: {until: ["\\n"], max_gen_toks: 2, do_sample: false}\n'
     "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
 )
 BREAKS_OUT = "{{question.__class__.__mro__}}"
