@@ -18,7 +18,7 @@ def history_bar(project: Project) -> None:
     """The open conversation's title and what can be done with it; a list of the others behind a button."""
     chat = chat_state.open_chat(project)
     with st.container(horizontal=True, vertical_alignment="center"):
-        with st.popover(_("Conversations"), icon=":material/forum:"):
+        with st.popover(_("Conversations"), icon=":material/forum:"), st.container(gap="xsmall"):
             _list(project)
         with st.popover(_("Votes"), icon=":material/how_to_vote:"):
             tally_view(project)
@@ -56,9 +56,8 @@ def _chat_menu(project: Project, chat: Chat) -> None:
         if st.button(_("Rename"), key="compare.rename", disabled=title == chat.title):
             chats.rename(project, chat.id, title)
             st.rerun()
-        st.divider()
+        st.caption(_("Export"))
         _exports(project, chat)
-        st.divider()
         sure = st.checkbox(_("Delete it with all its branches"), key=f"compare.sure.{chat.id}")
         if st.button(_("Delete"), icon=":material/delete:", key="compare.delete", disabled=not sure):
             chat_state.leave()
