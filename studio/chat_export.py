@@ -7,9 +7,8 @@ from dataclasses import asdict
 from studio import chats
 from studio.chats import Chat, Reply, Told
 from studio.errors import StudioError
-from studio.inert import html_text, markdown_lines, markdown_text
 from studio.projects import Project
-from studio.report import POLICY
+from studio.report import POLICY, mark, text
 
 FORMATS = {"md": "Markdown", "html": "HTML", "json": "JSON"}
 STYLE = """
@@ -38,25 +37,25 @@ def exported(project: Project, chat_id: str, kind: str) -> str:
 
 def as_markdown(chat: Chat, told: Sequence[Told]) -> str:
     """Questions as headings, answers as quotes; what anybody wrote stays text."""
-    lines = [f"# {markdown_text(chat.title)}", "", f"Base {markdown_text(chat.base)}, {_day(chat)}", ""]
+    lines = [f"# {mark(chat.title)}", "", f"Base {mark(chat.base)}, {_day(chat)}", ""]
     for each in told:
-        lines += [f"## {markdown_text(each.turn.question)}", ""]
-        lines += [f"System: {markdown_text(each.turn.system)}", ""] if each.turn.system else []
+        lines += [f"## {mark(each.turn.question)}", ""]
+        lines += [f"System: {mark(each.turn.system)}", ""] if each.turn.system else []
         for reply in _in_order(each):
             better = " (better)" if _is_better(each, reply) else ""
-            lines += [f"**{markdown_text(each.head(reply.model, chat.labels))}**{better}", ""]
-            lines += [*(f"> {line}" for line in markdown_lines(_said(reply))), ""]
-            lines += [markdown_text(_facts(each, reply)), ""]
+            lines += [f"**{mark(each.head(reply.model, chat.labels))}**{better}", ""]
+            lines += [*(f"> {mark(line)}" for line in _said(reply).splitlines()), ""]
+            lines += [mark(_facts(each, reply)), ""]
     return "\n".join(lines)
 
 
 def as_html(chat: Chat, told: Sequence[Told]) -> str:
     """One page without scripts or outside references."""
-    title = html_text(chat.title)
+    title = text(chat.title)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{title}</title><style>{STYLE}</style></head>
-<body><h1>{title}</h1><p class="faint">Base {html_text(chat.base)}, {_day(chat)}</p>
+<body><h1>{title}</h1><p class="faint">Base {text(chat.base)}, {_day(chat)}</p>
 {"".join(_html_turn(chat, each) for each in told)}
 </body></html>
 """
@@ -73,14 +72,14 @@ def as_json(chat: Chat, told: Sequence[Told]) -> str:
 
 
 def _html_turn(chat: Chat, told: Told) -> str:
-    system = f'<p class="faint">System: {html_text(told.turn.system)}</p>' if told.turn.system else ""
+    system = f'<p class="faint">System: {text(told.turn.system)}</p>' if told.turn.system else ""
     cells = "".join(
         f'<article class="{"better" if _is_better(told, reply) else "other"}">'
-        f"<h3>{html_text(told.head(reply.model, chat.labels))}</h3><p>{html_text(_said(reply))}</p>"
-        f'<p class="faint">{html_text(_facts(told, reply))}</p></article>'
+        f"<h3>{text(told.head(reply.model, chat.labels))}</h3><p>{text(_said(reply))}</p>"
+        f'<p class="faint">{text(_facts(told, reply))}</p></article>'
         for reply in _in_order(told)
     )
-    return f'<h2>{html_text(told.turn.question)}</h2>{system}<div class="row">{cells}</div>\n'
+    return f'<h2>{text(told.turn.question)}</h2>{system}<div class="row">{cells}</div>\n'
 
 
 def _in_order(told: Told) -> list[Reply]:

@@ -51,7 +51,6 @@ SHELVES = [
         "chat_client",
         "chats",
         "chat_export",
-        "inert",
         "kept_answers",
         "votes",
         "charts",

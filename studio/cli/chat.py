@@ -173,7 +173,7 @@ def selftest(
         for name, on in found["on"].items():
             beside = found["beside"][name]["max_difference"]
             show.say(f"{name}: on, it moves the logits by up to {on['max_difference']:.3g}.")
-            show.say(f"{name}: the base beside it in one batch differs by up to {beside:.2g} (rounding).")
+            show.say(f"{name}: the base beside it in one batch differs by up to {beside:.2g}.")
     off = found["off"]
     if not off["bit_equal"]:
         raise ServerError(
