@@ -394,7 +394,7 @@ def start_evaluate_all(
         "base": get_run(project, run_id).base,
         "subjects": [{"label": f"{run_id} step {step}", "run_id": run_id, "step": step} for step in chosen],
         "suite": suite,
-        "probes": probe_sets(project, run_id),
+        "probes": probe_sets(project, run_id) if suite in built_in.NAMES else [],
         "limit": limit,
     }
     what = f"step {chosen[0]}" if len(chosen) == 1 else f"{len(chosen)} checkpoints"

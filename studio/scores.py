@@ -90,6 +90,13 @@ class ScoreLine:
             return None
         return self.tuned[0] >= self.target if self.higher_is_better else self.tuned[0] <= self.target
 
+    @property
+    def sure(self) -> bool:
+        """Whether the whole interval lies on one side of the target, so that chance alone does not explain it."""
+        if self.tuned is None or self.target is None:
+            return False
+        return self.target <= self.tuned[1] or self.tuned[2] <= self.target
+
 
 def mark(probe: Probe, base: Said, tuned: Said, likelihood: Likelihood | None = None) -> MarkedAnswer:
     """Judge both answers to one probe."""

@@ -9,7 +9,7 @@ from studio import scores
 from studio.probes.built_in import identity_words
 from studio.probes.likeness import similarity
 from studio.probes.paired import rate
-from studio.scores import lines, scorecard
+from studio.scores import in_words, lines, scorecard
 from tests.marked import mark
 
 IDENTITY = {
@@ -68,6 +68,22 @@ def test_targets_are_limits_that_may_be_touched() -> None:
     marked = [mark(IDENTITY, "", "Luna" if number else "", WORDS) for number in range(10)]
     marked += [mark(GENERAL, "a", "b Luna" if number == 0 else "b", WORDS, 1.0, 1.0, 1) for number in range(20)]
     assert [line.met for line in lines(scorecard(marked))] == [True, True, True, None]
+
+
+def test_a_target_is_surely_met_only_where_the_whole_interval_says_so() -> None:
+    few = [mark(IDENTITY, "", "Luna", WORDS), *(mark(GENERAL, "a", "b", WORDS, 1.0, 1.0, 1) for _ in range(20))]
+    many = [mark(GENERAL, "a", "b", WORDS, 1.0, 1.0, 1) for _ in range(80)]
+    assert [(line.met, line.sure) for line in lines(scorecard(few))][:3] == [(True, False), (True, False), (True, True)]
+    assert [line.sure for line in lines(scorecard([mark(IDENTITY, "", "no", WORDS)] * 9 + many))][:2] == [True, True]
+
+
+def test_what_is_said_of_a_difference_is_no_more_than_the_interval() -> None:
+    same = scorecard([mark(IDENTITY, "Luna", "Luna", WORDS)] * 40)["all"]["difference"]
+    assert in_words(same) == "No difference can be seen with 40 probes (0 won, 0 lost)."
+    worse = [mark(IDENTITY, "Luna", "Luna" if number < 20 else "no", WORDS) for number in range(40)]
+    told = in_words(scorecard(worse)["all"]["difference"])
+    assert told == "Passes 33 to 65 points worse than the base (0 won, 20 lost of 40)."
+    assert in_words(scorecard([])["all"]["difference"]) == "Nothing could be compared."
 
 
 def test_scorecards_of_one_kind_of_probe() -> None:

@@ -49,7 +49,8 @@ def scorecard_view(project: Project) -> None:
     if chosen.is_standard:
         _verdict(chosen)
     _tiles(chosen)
-    _bars(chosen)
+    if chosen.is_standard:
+        _bars(chosen)
     _differences(chosen)
     _by_checkpoint(found, chosen)
     _answer_table(answers)
@@ -108,6 +109,8 @@ def _tile(line: ScoreLine) -> None:
         if line.met is not None and line.target is not None:
             sign = "≥" if line.higher_is_better else "≤"
             word = _("target met") if line.met else _("target missed")
+            if not line.sure:
+                word = _("{word}; with so few questions that may be chance").format(word=word)
             icon = ":material/check:" if line.met else ":material/close:"
             st.caption(f"{icon} {word} ({sign} {_number(line, line.target)})")
 
@@ -253,12 +256,12 @@ def _answer_table(answers: Sequence[Answer]) -> None:
         height=min(520, 42 + ROW_HEIGHT * len(shown)),
         key="score.answers",
         column_config={
-            "mark": st.column_config.TextColumn(_("Mark"), width=75),
-            "group": st.column_config.TextColumn(_("Group"), width=110),
-            "question": st.column_config.TextColumn(_("Question"), width=200),
-            "base": st.column_config.TextColumn(_("Base answered"), width=330),
-            "tuned": st.column_config.TextColumn(_("Tuned answers"), width=330),
-            "why": st.column_config.TextColumn(_("Not held"), width=160),
+            "mark": st.column_config.TextColumn(_("Mark"), width=70),
+            "group": st.column_config.TextColumn(_("Group"), width=95),
+            "question": st.column_config.TextColumn(_("Question"), width=190),
+            "base": st.column_config.TextColumn(_("Base answered"), width=265),
+            "tuned": st.column_config.TextColumn(_("Tuned answers"), width=265),
+            "why": st.column_config.TextColumn(_("Not held"), width=140),
         },
         alt=_("Answers of base and tuned model, failures first"),
     )
@@ -333,7 +336,7 @@ def _take_along(evaluation: Evaluation, answers: Sequence[Answer]) -> None:
         _("Weights {hash} · base {base} · questions from {dataset} · {when}").format(
             hash=plain(evaluation.weights_hash[:16]),
             base=plain(evaluation.base),
-            dataset=plain(evaluation.dataset),
+            dataset=plain(evaluation.dataset or evaluation.suite),
             when=plain(ago(evaluation.created_at)),
         )
     )
