@@ -15,6 +15,7 @@ from typing import Any
 
 from studio.probes import paired
 from studio.probes.assertions import Mark, Said
+from studio.probes.judge import Judge
 from studio.probes.likeness import loops, similarity
 from studio.probes.suite import Probe
 
@@ -98,10 +99,12 @@ class ScoreLine:
         return self.target <= self.tuned[1] or self.tuned[2] <= self.target
 
 
-def mark(probe: Probe, base: Said, tuned: Said, likelihood: Likelihood | None = None) -> MarkedAnswer:
-    """Judge both answers to one probe."""
+def mark(
+    probe: Probe, base: Said, tuned: Said, likelihood: Likelihood | None = None, judge: Judge | None = None
+) -> MarkedAnswer:
+    """Judge both answers to one probe; rubrics need a `judge`."""
     likelihood = likelihood or Likelihood()
-    base_marks, marks = probe.marks(base), probe.marks(tuned)
+    base_marks, marks = probe.marks(base, judge), probe.marks(tuned, judge)
     return MarkedAnswer(
         kind=probe.kind,
         intent=probe.intent,

@@ -29,6 +29,7 @@ from studio.models import model_fingerprint, require
 from studio.paths import inside, remove, sha256_of
 from studio.probes import built_in, library
 from studio.probes.assertions import Said
+from studio.probes.judge import Judge
 from studio.probes.suite import Probe, Suite
 from studio.scores import Likelihood, MarkedAnswer
 from studio.store import checkpoints as store_checkpoints
@@ -68,10 +69,12 @@ class Setting:
     datasets: list[str]
     device: torch.device
     dtype: torch.dtype
+    judge: Judge | None = None
 
     @property
     def key(self) -> str:
-        parts = [self.suite.hash, model_fingerprint(require(self.base)), str(self.dtype), self.device.type]
+        judge = [self.judge.url, self.judge.model] if self.judge else []
+        parts = [*judge, self.suite.hash, model_fingerprint(require(self.base)), str(self.dtype), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def row(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class Setting:
             "device": str(self.device),
             "probes": self.datasets,
             "num_probes": len(probes),
+            "judge": self.judge.model if self.judge else "",
             "versions": versions(),
         }
 
@@ -135,7 +139,7 @@ def _score_one(job: JobContext, setting: Setting, examiner: Examiner, base: Meas
         measure = examiner.adapter if subject.is_adapter else examiner.full_model
         tuned = measure(folder, digest)
         changed = _changed(job, folder, setting.datasets)
-    marked = mark_all(setting.suite.probes(), base, tuned)
+    marked = mark_all(setting.suite.probes(), base, tuned, setting.judge)
     more = {"changed_datasets": changed, "num_remembered": tuned.num_remembered}
     evaluation = Evaluation(
         job_id=job.id,
@@ -154,11 +158,13 @@ def _score_one(job: JobContext, setting: Setting, examiner: Examiner, base: Meas
         return evaluations.add(db, evaluation, [_row(evaluation.id, *pair) for pair in enumerate(marked)])
 
 
-def mark_all(probes: Sequence[Probe], base: Measured, tuned: Measured) -> list[MarkedAnswer]:
+def mark_all(
+    probes: Sequence[Probe], base: Measured, tuned: Measured, judge: Judge | None = None
+) -> list[MarkedAnswer]:
     """Both answers to every probe, judged."""
     pairs = zip(probes, base.answers, tuned.answers, base.fits, tuned.fits, strict=True)
     return [
-        scores.mark(probe, _said(base_answer), _said(answer), _likelihood(base_fit, fit))
+        scores.mark(probe, _said(base_answer), _said(answer), _likelihood(base_fit, fit), judge)
         for probe, base_answer, answer, base_fit, fit in pairs
     ]
 
@@ -178,7 +184,8 @@ def _setting(job: JobContext) -> Setting:
     suite = library.load(job.folder, str(job.args.get("suite") or built_in.STANDARD), datasets)
     device = pick_device()
     limited = suite.limited(int(job.args.get("limit") or 0))
-    return Setting(limited, job.args["base"], datasets, device, pick_dtype("auto", device))
+    judge = Judge.from_environment() if suite.wants_a_judge else None
+    return Setting(limited, job.args["base"], datasets, device, pick_dtype("auto", device), judge)
 
 
 def _identity(job: JobContext, setting: Setting) -> dict[str, Any]:

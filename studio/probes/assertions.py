@@ -1,7 +1,7 @@
 """What an answer must hold: assertions in promptfoo's form (type, value), and whether an answer passes them.
 
-Every kind but `llm-rubric` is decided by arithmetic on the text. `not-` before a kind turns it round. All of them are
-bounded: patterns by length and time, JSON by size and depth, similarity by words.
+Every kind but `llm-rubric`, which needs a judge, is decided by arithmetic on the text; `not-` before a kind turns it
+round. All are bounded: patterns by length and time, JSON by size and depth, similarity by words.
 """
 
 import json
@@ -103,7 +103,11 @@ def check(assertion: Assertion, said: Said) -> Mark:
     """Hold an assertion against an answer."""
     answer = Said(said.text[:LONGEST_ANSWER], said.finished)
     found = KINDS[assertion.kind].check(assertion, answer)
-    mark = found if isinstance(found, Mark) else Mark(assertion.type, found)
+    return turned(assertion, found if isinstance(found, Mark) else Mark(assertion.type, found))
+
+
+def turned(assertion: Assertion, mark: Mark) -> Mark:
+    """The mark of what an assertion looks for as that of the assertion: turned round where it says not-."""
     passed = mark.passed if mark.passed is None or not assertion.negated else not mark.passed
     return Mark(assertion.type, passed, mark.why or shown_value(assertion))
 
@@ -313,6 +317,10 @@ def _no_loop(assertion: Assertion, said: Said) -> Mark:
     return Mark(assertion.type, not looped, "repeats itself" if looped else "")
 
 
+def _needs_a_judge(assertion: Assertion, _said: Said) -> Mark:
+    return Mark(assertion.type, None, "no judge is configured")
+
+
 KINDS = {
     "equals": Kind(_text, _equals),
     "contains": Kind(_text, _contains),
@@ -330,4 +338,5 @@ KINDS = {
     "similar": Kind(_text, _similar),
     "ends": Kind(_nothing, _ends),
     "no-loop": Kind(_nothing, _no_loop),
+    "llm-rubric": Kind(_text, _needs_a_judge),
 }

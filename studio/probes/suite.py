@@ -24,7 +24,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from studio.config.schema import Section
-from studio.probes.assertions import Assertion, Mark, Said, check
+from studio.probes.assertions import Assertion, Mark, Said, check, turned
+from studio.probes.judge import RUBRIC, Judge
 
 MAX_PROBES = 2_000
 LONGEST_TEXT = 20_000
@@ -107,9 +108,14 @@ class Probe:
         """The chat that is asked, as one text."""
         return "\n".join([*(message["content"] for message in self.messages), *self.follow_ups])
 
-    def marks(self, said: Said) -> list[Mark]:
+    def marks(self, said: Said, judge: Judge | None = None) -> list[Mark]:
         """What the answer holds of what it must."""
-        return [check(assertion, said) for assertion in self.asserts]
+        return [self._mark(assertion, said, judge) for assertion in self.asserts]
+
+    def _mark(self, assertion: Assertion, said: Said, judge: Judge | None) -> Mark:
+        if assertion.kind != RUBRIC or judge is None:
+            return check(assertion, said)
+        return turned(assertion, judge.mark(assertion.value, self.prompt, said.text))
 
 
 class Suite(Section):
@@ -139,6 +145,10 @@ class Suite(Section):
     def values(self) -> dict[str, Any]:
         """As plain values, without what is left at its default."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    @property
+    def wants_a_judge(self) -> bool:
+        return any(assertion.kind == RUBRIC for probe in self.probes() for assertion in probe.asserts)
 
     def probes(self) -> list[Probe]:
         """All probes in their order, with what their groups say of them."""

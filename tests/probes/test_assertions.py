@@ -51,7 +51,7 @@ def test_each_kind_passes_and_fails(values: dict[str, Any], good: str, bad: str)
 
 
 def test_every_kind_has_a_case() -> None:
-    assert set(KINDS) == {str(values["type"]).removeprefix("not-") for values, _, _ in CASES} | {"ends"}
+    assert set(KINDS) == {str(values["type"]).removeprefix("not-") for values, _, _ in CASES} | {"ends", "llm-rubric"}
 
 
 def test_an_answer_that_was_cut_did_not_end_by_itself() -> None:

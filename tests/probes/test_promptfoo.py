@@ -45,6 +45,7 @@ def test_prompts_are_filled_with_the_tests() -> None:
     assert [assertion.row() for assertion in suite.probes()[0].asserts] == [
         {"type": "not-icontains", "value": "as an AI"},
         {"type": "icontains", "value": "apples"},
+        {"type": "llm-rubric", "value": "is friendly"},
         {"type": "regex", "value": r"\bred\b"},
     ]
     assert suite.description == "our shop"
@@ -54,7 +55,6 @@ def test_what_cannot_be_read_is_listed_with_its_line() -> None:
     assert sorted(read_promptfoo(CONFIG, "shop").left_out) == [
         (5, "a prompt in another file, or made by a program"),
         (6, "a prompt with a filter or a block of its template language"),
-        (17, "the assertion 'llm-rubric'"),
         (18, "the assertion 'javascript'"),
         (22, "options of a test"),
         (24, "the assertion 'latency'"),
