@@ -41,7 +41,10 @@ def _job(folder: Path, job: Job, place: int, number: int, key: str) -> None:
 
 
 def _button(icon: str, help: str, key: str, disabled: bool, action: Callable[..., object], *args: object) -> None:
-    st.button("", icon=icon, help=help, key=key, disabled=disabled, on_click=_call, args=(action, *args))
+    # Without borders all four stand on one line of the narrow column.
+    st.button(
+        "", icon=icon, help=help, key=key, disabled=disabled, on_click=_call, args=(action, *args), type="tertiary"
+    )
 
 
 def _call(action: Callable[..., object], *args: object) -> None:
