@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from markdown_it import MarkdownIt
 
-from studio import comparison, datasets, report, run_report, runs
+from studio import chat_export, chats, comparison, datasets, report, run_report, runs
 from studio.cli import show
 from studio.errors import ProjectError, StudioError
 from studio.projects import Project, create_project, list_projects
@@ -64,21 +64,30 @@ def runs_markdown(project: Project, text: str) -> str:
     return run_report.as_markdown(comparison.compare(project, [workspace.RUN]), text, "now")
 
 
+def chat_html(project: Project, text: str) -> str:
+    return chat_export.exported(project, chats.listed(project)[0].id, "html")
+
+
+def chat_markdown(project: Project, text: str) -> str:
+    return chat_export.exported(project, chats.listed(project)[0].id, "md")
+
+
 def made(make: Make, *texts: str) -> str:
     """A report in which all that a model or a person said are the texts."""
     project = create_project("Luna")
     workspace.fill(project, *texts)
+    workspace.converse(project, *texts)
     return make(project, texts[0])
 
 
-@pytest.mark.parametrize("make", [scorecard_html, runs_html])
+@pytest.mark.parametrize("make", [scorecard_html, runs_html, chat_html])
 def test_a_page_has_the_same_tags_whatever_its_texts_are(make: Make) -> None:
     expected = tags_of(made(make, *(f"word {number}" for number in range(len(TEXTS)))))
     assert "script" not in {tag for tag, _ in expected} and len(expected) > 50
     assert tags_of(made(make, *TEXTS)) == expected
 
 
-@pytest.mark.parametrize("make", [scorecard_markdown, runs_markdown])
+@pytest.mark.parametrize("make", [scorecard_markdown, runs_markdown, chat_markdown])
 def test_markdown_has_no_link_image_or_html_whatever_its_texts_are(make: Make) -> None:
     tokens = MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(made(make, *TEXTS))
     kinds = {each.type for token in tokens for each in (token, *(token.children or ()))}

@@ -162,7 +162,7 @@ def _how_far(seen: Sequence[Line], unequal: Sequence[Line]) -> Iterator[str]:
 def _why(parted: Sequence[Difference], expected: Expected) -> str:
     there = expected.manifest
     if parted:
-        named = ", ".join(f"{each.what} ({each.there}, here {each.here})" for each in parted[:4])
+        named = ", ".join(f"{each.what} {each.there} → {each.here}" for each in parted[:4])
         return f"The circumstances differ: {named}{', …' if len(parted) > 4 else ''}."
     if not there.is_uniform:
         return "The bundled run went on under other circumstances than it began with."

@@ -155,7 +155,7 @@ def _sentences(found: Comparison) -> None:
 
 def _row(line: Line) -> dict[str, Any]:
     return {
-        _("What"): line.what, _("In the bundle"): line.there, _("Here"): line.here,
+        _("What"): told(line.what), _("In the bundle"): told(line.there), _("Here"): told(line.here),
         _("Verdict"): _(VERDICTS[line.verdict]), _("Note"): told(line.note),
     }  # fmt: skip
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from itertools import cycle
 
-from studio import datasets, runs, scores
+from studio import chats, datasets, runs, scores
+from studio.chats import Chat, Reply
 from studio.config.catalog import preset
 from studio.config.yaml import save_config
 from studio.data.formats import Conversation, Message
@@ -32,6 +33,17 @@ def fill(project: Project, *said: str) -> None:
     _run(project, said)
     _checkpoint(project)
     _scorecard(project, said)
+
+
+def converse(project: Project, *said: str) -> Chat:
+    """A conversation of base and checkpoint in which every question, title, name and answer is one of the texts."""
+    labels = {"starter": said[0], f"{RUN}-step_{NUM_STEPS}": said[1]}
+    chat, parent = chats.begin(project, said[2], labels, said[3]), ""
+    for text in said:
+        turn = chats.ask(project, chat, parent, text, system=text)
+        chats.finish(project, {model: Reply(turn.id, model, text, "stop") for model in labels})
+        parent = turn.id
+    return chat
 
 
 def _general(project: Project, said: Sequence[str]) -> None:
