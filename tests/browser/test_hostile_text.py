@@ -52,7 +52,7 @@ def owner() -> Iterator[subprocess.Popen[bytes]]:
 def test_hostile_texts_are_text_on_every_page(
     visitor: Visitor, speaking: ModelServer, owner: subprocess.Popen[bytes]
 ) -> None:
-    named = [project for text in TEXTS[::5] if (project := named_after(text))]  # each is a card on Home
+    named = [project for text in TEXTS[::8] if (project := named_after(text))]  # each is a card on Home
     project = named[0]
     workspace.fill(project, *TEXTS)
     break_a_run(project)
@@ -171,6 +171,9 @@ def look_back(page: Page) -> None:
     expect(found).to_have_count(1)
     harmless(page)
     found.click()
+    drawn(page)
+    page.keyboard.press("Escape")
+    expect(page.get_by_test_id("stPopoverBody")).to_have_count(0)
     shows(page, *TEXTS)
 
 
