@@ -110,6 +110,13 @@ class Recommendation:
     reason: str
     left_out: int = 0
 
+    @property
+    def caveat(self) -> str:
+        """What the recommended one still lacks, in a sentence; "" for nothing."""
+        if self.chosen is None or "identity" in self.chosen.reached:
+            return ""
+        return f"It is the best there is, and misses the target: {100 * IDENTITY_TARGET:.0f} % identity. Train longer."
+
 
 def overfitting(values: Mapping[str, Any]) -> Overfit:
     """The verdict on a scorecard's scores (`scores.scorecard`). Few questions give wide intervals, and no verdict."""

@@ -62,7 +62,7 @@ def as_markdown(found: Comparison, project: str, made_at: str = "") -> str:
         f"{made_at or _minute()} UTC. Brackets hold 95 % intervals.",
         "",
     ]
-    lines += [mark(found.recommendation.reason), ""]
+    lines += [mark(f"{found.recommendation.reason} {found.recommendation.caveat}"), ""]
     lines += [f"- **{mark(told)}**" for told in overfitted(found.recommendation)]
     lines += ["", f"## Failures ({len(failures(found))})", ""]
     for (kind, prompt), by_run in failures(found)[:MOST_ANSWERS]:
@@ -114,7 +114,8 @@ def overfitted(advice: Recommendation) -> list[str]:
 
 def _advice(found: Comparison) -> str:
     told = "".join(f"<li class='bad'>{text(sentence)}</li>" for sentence in overfitted(found.recommendation))
-    return f"<p><strong>{text(found.recommendation.reason)}</strong></p>" + (f"<ul>{told}</ul>" if told else "")
+    said = f"{found.recommendation.reason} {found.recommendation.caveat}".rstrip()
+    return f"<p><strong>{text(said)}</strong></p>" + (f"<ul>{told}</ul>" if told else "")
 
 
 def _failures(found: Comparison) -> str:

@@ -131,6 +131,12 @@ def test_few_questions_do_not_let_a_half_learnt_one_pass() -> None:
     assert recommend.recommend([half, whole]).chosen == whole
 
 
+def test_a_target_that_even_the_best_misses_is_said() -> None:
+    best, half = scored(20, hits(39, 40), hits(0, 40)), scored(10, hits(30, 40), hits(0, 40))
+    assert recommend.recommend([best]).caveat == ""
+    assert "misses the target: 90 % identity" in recommend.recommend([half]).caveat
+
+
 def test_when_nothing_can_be_recommended_it_says_why() -> None:
     assert "No checkpoint is scored" in recommend.recommend([]).reason
     spoilt = recommend.recommend([scored(9, hits(40, 40), hits(39, 40))])

@@ -34,7 +34,7 @@ def recommend(
     if json:
         return show.as_json(advice)
     table(advice)
-    show.say(f"\n{advice.reason}")
+    show.say(f"\n{advice.reason} {advice.caveat}".rstrip())
     for sentence in run_report.overfitted(advice):
         show.say(sentence)
     if advice.left_out:
@@ -69,7 +69,7 @@ def compare(
     show.table(["", *names], [["state", *(each.state for each in found.runs)], *run_report.score_table(found)])
     _changes("Settings that differ", found.settings, names)
     _changes("Data that differs", found.data, names)
-    show.say(f"\n{found.recommendation.reason}")
+    show.say(f"\n{found.recommendation.reason} {found.recommendation.caveat}".rstrip())
     for sentence in run_report.overfitted(found.recommendation):
         show.say(sentence)
     return show.say(f"Report: {report.resolve()}") if report else None

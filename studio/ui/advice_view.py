@@ -35,7 +35,9 @@ def advice_view(advice: Recommendation, colors: Mapping[str, str]) -> None:
 
 
 def _sentence(advice: Recommendation) -> None:
-    if advice.chosen:
+    if advice.caveat:
+        st.warning(plain(f"{told(advice.reason)} {told(advice.caveat)}"), icon=":material/recommend:")
+    elif advice.chosen:
         st.success(plain(told(advice.reason)), icon=":material/recommend:")
     else:
         st.warning(plain(told(advice.reason)), icon=":material/warning:")
