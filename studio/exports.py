@@ -1,5 +1,6 @@
 """Files for other tools, made from a checkpoint: what there is to choose, starting one, and what was exported."""
 
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,10 @@ class Choice:
         return replace(self, overwrite=overwrite)
 
 
+HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
+REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+
+
 @dataclass(frozen=True)
 class Use:
     """A command that runs an export elsewhere."""
@@ -97,6 +102,18 @@ def start_of_folder(folder: Path, weights: Path, base: str, out: Path, choice: C
     return jobs.start(folder, "export", args, title=f"export {weights.name}")
 
 
+def start_push(
+    folder: Path, export: Path, hub: str, repo: str, public: bool = False, despite_gate: bool = False
+) -> Job:
+    """Push an export to a hub, in a job of `folder`. Raises StudioError for a hub or a name that there cannot be."""
+    if hub not in HUBS:
+        raise StudioError(f"There is no hub named {hub!r}.", f"Allowed: {', '.join(HUBS)}.")
+    if not REPOSITORY.fullmatch(repo):
+        raise StudioError(f"{repo!r} does not name a repository.", "It looks like owner/name.")
+    args = {"export": str(export), "hub": hub, "repo": repo, "public": public, "despite_gate": despite_gate}
+    return jobs.start(folder, "push", args, title=f"push {export.name}", needs_device=False)
+
+
 def is_busy(project: Project, run_id: str, step: int) -> bool:
     """Whether this checkpoint is being exported."""
     found = (job for job in jobs.refresh(project.folder) if job.kind in ("export", "merge") and job.live)
@@ -108,6 +125,14 @@ def listed(project: Project, run_id: str = "", step: int = 0) -> Sequence[Output
     with open_db(project.folder) as db:
         found = [each for each in store.outputs(db) if each.kind in ("export", "merged")]
     return [each for each in found if not run_id or (each.run_id, each.step) == (run_id, step)]
+
+
+def find(project: Project, name: str) -> Path:
+    """The folder of an export by its name. Raises StudioError, naming those there are."""
+    found = {Path(each.path).name: project.path(each.path) for each in reversed(listed(project))}
+    if name not in found:
+        raise StudioError(f"There is no export {name!r}.", f"There are: {', '.join(found) or 'none yet'}.")
+    return found[name]
 
 
 def kind_of(output: Output) -> str:

@@ -98,6 +98,34 @@ def merged(
     _do(source, step, out, base, exports.Choice("merged", dtype, overwrite, onto, max_shard_size), project)
 
 
+@app.command()
+def push(
+    export: Annotated[str, typer.Argument(help="An export: its name in the project, or its folder.")],
+    repo: Annotated[str, typer.Argument(help="Where to, as owner/name.")],
+    hub: Annotated[str, typer.Option(help="huggingface or modelscope.")] = "huggingface",
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private when left out.")] = False,
+    despite_gate: Annotated[bool, typer.Option("--despite-gate", help="Push one that failed its gate.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    project: ProjectOption = "",
+) -> None:
+    """Push an export to Hugging Face or ModelScope, into a private repository unless --public says otherwise.
+
+    The token comes from HF_TOKEN or MODELSCOPE_API_TOKEN, or from an earlier login; it is not stored.
+
+    Example: retune export push starter_lora-1-step_60-adapter me/luna
+    """
+    place = Path(export).expanduser()
+    is_folder = place.is_dir()
+    workspace = None if is_folder else chosen(project)
+    folder = place.resolve() if workspace is None else exports.find(workspace, export)
+    if not yes:
+        who = "everybody" if public else "you alone"
+        typer.confirm(f"Upload {folder.name} to {hub}, {repo}, for {who} to see?", abort=True)
+    home = system_folder() if workspace is None else workspace.folder
+    ended = follow(home, exports.start_push(home, folder, hub, repo, public, despite_gate))
+    show.say(f"Pushed to {ended.result['url']}")
+
+
 @app.command("list")
 def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
     """List what was exported, newest first, each with its verdict.

@@ -22,6 +22,7 @@ VERBS = {
     "convert": "studio.engine.convert",
     "merge": "studio.engine.merge",
     "export": "studio.engine.export",
+    "push": "studio.engine.push",
     "split": "studio.engine.split",
     "layout": "studio.engine.relayout",
     "import_checkpoint": "studio.engine.importing_checkpoint",

@@ -1,6 +1,7 @@
 """Exports of a checkpoint: what for, in which number format, what came of it, and the lines that use it elsewhere."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import streamlit as st
 
@@ -118,6 +119,25 @@ def _one(project: Project, output: Output, base: str) -> None:
         st.code(str(folder), language=None, wrap_lines=True)
         for use in exports.uses(kind, folder, base, str(output.detail.get("file", ""))):
             _use(use)
+        _push(project, output, folder)
+
+
+def _push(project: Project, output: Output, folder: Path) -> None:
+    """Upload it, after asking once more."""
+    with st.popover(_("Upload to a hub"), icon=":material/cloud_upload:"):
+        hub = st.radio(_("Hub"), list(exports.HUBS), format_func=exports.HUBS.get, key=f"push.hub.{output.id}")
+        repo = st.text_input(_("Repository"), placeholder="owner/name", key=f"push.repo.{output.id}")
+        public = st.checkbox(_("Everybody may see it"), key=f"push.public.{output.id}")
+        st.caption(_("The token comes from the environment of the studio, or from an earlier login. It is not stored."))
+        passed = exports.passed(output)
+        despite = passed or st.checkbox(_("Upload it although it failed its gate"), key=f"push.despite.{output.id}")
+        if st.button(_("Upload"), type="primary", disabled=not (repo and despite), key=f"push.go.{output.id}"):
+            exports.start_push(project.folder, folder, str(hub), repo, public, not passed)
+            st.rerun()
+    job = newest_job(project.folder, "push", export=str(folder))
+    job_panel(project.folder, job, f"push.{output.id}")
+    if job and job.state == "finished":
+        st.caption(_("Uploaded to {url}").format(url=plain(job.result["url"])))
 
 
 def _use(use: Use) -> None:

@@ -54,6 +54,7 @@ KIND_WORDS = {
     "convert": N_("Converting"),
     "merge": N_("Merging"),
     "export": N_("Exporting"),
+    "push": N_("Uploading"),
     "evaluate": N_("Scoring"),
     "lm_eval": N_("Asking lm-eval tasks"),
     "import_checkpoint": N_("Bringing in a checkpoint"),

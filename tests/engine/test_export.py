@@ -158,6 +158,15 @@ def test_damage_fails(
 
 
 @pytest.mark.usefixtures("few_probes")
+def test_llama_cpp_python_runs_the_file(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled where it is installed (the extra llama-cpp-python), and so is not everywhere."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(llama_cpp, "RUNTIMES", {"llama_cpp": llama_cpp.PythonRuntime})
+    result = export_it(place, tmp_path / "luna")
+    assert result["passed"] and result["read_with"].startswith("llama-cpp-python"), result["message"]
+
+
+@pytest.mark.usefixtures("few_probes")
 @pytest.mark.parametrize(
     ("config", "family"),
     [
