@@ -95,8 +95,8 @@ def _preview(probes: Sequence[Probe]) -> None:
         {
             "group": probe.group,
             "system": next((turn["content"] for turn in probe.messages if turn["role"] == "system"), ""),
-            "asked": "\n".join([*(t["content"] for t in probe.messages if t["role"] != "system"), *probe.follow_ups]),
-            "must": "\n".join(_in_short(assertion) for assertion in probe.asserts),
+            "asked": " → ".join([*(t["content"] for t in probe.messages if t["role"] != "system"), *probe.follow_ups]),
+            "must": " · ".join(_in_short(assertion) for assertion in probe.asserts),
             "language": probe.language,
         }
         for probe in probes
