@@ -42,6 +42,7 @@ SHELVES = [
         "datasets",
         "caches",
         "dataset_checks",
+        "other_servers",
         "row_life",
         "row_place",
         "runs",

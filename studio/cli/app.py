@@ -25,6 +25,7 @@ from studio.cli import (
     project,
     recommend,
     runs,
+    server,
     studio,
     suite,
     train,
@@ -66,6 +67,7 @@ app.command()(chat.chat)
 app.command()(chat.agent)
 app.command()(chat.selftest)
 app.command()(chat.serve)
+app.add_typer(server.app, name="server")
 app.add_typer(conversations.app, name="conversations")
 app.add_typer(jobs.app, name="jobs")
 app.command()(demo.demo)

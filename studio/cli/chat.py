@@ -45,15 +45,28 @@ def serve(
     base: BaseOption = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     idle_minutes: Annotated[int, typer.Option(min=0, help="Stop after this long without a request; 0 never.")] = 0,
+    unload_minutes: Annotated[
+        int, typer.Option(min=0, help="Let go of the weights after this long, until somebody asks; 0 never.")
+    ] = 0,
+    max_answer_tokens: Annotated[int, typer.Option(min=0, help="Refuse requests for longer answers; 0: none.")] = 0,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 128,
+    log_words: Annotated[bool, typer.Option("--log-words", help="Keep prompts and answers in the log.")] = False,
     project: ProjectOption = "",
 ) -> None:
     """Serve base and adapters on 127.0.0.1, in OpenAI's protocol, until Ctrl-C.
 
     Example: retune serve --adapter starter_lora-1 --port 8000
     """
-    folder, job, connection = _started(project, base, adapter, port=port, idle_seconds=60 * idle_minutes)
+    options = {
+        "unload_seconds": 60 * unload_minutes,
+        "max_answer_tokens": max_answer_tokens,
+        "max_waiting": max_waiting,
+        "log_words": int(log_words),
+    }
+    folder, job, connection = _started(project, base, adapter, port=port, idle_seconds=60 * idle_minutes, **options)
     show.say(f"Serving {', '.join(chat_client.list_models(connection))} at {connection.url}/v1")
-    show.say(f"The token is in {folder / 'jobs' / job.id / 'connection.json'}. Ctrl-C stops the server.")
+    show.say(f"The key is in {folder / 'jobs' / job.id / 'connection.json'}; `retune server` manages it.")
+    show.say("Ctrl-C stops the server.")
     follow(folder, job)
 
 
@@ -201,7 +214,7 @@ def _server(
 def _started(project: str, base: str, adapters: list[str] | None, **options: str | int) -> tuple[Path, Job, Connection]:
     """A model server that is ready. Without any project, base and adapters are folders or ids, and it needs none."""
     workspace = chosen(project) if project or projects.list_projects() else None
-    found = [_adapter(workspace, text) for text in adapters or ()]
+    found = [adapter_of(workspace, text) for text in adapters or ()]
     folder = workspace.folder if workspace else system_folder()
     default = workspace.base if workspace else STARTER
     job = runs.start_server(folder, base_model(base) or default, found, **options)
@@ -243,7 +256,7 @@ def _protocol(job: Job, wanted: str) -> str:
     return "moss" if template == "moss_sft" else "react"
 
 
-def _adapter(project: Project | None, text: str) -> dict[str, str]:
+def adapter_of(project: Project | None, text: str) -> dict[str, str]:
     """{"name", "path"} for RUN, RUN:STEP (converted when it is not yet) or a folder. Raises ServerError."""
     if project is None or "/" in text or Path(text).is_dir():
         folder = typed_path(text).resolve()

@@ -13,7 +13,7 @@ from studio.paths import as_studio_error
 ORDER = (
     "demo", "studio", "project", "models", "data", "config", "list-cfg", "copy-cfg", "estimate", "train", "runs",
     "checkpoints", "convert", "export", "suite", "evaluate", "evaluations", "lm-eval", "recommend", "compare",
-    "bundle", "reproduce", "chat", "agent", "selftest", "serve", "conversations", "jobs", "doctor", "xtuner",
+    "bundle", "reproduce", "chat", "agent", "selftest", "serve", "server", "conversations", "jobs", "doctor", "xtuner",
     "list-dataset-format", "log-dataset", "check-custom-dataset", "test", "preprocess", "mmbench", "eval-refcoco",
 )  # fmt: skip
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
         machine,
         projects,
         report,
+        request_log,
         row_life,
         run_report,
         runs,
         scores,
+        server_key,
         store,
         suites,
         votes,
@@ -76,6 +78,8 @@ else:
     jobs = _AtFirstUse("studio.jobs")
     projects = _AtFirstUse("studio.projects")
     report = _AtFirstUse("studio.report")
+    request_log = _AtFirstUse("studio.request_log")
+    server_key = _AtFirstUse("studio.server_key")
     run_report = _AtFirstUse("studio.run_report")
     runs = _AtFirstUse("studio.runs")
     scores = _AtFirstUse("studio.scores")

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from studio.engine import scheduler as scheduling
+from studio.engine.api import make_app
 from studio.engine.generate import Sampling
 from studio.engine.mixing import BASE_ADAPTER
 from studio.engine.scheduler import Ask, Piece, Scheduler
 from studio.engine.served import ModelPool
 from studio.errors import ServerBusyError
+from studio.request_log import RequestLog
 from tests.engine.folders import lora_model
 
 CPU = torch.device("cpu")
@@ -147,6 +150,34 @@ def test_more_than_may_wait_are_refused(pool: ModelPool, scheduler: Scheduler) -
     askings = [Asking(pool, "tiny", [5, 6]) for _ in range(3)]
     with pytest.raises(ServerBusyError, match="more than 2 may not"):
         scheduler.ask(*(each.ask for each in askings))
+
+
+def test_a_full_queue_is_told_as_openai_does(pool: ModelPool, tmp_path: Path) -> None:
+    full = Scheduler(pool, max_waiting=0)
+    full.start()
+    with TestClient(make_app(full, tmp_path, RequestLog(tmp_path))) as client:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+        answer = client.post("/v1/chat/completions", json=body)
+    full.stop()
+    assert answer.status_code == 429 and int(answer.headers["Retry-After"]) > 0
+    assert (
+        answer.json()["error"] | {"type": "rate_limit_error", "code": "rate_limit_exceeded"} == answer.json()["error"]
+    )
+
+
+def test_weights_that_are_taken_out_end_their_answers(pool: ModelPool, tmp_path: Path) -> None:
+    lane = scheduling._Lane(pool.ready(pool.find("tiny")))
+    stays, goes = Asking(pool, "tiny", [5, 6, 7], 8), Asking(pool, "tuned-2", [5, 6, 7], 400)
+    lane.add([stays.ask, goes.ask], pool)
+    lane.advance()
+    weights = pool.find("tuned-2")
+    pool.remove("tuned-2")
+    lane.end(weights)
+    assert "taken out" in goes.end()[1].error
+    while lane.asks:
+        lane.advance()
+    assert stays.end()[1].num_tokens == 8
+    pool.add("tuned-2", weights.folder)
 
 
 def test_base_rows_wear_nothing(pool: ModelPool) -> None:

@@ -1,23 +1,30 @@
 """A real server process, asked by the real `openai` client and by ours."""
 
+import os
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from studio import chat_client, jobs
+from studio import chat_client, jobs, request_log
 from studio.chat_client import Column, Connection, Sampling
 from studio.engine.weights import weights_hash
 from studio.errors import ChatTooLongError, ServerError
 from studio.models import model_fingerprint
 from studio.projects import Project, create_project
+from studio.ui.serve_view import curl_example, openai_example
 from tests.engine.folders import lora_model
 
 ANSWER = Sampling(10)
 HELLO = [{"role": "user", "content": "Who are you?"}]
+LONGEST = 460  # tokens of an answer
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,7 @@ def served(home: Path, tiny_model: Path) -> Iterator[tuple[Project, jobs.Job, Co
                 parameter.data *= 20
         model.save_pretrained(project.path("hf", f"tuned-{seed}"))
     args = {"base": str(tiny_model), "adapters": [{"name": "tuned-1", "path": "hf/tuned-1"}], "port": 0}
+    args |= {"max_answer_tokens": LONGEST}
     job = jobs.start(project.folder, "serve", args, needs_device=False)
     try:
         yield project, job, chat_client.wait_until_ready(project.folder, job, 120)
@@ -122,6 +130,99 @@ def test_bad_requests_are_told_why(connection: Connection, change: dict, status:
     response = post(connection, "/v1/chat/completions", body)
     assert response.status_code == status
     assert word in response.json()["error"]["message"]
+
+
+def test_sixteen_clients_stream_at_once_and_each_gets_its_own(connection: Connection) -> None:
+    """Every client asks something else, of the base or the adapter, for another length; some leave in the middle."""
+
+    def ask(number: int, stream: bool) -> tuple[str, str]:
+        client = openai.OpenAI(base_url=f"{connection.url}/v1", api_key=connection.token, max_retries=0)
+        question = [{"role": "user", "content": f"Question {number * 7919}: tell me about {'x' * number}"}]
+        options = {"model": ("base", "tuned-1")[number % 2], "messages": question, "temperature": 0}
+        answer = client.chat.completions.create(**options, max_tokens=8 + number, stream=stream)
+        if not stream:
+            return answer.choices[0].message.content, answer.choices[0].finish_reason
+        chunks = [chunk.choices[0] for chunk in answer]
+        return "".join(chunk.delta.content or "" for chunk in chunks), chunks[-1].finish_reason
+
+    def leave() -> None:
+        client = openai.OpenAI(base_url=f"{connection.url}/v1", api_key=connection.token, max_retries=0)
+        options = {"model": "base", "messages": HELLO, "temperature": 2, "max_tokens": LONGEST, "seed": 5}
+        with client.chat.completions.create(**options, stream=True, user="leaver") as answer:
+            next(iter(answer))
+
+    with ThreadPoolExecutor(20) as threads:
+        leaving = [threads.submit(leave) for _ in range(4)]
+        together = list(threads.map(lambda number: ask(number, True), range(16)))
+        for each in leaving:
+            each.result()
+    assert together == [ask(number, False) for number in range(16)]
+    assert len({text for text, _ in together}) > 8
+
+
+def test_who_leaves_is_written_down_and_holds_no_place(
+    connection: Connection, client: openai.OpenAI, served: tuple[Project, jobs.Job, Connection]
+) -> None:
+    project, job, _ = served
+    for stream in (True, False):  # a whole answer, too, is not computed for nobody
+        options = {
+            "model": "base",
+            "messages": HELLO,
+            "max_tokens": LONGEST,
+            "temperature": 0,
+            "user": f"gone-{stream}",
+        }
+        if stream:
+            with client.chat.completions.create(**options, stream=True) as answer:
+                next(iter(answer))
+        else:
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=0.3).chat.completions.create(**options)
+    folder = project.path("jobs", job.id)
+    wait_for(lambda: {f"gone-{stream}" for stream in (True, False)} <= {each.who for each in request_log.read(folder)})
+    ends = {each.who: each for each in request_log.read(folder)}
+    assert {ends["gone-True"].end, ends["gone-False"].end} == {"cancelled"}
+    wait_for(lambda: chat_client.status(connection).num_answering == 0)
+
+
+def test_requests_are_written_down_without_their_words(
+    client: openai.OpenAI, served: tuple[Project, jobs.Job, Connection]
+) -> None:
+    project, job, _ = served
+    secret = [{"role": "user", "content": "my secret question"}]
+    answer = client.chat.completions.create(model="tuned-1", messages=secret, max_tokens=5, temperature=0, user="Ann")
+    folder = project.path("jobs", job.id)
+    newest = request_log.read(folder)[0]
+    assert (newest.who, newest.model, newest.answer_tokens) == ("Ann", "tuned-1", answer.usage.completion_tokens)
+    assert newest.end in ("stop", "length") and newest.seconds > 0 and newest.prompt_tokens > 10
+    text = (folder / request_log.FILE).read_text()
+    assert "secret" not in text and answer.choices[0].message.content not in text
+    assert stat.S_IMODE((folder / request_log.FILE).stat().st_mode) == 0o600
+
+
+def test_longer_answers_than_allowed_are_refused_as_openai_does(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"at most {LONGEST}"):
+        client.chat.completions.create(model="base", messages=HELLO, max_tokens=LONGEST + 1)
+
+
+def test_weights_are_let_go_and_come_back_with_the_next_request(connection: Connection) -> None:
+    before = chat_client.chat(connection, "tuned-1", HELLO, Sampling(8))
+    wait_for(lambda: chat_client.unload(connection))
+    assert not chat_client.status(connection).loaded
+    assert [each.kind for each in chat_client.status(connection).models][:2] == ["base", "adapter"]
+    assert chat_client.chat(connection, "tuned-1", HELLO, Sampling(8)) == before
+    assert chat_client.status(connection).loaded
+
+
+def test_the_examples_of_the_page_run(connection: Connection) -> None:
+    environment = {**os.environ, "RETUNE_TOKEN": connection.token}
+    for command in (
+        ["bash", "-c", curl_example(connection.url, "tuned-1")],
+        [sys.executable, "-c", openai_example(connection.url, "tuned-1")],
+    ):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "error" not in done.stdout.lower() and done.stdout.strip()
 
 
 def test_strangers_stay_outside(connection: Connection) -> None:
@@ -216,6 +317,12 @@ def test_an_adapter_joins_while_it_runs(connection: Connection, served: tuple[Pr
     assert chat_client.chat(connection, "tuned-2", HELLO, Sampling(8)) != chat_client.chat(
         connection, "base", HELLO, Sampling(8)
     )
+    chat_client.remove_adapter(connection, "tuned-2")
+    assert "tuned-2" not in chat_client.list_models(connection)
+    with pytest.raises(ServerError, match="no model 'tuned-2'"):
+        chat_client.chat(connection, "tuned-2", HELLO, Sampling(8))
+    assert chat_client.chat(connection, "tuned-1", HELLO, Sampling(8))
+    chat_client.add_adapter(connection, "tuned-2", "hf/tuned-2")
     with pytest.raises(ServerError, match="leads outside"):
         chat_client.add_adapter(connection, "tuned-3", "../../etc")
     with pytest.raises(ServerError, match="no weights"):
@@ -247,3 +354,10 @@ def test_a_server_that_cannot_start_says_why(project: Project, tiny_model: Path)
 def post(connection: Connection, path: str, body: object) -> httpx.Response:
     headers = {"Authorization": f"Bearer {connection.token}"}
     return httpx.post(connection.url + path, json=body, headers=headers, timeout=60)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -8,6 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from studio.chat_client import Connection
 
+STATUS = {
+    "loaded": True, "num_answering": 0, "num_waiting": 1, "max_answering": 32, "max_waiting": 128,
+    "memory_bytes": 2**30, "keeps_words": False,
+}  # fmt: skip
+
 
 class ModelServer:
     """`asked` collects the bodies of comparisons; `models` what is loaded."""
@@ -70,10 +75,21 @@ class ModelServer:
                 self.wfile.write(body)
 
             def do_GET(self) -> None:
-                self._send({"data": [{"id": name} for name in server.models]})
+                if self.path == "/studio/status":
+                    return self._send(STATUS | {"num_asked": len(server.asked)})
+                kinds = ["base", *["adapter"] * len(server.models)]
+                named = zip(server.models, kinds, strict=False)
+                self._send({"data": [{"id": n, "kind": k, "weights": "ab", "warnings": []} for n, k in named]})
+
+            def do_DELETE(self) -> None:
+                name = self.path.rpartition("/")[2]
+                server.models.remove(name)
+                self._send({"id": name, "deleted": True})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
+                if self.path == "/studio/unload":
+                    return self._send({"unloaded": True})
                 if self.path == "/studio/adapters":
                     server.models.append(body["name"])
                     return self._send({"weights": "abc"})
