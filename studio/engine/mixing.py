@@ -2,7 +2,7 @@
 
 PEFT can mix them too, but cuts the batch into pieces in every layer. Here the adapters that a batch uses are laid side
 by side, and each row keeps what is its own: y = xW + (xA ⊙ gate)B, with A and B of all of them in one matrix each.
-Layers with more to them (DoRA, biases, embeddings) stay as PEFT computes them.
+Layers with more to them (DoRA, biases, embeddings) are computed by PEFT, the rows of each adapter on their own.
 """
 
 from collections.abc import Sequence
@@ -101,8 +101,10 @@ class _Layer:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self._names:
             return self._forward(self._module, x, *args, **kwargs)
-        if not self._is_plain:
+        if not isinstance(self._module, LoraLayer):
             return self._forward(self._module, x, *args, adapter_names=self._names, **kwargs)
+        if not self._is_plain:
+            return self._one_by_one(x, *args, **kwargs)
         out = self._module.base_layer(x, *args, **kwargs)
         if not self._is_used:
             return out
@@ -112,6 +114,24 @@ class _Layer:
                 raise ValueError("this layer mixes the rows of a batch, so they cannot wear different adapters")
             narrow.view(x.shape[0], -1, narrow.shape[-1]).mul_(self._gate)
         return out.add_(torch.mm(narrow, self._up).view(out.shape))
+
+    def _one_by_one(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The rows of each adapter on their own, as PEFT computes them: it cannot mix DoRA."""
+        parts = {}
+        for name in dict.fromkeys(self._names):
+            rows = [row for row, each in enumerate(self._names) if each == name]
+            parts.update(zip(rows, self._alone(name, x[rows], *args, **kwargs), strict=True))
+        return torch.stack([parts[row] for row in range(len(self._names))])
+
+    def _alone(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        module = self._module
+        if name not in module.lora_A and name not in module.lora_embedding_A:
+            return module.base_layer(x, *args, **kwargs)
+        worn, module._active_adapter = module._active_adapter, [name]
+        try:
+            return self._forward(module, x, *args, **kwargs)
+        finally:
+            module._active_adapter = worn
 
 
 def _is_plain(module: Any, name: str) -> bool:

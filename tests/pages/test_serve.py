@@ -1,6 +1,7 @@
 """The Serve page: start, endpoint with a hidden token, examples that run, stop."""
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,9 @@ import psutil
 import pytest
 
 from studio import runs
+from studio.other_servers import server_lines
+from studio.request_log import Asked, RequestLog
+from studio.server_key import own_key
 from studio.store import checkpoints, open_db
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
@@ -58,6 +62,10 @@ def codes(at):
     return [block.value for block in at.code]
 
 
+def press(at, label):
+    next(button for button in at.button if button.label == label).click().run()
+
+
 def test_a_base_that_is_not_here_says_how_to_get_it(open_page, project, monkeypatch, tmp_path):
     monkeypatch.setenv("RETUNE_MODELS", str(tmp_path / "none"))
     at = open_page(PAGE)
@@ -75,7 +83,7 @@ def test_start_takes_the_converted_checkpoints(open_page, project, started):
     at = open_page(PAGE)
     assert at.multiselect(key="serve.adapters").value == ["lora-1-step_20"]
     at.number_input(key="serve.idle").set_value(5)
-    at.button[-1].click().run()
+    press(at, "Start")
     assert not at.exception
     kind, args = started[0]
     assert kind == "serve" and args["idle_seconds"] == 300
@@ -94,7 +102,7 @@ def test_a_run_on_another_base_is_served_on_that_base(open_page, project, starte
     assert at.multiselect(key="serve.adapters").options == []
     at.selectbox(key="serve.base").select("*owner*/name").run()
     assert at.multiselect(key="serve.adapters").label == f"On the base model {plain('*owner*/name')}"
-    at.button[-1].click().run()
+    press(at, "Start")
     assert not at.exception
     assert [(kind, args["base"], len(args["adapters"])) for kind, args in started] == [("serve", "*owner*/name", 1)]
 
@@ -104,6 +112,55 @@ def test_token_is_hidden_until_asked_for(open_page, server, started):
     assert "secret-token" not in "\n".join(codes(at))
     at.toggle(key=f"serve.show.{server.job.id}").set_value(True).run()
     assert "secret-token" in codes(at)
+
+
+def test_what_is_loaded_can_be_taken_out(open_page, server, started):
+    at = open_page(PAGE)
+    assert any("1.0 GB in memory" in caption.value for caption in at.caption)
+    at.button(key=f"serve.out.{server.job.id}.lora-1-step_20").click().run()
+    assert server.models == ["starter"]
+    assert not [button for button in at.button if button.label == "Take out"]
+
+
+def test_requests_are_listed_without_words(open_page, project, server, started):
+    folder = project.path("jobs", server.job.id)
+    assert any("Nobody asked yet" in caption.value for caption in open_page(PAGE).caption)
+    asked = {"prompt_tokens": 9, "answer_tokens": 4, "seconds": 0.5, "first_seconds": 0.1, "end": "stop"}
+    log = RequestLog(folder)
+    log.add(Asked(at="2026-01-01T00:00:00+00:00", who="curl", model="starter", prompt="secret", **asked))
+    [table] = open_page(PAGE).dataframe
+    [row] = table.value.to_dict("records")
+    assert (row["Who"], row["Answer tokens"], row["Ended"]) == ("curl", 4, "by itself")
+    assert "secret" not in str(row)
+
+
+def test_a_key_of_ones_own(open_page, project, started):
+    at = open_page(PAGE)
+    at.text_input(key="serve.key.text").set_value("short")
+    press(at, "Save")
+    assert "16 to 200" in at.error[0].value
+    at.text_input(key="serve.key.text").set_value("a-key-of-my-own-1234")
+    press(at, "Save")
+    assert own_key() == "a-key-of-my-own-1234"
+    at.button(key="serve.key.forget").click().run()
+    assert own_key() == ""
+
+
+def test_start_passes_the_limits_on(open_page, project, started):
+    at = open_page(PAGE)
+    at.number_input(key="serve.unload").set_value(10)
+    at.number_input(key="serve.longest").set_value(300)
+    press(at, "Start")
+    kept = {key: started[0][1][key] for key in ("unload_seconds", "max_answer_tokens", "max_waiting", "log_words")}
+    assert kept == {"unload_seconds": 600, "max_answer_tokens": 300, "max_waiting": 128, "log_words": 0}
+
+
+def test_other_servers_lines_name_base_and_adapters(tmp_path):
+    vllm, lmdeploy = server_lines("org/model", {"mine": tmp_path / "a b"}, 8001)
+    words = shlex.split(vllm.command)
+    assert words[:3] == ["vllm", "serve", "org/model"] and f"mine={tmp_path / 'a b'}" in words
+    assert words[words.index("--port") + 1] == "8001" and not vllm.installed
+    assert shlex.split(lmdeploy.command)[:4] == ["lmdeploy", "serve", "api_server", "org/model"]
 
 
 def test_stop_asks_the_server_to_stop(open_page, project, server, started):
@@ -135,7 +192,7 @@ def test_chinese(open_page, server, started):
 def test_a_server_that_loads_is_not_started_twice(open_page, project, started):
     here, other = open_page(PAGE), open_page(PAGE)
     for at in (here, other):
-        [button for button in at.button if button.label == "Start"][0].click().run()
+        press(at, "Start")
         assert not [button for button in at.button if button.label == "Start"]
     assert len(started) == 1
 
@@ -151,7 +208,7 @@ def test_a_running_server_is_given_more_adapters(open_page, project, server, sta
     at = open_page(PAGE)
     assert at.multiselect(key="serve.adapters").options == ["lora-1 · step 40"]
     at.multiselect(key="serve.adapters").set_value(["lora-1-step_40"])
-    [button for button in at.button if button.label == "Load"][0].click().run()
+    press(at, "Load")
     assert server.models == ["starter", "lora-1-step_20", "lora-1-step_40"]
     assert "Every converted checkpoint is loaded." in [caption.value for caption in at.caption]
     assert not started

@@ -1,0 +1,89 @@
+"""Products for a few rows, and adapters side by side: the same numbers as the usual way."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from studio.engine import thin
+from studio.engine.mixing import BASE_ADAPTER, RowAdapters
+from studio.engine.models.load import LoadedModel
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [5, 6, 7, 8]])
+NAMES = [BASE_ADAPTER, "a", "b", "c"]
+
+
+def make_adapter(base: Path, folder: Path, seed: int, **options: object) -> Path:
+    torch.manual_seed(seed)
+    config = LoraConfig(lora_alpha=16, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("last", [{"use_dora": True}, {"lora_bias": True}, {"use_rslora": True}])
+@torch.no_grad()
+def test_each_row_is_computed_as_its_adapter_alone(tiny_model: Path, tmp_path: Path, last: dict) -> None:
+    """Of different ranks, on different layers, and one that is more than y = xW + xAB, or scaled otherwise."""
+    folders = {
+        "a": make_adapter(tiny_model, tmp_path / "a", 1, r=4, target_modules="all-linear"),
+        "b": make_adapter(tiny_model, tmp_path / "b", 2, r=8, target_modules=["q_proj", "down_proj"]),
+        "c": make_adapter(tiny_model, tmp_path / "c", 3, r=4, target_modules=["q_proj", "v_proj"], **last),
+    }
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    model = base
+    for name, folder in folders.items():
+        if model is base:
+            model = PeftModel.from_pretrained(base, str(folder), adapter_name=name)
+        else:
+            model.load_adapter(str(folder), adapter_name=name)
+    model.eval()
+    wanted = []
+    for number, name in enumerate(NAMES):
+        if name == BASE_ADAPTER:
+            with model.disable_adapter():
+                wanted.append(model(input_ids=IDS[number : number + 1]).logits)
+        else:
+            model.set_adapter(name)
+            wanted.append(model(input_ids=IDS[number : number + 1]).logits)
+    adapters = RowAdapters(model)
+    adapters.send(NAMES)
+    found = base(input_ids=IDS).logits
+    assert torch.allclose(found, torch.cat(wanted), atol=1e-4)
+    adapters.send(NAMES[:2])  # fewer of them, without laying the others anew
+    assert torch.allclose(base(input_ids=IDS[:2]).logits, torch.cat(wanted[:2]), atol=1e-4)
+    with pytest.raises(ValueError, match="nobody"):
+        adapters.send(["nobody"])
+    adapters.close()
+    model.set_adapter("a")
+    assert torch.allclose(model(input_ids=IDS[1:2]).logits, wanted[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 2, 8, 40])
+@torch.no_grad()
+def test_exchanged_factors_give_the_same_logits(
+    load_tiny: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, num_tokens: int
+) -> None:
+    model = load_tiny(dtype=dtype).model.eval()
+    ids = torch.arange(10, 10 + num_tokens).unsqueeze(0)
+    before = model(input_ids=ids).logits
+    monkeypatch.setattr(thin, "_is_faster", lambda layers: True)
+    assert thin.thin_out(model)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    assert torch.allclose(model(input_ids=ids).logits, before, atol=tolerance)
+
+
+def test_nothing_is_exchanged_where_it_is_not_faster(
+    load_tiny: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_tiny().model
+    monkeypatch.setattr(thin, "_is_faster", lambda layers: False)
+    assert not thin.thin_out(model)
+    assert not any("forward" in vars(module) for module in model.modules())
