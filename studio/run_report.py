@@ -246,7 +246,7 @@ def _colors(found: Comparison) -> dict[str, str]:
 
 
 def _failed(answer: Answer) -> bool:
-    return not answer.detail.get("passed", True)
+    return answer.judged and not answer.passed
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
