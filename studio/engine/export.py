@@ -15,7 +15,7 @@ from studio.data.talk import WEIGHTS_FILE
 from studio.data.tokens import TextTokenizer
 from studio.engine import merge
 from studio.engine.adapter_files import Adapter, read_adapter
-from studio.engine.card import STARTER_LICENSE, export_card, public_base, shown_base, use_of
+from studio.engine.card import STARTER_LICENSE, export_card, public_base, use_of
 from studio.engine.checkpoint import versions
 from studio.engine.convert import weights_of_run
 from studio.engine.devices import pick_device, set_threads
@@ -120,7 +120,7 @@ def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
         verdict = checking.verdict_of_file(file, expected, form.name, torch.get_num_threads())
         facts = {"kind": kind, "format": form.name, "file": file.name, "sha256": sha256_of(file)}
         record = _finish(folder, source, verdict, facts)
-    return _register(job, out, record)
+    return _register(job, source, out, record)
 
 
 def to_adapter(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def to_adapter(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
         _zip(folder, folder / f"{out.name}.zip")
         record["files"] = sorted([*record["files"], f"{out.name}.zip"])
         atomic_write_json(folder / GATE_FILE, record)
-    return _register(job, out, record)
+    return _register(job, source, out, record)
 
 
 def to_merged(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
@@ -196,14 +196,14 @@ def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any
         "run_id": source.run_id,
         "step": source.step,
         "method": source.seal.get("method", ""),
-        "base": source.base.name,
+        "base": public_base(source.base.name),
         "base_fingerprint": source.base.fingerprint,
         "adapter_sha256": source.adapter.hash if source.adapter else "",
         "data_fingerprints": source.seal.get("data_fingerprints", {}),
     }
     record = facts | about | verdict.to_row() | {"versions": versions()}
     told = {key.replace("_", " "): value for key, value in (facts | about).items()}
-    told |= {"base": shown_base(source.base.name), "gate": verdict.message, "made with": versions()}
+    told |= {"gate": verdict.message, "made with": versions()}
     use = use_of(facts["kind"], folder_name=source.run_id or source.folder.name, file=facts["file"])
     atomic_write_text(folder / CARD_FILE, export_card(use[0], source.base.name, told, use[1]))
     record["files"] = sorted([*(path.name for path in folder.iterdir()), GATE_FILE])
@@ -211,7 +211,7 @@ def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any
     return record
 
 
-def _register(job: JobContext, out: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _register(job: JobContext, source: Source, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Note the export in the project that it lies in; returns the job's result."""
     root, place = job.folder.resolve(), out.resolve()
     told = ("kind", "format", "file", "passed", "message", "read_with", "figures", "other_prompts", "lacking_ends")
@@ -220,7 +220,7 @@ def _register(job: JobContext, out: Path, record: dict[str, Any]) -> dict[str, A
         with open_db(job.folder) as db:
             path = str(place.relative_to(root))
             store.put_output(db, store.Output("export", path, record["run_id"], record["step"], detail))
-    return detail | {"path": str(out), "base": record["base"]}
+    return detail | {"path": str(out), "base": source.base.name}
 
 
 EXPORTS = {"gguf": to_gguf, "ollama": to_gguf, "adapter": to_adapter, "merged": to_merged}
