@@ -63,10 +63,19 @@ def opened(project: Project, source: str) -> Draft:
     """Open a config or preset in place of the draft. What is wrong in a file is shown, not raised."""
     kind, _colon, name = source.partition(":")
     text = runs.preset_text(project, name) if kind == PRESET else read_text(runs.config_path(project, name))
+    return remember(_with_text(_begun(source, text, text), text))
+
+
+def taken(name: str, text: str) -> Draft:
+    """Put a config from elsewhere in place of the draft; it is not saved yet."""
+    return remember(_with_text(_begun(f"{OWN}:{name}", text), text))
+
+
+def _begun(source: str, text: str, saved_text: str = "") -> Draft:
+    """A draft whose widgets start over."""
     before = state.kept(KEY)
     version = before.version + 1 if before else 1
-    draft = Draft(source, text, preset(DEFAULT_PRESET).model_dump(mode="json"), (), version, text)
-    return remember(_with_text(draft, text))
+    return Draft(source, text, preset(DEFAULT_PRESET).model_dump(mode="json"), (), version, saved_text)
 
 
 def remember(draft: Draft) -> Draft:

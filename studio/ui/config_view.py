@@ -13,6 +13,7 @@ from studio.ui import config_draft as drafts
 from studio.ui import state
 from studio.ui.built_in_view import open_button
 from studio.ui.config_draft import Derived, Draft
+from studio.ui.config_import import import_button
 from studio.ui.estimate_view import estimate_panel
 from studio.ui.forms import config_form
 from studio.ui.frame import DATA, TRAIN, go, link
@@ -39,7 +40,9 @@ def pick(project: Project, draft: Draft) -> None:
         drafts.opened(project, chosen)
         st.rerun()
     with right:
-        open_button(project)
+        with st.container(horizontal=True, gap="small"):
+            open_button(project)
+            import_button()
         words = {FORM: (_("Form"), None), YAML: (_("YAML"), None)}
         st.segmented_control(
             _("View"), list(words), default=state.kept("config.view", FORM), required=True, key="config.view",

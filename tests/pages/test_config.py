@@ -9,7 +9,7 @@ from studio.config.catalog.base_models import FAMILIES
 from studio.config.schema import NOT_IN_FORM, RunConfig
 from studio.config.yaml import load_config, load_text
 from studio.data.formats import Conversation, Message
-from studio.paths import sha256_of
+from studio.paths import REPOSITORY, sha256_of
 from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.ui.forms import SHOWN_FOR
@@ -245,3 +245,20 @@ def test_code_that_is_not_in_the_folder_cannot_be_consented_to(opened, with_code
     assert "from another place" in texts(at.warning)
     with pytest.raises(KeyError):
         at.button(key="config.code")
+
+
+def test_a_python_config_of_xtuner_is_read_and_opened(opened, project):
+    opened.button(key="config.import.open").click().run()
+    path = REPOSITORY / "tests/config/fixtures/tutorial.py.txt"
+
+    def in_import(act):
+        opened.button(key="config.import.open").click()
+        act().run()
+
+    in_import(lambda: opened.text_input(key="config.import.path").input("/nowhere/config.py"))
+    assert "cannot be read" in texts(opened.error)
+    in_import(lambda: opened.text_input(key="config.import.path").input(str(path)))
+    assert "/root/ft/model" in texts(opened.markdown) and not opened.exception
+    in_import(lambda: opened.button(key="config.import.take").click())
+    assert field(opened, "model.base").value == "/root/ft/model" and field(opened, "data.max_length").value == 1024
+    assert runs.list_configs(project) == [] and "Not saved yet" in texts(opened.caption)

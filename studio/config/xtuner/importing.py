@@ -52,6 +52,15 @@ def import_text(text: str, name: str = "imported") -> Imported:
     return _imported(read_text(text, f"{name}.py"), f"{name}.py", name)
 
 
+def import_bytes(content: bytes, file_name: str) -> Imported:
+    """As `import_text` for the bytes of an uploaded file. Raises ConfigError."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("(file)", f"cannot be read: {error}")], file_name) from None
+    return _imported(read_text(text, file_name), file_name, config_name(Path(file_name).stem))
+
+
 def _imported(reading: Reading, source: str, name: str) -> Imported:
     found = mapped(reading, source)
     converted = convert(name, found.terms)
