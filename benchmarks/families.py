@@ -122,8 +122,6 @@ def tiny(entry: Entry, base: Path) -> RunConfig:
     values = config_of(entry).model_dump(mode="json")
     values["model"] |= {"base": str(base), "dtype": "float32"}
     values["data"]["max_length"] = min(256, values["data"]["max_length"])
-    if "w1" in values["lora"]["target_modules"]:  # transformers 5 fuses Mixtral's experts: no linear layers are left
-        values["lora"]["target_modules"] = "q_proj,k_proj,v_proj,o_proj"
     values["train"] |= {"learning_rate": RATE, "warmup_ratio": None, "warmup_steps": 0}
     return parse_config(values)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from studio.config.schema import LoraSection, RunConfig
 from studio.engine.adapter_files import read_adapter
-from studio.engine.models.families import Native, layout_of
+from studio.engine.models.families import layout_of
 from studio.engine.models.load import LoadedModel
 from studio.errors import CheckpointError, ConfigError, ModelError, Problem
 
@@ -36,7 +36,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> nn.Module:
         return loaded.model.requires_grad_(True).float()
     loaded.model.requires_grad_(False)
     try:
-        return get_peft_model(loaded.model, _peft_config(config, layout_of(loaded.model)))
+        return get_peft_model(loaded.model, _peft_config(config, loaded.model))
     except ValueError as error:
         names = ", ".join(_linear_names(loaded.model))
         raise ConfigError(
@@ -154,7 +154,7 @@ def _require_same_kind(model: PeftModel, folder: Path) -> None:
         )
 
 
-def _peft_config(config: RunConfig, layout: Native | None) -> PeftConfig:
+def _peft_config(config: RunConfig, model: nn.Module) -> PeftConfig:
     if config.method == "prompt_tuning":
         return PromptTuningConfig(
             task_type="CAUSAL_LM",
@@ -163,20 +163,33 @@ def _peft_config(config: RunConfig, layout: Native | None) -> PeftConfig:
         )
     if config.method == "prefix_tuning":
         return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.prompt.num_virtual_tokens)
-    return _lora_config(config.lora, layout)
+    return _lora_config(config.lora, _targets(config.lora.target_modules, model))
 
 
-def _lora_config(lora: LoraSection, layout: Native | None) -> LoraConfig:
-    names = lora.target_modules
-    if layout and names != "all-linear":
-        names = ",".join(layout.renamed_targets(names.split(",")))
+def _targets(names: str, model: nn.Module) -> str | list[str]:
+    """The layers that get an adapter, as they are called in the model; those that it has not are told of in the log.
+
+    Of a mixture's experts transformers keeps one weight for all, which PEFT would take for w1, w2 and w3, and refuse
+    with dropout; XTuner's configs name them.
+    """
+    if names == "all-linear":
+        return names
+    wanted, layout = names.split(","), layout_of(model)
+    wanted = layout.renamed_targets(wanted) if layout else wanted
+    there = [name for name in wanted if any(f".{each}".endswith(f".{name}") for each, _ in model.named_modules())]
+    if there and (missing := sorted(set(wanted) - set(there))):
+        print(f"The model has no layer {', '.join(missing)}: nothing there gets an adapter.", flush=True)
+    return there or wanted
+
+
+def _lora_config(lora: LoraSection, targets: str | list[str]) -> LoraConfig:
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_dora=lora.dora,
         use_rslora=lora.rslora,
-        target_modules=names if names == "all-linear" else names.split(","),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
 

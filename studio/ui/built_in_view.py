@@ -8,6 +8,7 @@ from studio.estimate import GIB
 from studio.projects import Project
 from studio.ui import config_draft as drafts
 from studio.ui.i18n import _
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
 
 KEY = "config.built_in"
@@ -101,7 +102,7 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
 def _details(project: Project, row: BuiltIn) -> None:
     st.markdown(f"**{plain(row.name)}** — {plain(row.base)}, {plain(_(row.about))}")
     if row.missing:
-        st.warning(plain(row.missing), icon=":material/construction:")
+        st.warning(plain(told(row.missing)), icon=":material/construction:")
     if not row.fits:
         st.caption(_("It needs more memory than this machine has; the Config page suggests what would fit."))
     if st.button(_("Open this config"), type="primary", icon=":material/edit:", key=f"{KEY}.take"):

@@ -7,6 +7,7 @@ import streamlit as st
 from studio.config.xtuner.importing import Imported, import_bytes, import_file
 from studio.ui import config_draft as drafts
 from studio.ui.i18n import _
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
 
 KEY = "config.import"
@@ -53,9 +54,9 @@ def _say(found: Imported) -> None:
     config = found.config
     st.markdown(f"**{plain(config.name)}** — {plain(config.method)}, {plain(config.model.base)}")
     if found.unread:
-        lines = "\n".join(f"- {plain(each)}" for each in found.unread)
+        lines = "\n".join(f"- {plain(told(each))}" for each in found.unread)
         st.warning(f"{_('Not taken over:')}\n\n{lines}", icon=":material/warning:")
     for note in found.notes:
-        st.caption(plain(note))
+        st.caption(plain(told(note)))
     with st.expander(_("As YAML")):
         st.code(found.text, language="yaml", height=320)

@@ -114,7 +114,8 @@ def test_a_copy_reads_back_and_says_what_it_comes_from(recipe: str) -> None:
     text = catalog.preset_text(entry.name)
     assert load_text(text, entry.name) == config_of(entry)
     assert text.startswith(f"# {entry.name}: as in XTuner 0.1.23.") and f"of the data {recipe}" in text
-    assert (entry.missing in text) == bool(entry.missing) or not entry.missing
+    assert all(f"NOT IN RETUNE YET: {each}" in text for each in entry.missing.splitlines())
+    assert ("NOT IN RETUNE YET" in text) == bool(entry.missing)
     for source in entry.terms.sources:
         assert not source.format or source.format in ALL_FORMATS
 

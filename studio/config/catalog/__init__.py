@@ -101,6 +101,6 @@ def _header(found: Entry) -> list[str]:
         lines.append(f"From ModelScope instead: model.base: modelscope:{model.modelscope_id}")
     lines.append(f"Data: {recipe.about}. `retune data fetch` with this file gets what the project does not have yet.")
     if found.missing:
-        lines.append(f"NOT IN RETUNE YET: {found.missing}")
+        lines += [f"NOT IN RETUNE YET: {each}" for each in found.missing.splitlines()]
     lines += [f"Otherwise: {note}." for note in found.line.notes]
     return [*lines, "Behind a value stands what it comes from."]

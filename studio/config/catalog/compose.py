@@ -34,8 +34,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Entry:
-    """A built-in config. `base` is the id of what it trains, `missing` what Retune cannot do of it yet ("" for
-    nothing), `notes` what is otherwise than in XTuner."""
+    """A built-in config. `base` is the id of what it trains, `missing` what Retune cannot do of it yet, a
+    sentence a line ("" for nothing), `notes` what is otherwise than in XTuner."""
 
     line: Line
     model: KnownModel
@@ -52,10 +52,12 @@ class Entry:
     @property
     def missing(self) -> str:
         parts = [self.line.missing, RECIPES[self.line.recipe].missing]
+        if "w1" in self.terms.targets:
+            parts.append("Experts (w1, w2, w3) get no adapter: transformers keeps those of a layer in one weight.")
         split = self.terms.sequence_parallel
         if split > 1:
             parts.append(f"XTuner splits each sequence over {split} GPUs; here it must fit on one device.")
-        return " ".join(part for part in parts if part)
+        return "\n".join(part for part in parts if part)
 
     @property
     def terms(self) -> Terms:

@@ -259,7 +259,6 @@ _LIST: tuple[Line, ...] = (
     Line("starcoder_qlora_stack_exchange_example", "starcoder", "qlora", "stack_exchange"),
 )  # fmt: skip
 
-PREFERENCE_MISSING = "Training on pairs of answers ({}) comes later; the pairs can be imported and looked at."
 _DPO, _ORPO = {"learning_rate": 5e-7}, {"learning_rate": 5e-6}
 _REWARD = {"epochs": 1, "sample_every": 0, "prompts": (), "system": "", "template": ""}
 _E5 = {"epochs": 5, "warmup_ratio": 0.01}
@@ -299,7 +298,8 @@ def _preference() -> Iterator[Line]:
 def _pairs(
     name: str, model: str, method: str, recipe: str, task: str, terms: dict[str, Any], notes: tuple[str, ...] = ()
 ) -> Line:
-    missing = PREFERENCE_MISSING.format({"reward": "a reward model"}.get(task, task.upper()))
+    kind = {"reward": "a reward model"}.get(task, task.upper())
+    missing = f"Training on pairs of answers ({kind}) comes later; the pairs can be imported and looked at."
     return Line(name, model, method, recipe, task, {"pack": False, **terms}, missing, notes)
 
 
