@@ -86,7 +86,7 @@ def ends_of(shared: int, length: int, num_tokens: int) -> np.ndarray:
 def measure(ends: np.ndarray, dtype: torch.dtype, repeats: int) -> tuple[dict[str, float], float]:
     """Milliseconds by kind, and the error of the blocks."""
     mask = mask_of(ends)
-    kinds = {"blocks": _by(make_layout("blocks", ends, dtype, CPU)), "masked": _masked(mask), "plain": _plain(mask)}
+    kinds = {"blocks": _by(make_layout("blocks", ends, CPU)), "masked": _masked(mask), "plain": _plain(mask)}
     row = inputs(len(ends), dtype)
     for attend in kinds.values():
         run(attend, row)
