@@ -1,8 +1,8 @@
 """How likely a model holds given answers: cross-entropy over their tokens, and divergence from the base's predictions.
 
 The divergence is Kullback and Leibler's from base to tuned model, over the base's TOP likeliest tokens and all others
-taken together. Taking tokens together can only make it smaller, and the rest weighs little; in return the base's side
-of it is a few kilobytes an answer, so that base and tuned model need not be in memory at the same time.
+taken together. Taking tokens together can only make it smaller, so it is a lower bound; in return the base's side of it
+is two kilobytes a token, and base and tuned model need not be in memory at the same time.
 """
 
 from collections.abc import Mapping, Sequence
