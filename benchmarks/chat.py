@@ -1,6 +1,6 @@
 """What several columns of a chat cost: the studio's one batch beside `transformers` and PEFT, and many streams at once.
 
-    python benchmarks/chat.py [--rounds 5] [--tokens 48] [--serve] [--memory]
+    python benchmarks/chat.py [--rounds 5] [--tokens 48] [--quick] [--serve] [--memory]
 
 The starter model on the CPU in the number format that the studio picks, LoRA of rank 16 on all linear layers, a prompt
 of some forty tokens, greedy answers of a fixed length. All ways take turns in every round (A B C A B C), in one process
@@ -51,6 +51,7 @@ BASE, NUM_ADAPTERS, RANK = "starter", 3, 16
 QUESTION = [{"role": "user", "content": "Explain in a few sentences why the sky is blue and the evening sky is red."}]
 REFERENCE = "studio, base alone"
 NUM_REQUESTS = 500
+QUICK_LEAVES_OUT = ("transformers generate, 4", "PEFT mixed batch, 4", "4 streams")
 
 
 def main() -> None:
@@ -70,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--quick", action="store_true", help="one column and two, and the peers' two")
     parser.add_argument("--serve", action="store_true", help="over HTTP, beside `transformers serve`")
     parser.add_argument("--memory", action="store_true", help=f"{NUM_REQUESTS} requests to the studio's server")
     return parser.parse_args()
@@ -170,6 +172,8 @@ def _columns(
         "studio, 4 streams of the base": lambda: studio.ask([BASE] * 4),
         "studio, 16 streams of the base": lambda: studio.ask([BASE] * 16),
     }
+    if options.quick:
+        ways = {name: way for name, way in ways.items() if not any(many in name for many in QUICK_LEAVES_OUT)}
     wall, cpu, tokens = _measure(ways, options.rounds)
     yield from [
         "| way | time / one column | CPU time / one column | tokens per second, all columns |",
@@ -303,7 +307,7 @@ def _head(options: argparse.Namespace, dtype: torch.dtype) -> list[str]:
     return [
         "# Columns of a chat, and many streams",
         "",
-        f"`python benchmarks/chat.py --rounds {options.rounds} --tokens {options.tokens}`: {BASE}, "
+        f"`python benchmarks/chat.py {' '.join(sys.argv[1:])}`: {BASE}, {options.rounds} rounds, "
         f"{str(dtype).removeprefix('torch.')}, LoRA of rank {RANK} on all linear layers, {options.tokens} tokens each.",
         "Times are medians (least to most) of ratios within a round to one column of the base alone, decoded by the",
         "studio; prompts are read anew in all of them. Processor time counts what the process computed, whatever else",
