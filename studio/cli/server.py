@@ -110,7 +110,7 @@ def key(
 ) -> None:
     """Print the key of the running server, or set one of your own. It is never taken from the command line.
 
-    Example: export RETUNE_TOKEN=$(retune server key)
+    Example: retune server key
     """
     if forget:
         server_key.set_own_key("")

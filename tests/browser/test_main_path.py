@@ -12,7 +12,7 @@ from tests.browser.conftest import Visitor, drawn, to_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-NUM_STEPS = 24
+NUM_STEPS = 48  # long enough to be watched on a busy machine
 RUN = "starter_lora-1"
 JOB_MS = 480_000
 # In bfloat16 a near tie may fall the other way; then the page says so.
