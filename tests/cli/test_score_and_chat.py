@@ -123,7 +123,7 @@ def test_serve_answers_until_ctrl_c(trained: Project) -> None:
         models = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()["data"]
         assert models[-1]["id"] == "tiny-1-step_4"
         assert httpx.get(f"{url}/models", timeout=30).status_code == 401
-        assert process.stdout and "ready" in process.stdout.readline()  # it watches the server now
+        assert process.stdout and any("ready" in line for line in process.stdout)  # it watches the server now
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=300)[0]
     finally:
@@ -141,9 +141,9 @@ def _address(process: subprocess.Popen[str]) -> tuple[str, Path]:
     lines: list[str] = []
     for line in process.stdout or ():
         lines.append(line)
-        if line.startswith("The token is in "):
+        if line.startswith("The key is in "):
             served = next(one for one in lines if one.startswith("Serving "))
-            return served.split(" at ")[1].strip(), Path(line.removeprefix("The token is in ").split(". Ctrl-C")[0])
+            return served.split(" at ")[1].strip(), Path(line.removeprefix("The key is in ").split("; ")[0])
         assert time.monotonic() < deadline
     raise AssertionError("".join(lines))
 
