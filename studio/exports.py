@@ -11,6 +11,7 @@ from typing import Any
 
 from studio import jobs, runs
 from studio.errors import JobError, StudioError
+from studio.machine import INSTALL_QUANTIZE, QUANTIZE_TOOL
 from studio.models import resolve
 from studio.paths import slugify
 from studio.projects import Project
@@ -19,7 +20,9 @@ from studio.store import open_db
 from studio.store.checkpoints import Output
 from studio.store.jobs import Job
 
-GGUF_FORMATS = ("f16", "bf16", "q8_0", "f32")
+K_QUANTS = ("q6_k", "q5_k_m", "q4_k_m")
+"""Formats that llama.cpp's own tool writes, from an f16 file; offered where that tool is on the PATH."""
+GGUF_FORMATS = ("f16", "bf16", "q8_0", "f32", *K_QUANTS)
 FORMATS = {
     "ollama": GGUF_FORMATS,
     "gguf": GGUF_FORMATS,
@@ -56,11 +59,26 @@ class Choice:
                 f"An export for {self.kind} cannot be written as {self.format!r}.",
                 f"Allowed: {', '.join(filter(None, allowed))}.",
             )
+        if self.format in K_QUANTS and not has_quantize():
+            raise StudioError(f"{self.format} is written by {QUANTIZE_TOOL}, which is not here.", INSTALL_QUANTIZE)
         fields = ("kind", "format", "overwrite", "onto", "max_shard_size")
         return {name: getattr(self, name) for name in fields}
 
     def replacing(self, overwrite: bool) -> "Choice":
         return replace(self, overwrite=overwrite)
+
+
+def has_quantize() -> bool:
+    return shutil.which(QUANTIZE_TOOL) is not None
+
+
+def has_ollama() -> bool:
+    return shutil.which("ollama") is not None
+
+
+def formats_here(kind: str) -> tuple[str, ...]:
+    """The number formats that can be written on this machine, as in FORMATS."""
+    return tuple(each for each in FORMATS[kind] if each not in K_QUANTS or has_quantize())
 
 
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
@@ -114,6 +132,12 @@ def start_push(
     return jobs.start(folder, "push", args, title=f"push {export.name}", needs_device=False)
 
 
+def start_ollama(folder: Path, export: Path) -> Job:
+    """Let this machine's Ollama create a model of an export, under the name of its folder, in a job of `folder`."""
+    args = {"export": str(export), "name": slugify(export.name)}
+    return jobs.start(folder, "ollama", args, title=f"ollama create {args['name']}", needs_device=False)
+
+
 def is_busy(project: Project, run_id: str, step: int) -> bool:
     """Whether this checkpoint is being exported."""
     found = (job for job in jobs.refresh(project.folder) if job.kind in ("export", "merge") and job.live)
@@ -151,7 +175,7 @@ def uses(kind: str, folder: Path, base: str, file: str = "") -> Iterator[Use]:
     if kind == "ollama":
         model = str(folder / "Modelfile")
         command = f"{shlex.join(['ollama', 'create', name, '-f', model])}\n{shlex.join(['ollama', 'run', name])}"
-        yield Use("Ollama", command, shutil.which("ollama") is not None)
+        yield Use("Ollama", command, has_ollama())
     if kind in ("ollama", "gguf"):
         yield _use("llama.cpp", ["llama-server", "-m", str(folder / file), "--jinja"], "llama-server")
     if kind == "merged":

@@ -22,6 +22,10 @@ ASK_SECONDS = 10
 MIB = 2**20
 PACKAGES = ("torch", "transformers", "peft", "retune")  # what shapes the numbers of any run
 UNKNOWN = "unknown"
+QUANTIZE_TOOL = "llama-quantize"
+INSTALL_QUANTIZE = (
+    "Install llama.cpp (its releases have llama-quantize), so that it is on the PATH; q8_0 needs no tool."
+)
 MORE_PACKAGES = ("tokenizers", "numpy", "accelerate", "deepspeed", "bitsandbytes")
 
 

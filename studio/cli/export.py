@@ -12,6 +12,7 @@ from studio.cli.follow import follow
 from studio.cli.group import group
 from studio.cli.lazy import exports
 from studio.cli.options import JsonOption, ProjectOption, ShardOption, StepOption, base_model, checkpoint_step, chosen
+from studio.errors import StudioError
 from studio.paths import system_folder
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ app = group("Export a checkpoint for another tool, and check that it answers the
 SourceArgument = Annotated[str, typer.Argument(help="A run, as starter_lora-1, or a folder: an adapter or a model.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The folder to write; in the project when left out.")]
 BaseOption = Annotated[str, typer.Option(help="Base model of an adapter folder, where the one it names is not here.")]
-FormatOption = Annotated[str, typer.Option(help="f16, bf16, q8_0 or f32.")]
+FormatOption = Annotated[
+    str,
+    typer.Option(help="f16, bf16, q8_0 or f32; with llama.cpp's llama-quantize on the PATH q6_k, q5_k_m or q4_k_m."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an export that lies there.")]
 
 
@@ -52,13 +56,20 @@ def ollama(
     out: OutOption = None,
     base: BaseOption = "",
     overwrite: OverwriteOption = False,
+    create: Annotated[bool, typer.Option("--create", help="Then let the Ollama of this machine create it.")] = False,
     project: ProjectOption = "",
 ) -> None:
     """Write a GGUF file and a Modelfile for Ollama; exit code 1 when it does not answer the same.
 
-    Example: retune export ollama starter_lora-1 --format q8_0
+    Example: retune export ollama starter_lora-1 --format q8_0 --create
     """
-    _do(source, step, out, base, exports.Choice("ollama", format, overwrite), project)
+    if create and not exports.has_ollama():
+        raise StudioError("Ollama is not on the PATH, so --create can do nothing.", "https://ollama.com/download")
+    ended = _do(source, step, out, base, exports.Choice("ollama", format, overwrite), project)
+    if create:
+        place = system_folder()
+        made = follow(place, exports.start_ollama(place, Path(ended.result["path"])))
+        show.say(f"Created in Ollama: {made.result['command']}")
 
 
 @app.command()
@@ -142,11 +153,12 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
     return show.table(["for", "run", "step", "gate", "folder"], rows)
 
 
-def _do(source: str, step: int, out: Path | None, base: str, choice: Choice, project: str) -> None:
+def _do(source: str, step: int, out: Path | None, base: str, choice: Choice, project: str) -> Job:
     """Export, say what came of it, and leave with 1 when the gate failed."""
     folder = Path(source).expanduser()
     job = _of_folder(folder, out, base, choice) if folder.is_dir() else _of_run(source, step, out, choice, project)
     say_verdict(job, choice.kind)
+    return job
 
 
 def _of_folder(folder: Path, out: Path | None, base: str, choice: Choice) -> Job:

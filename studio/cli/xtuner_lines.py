@@ -273,11 +273,12 @@ def chat_words(line: argparse.Namespace) -> list[str]:
 
 
 def merge_words(line: argparse.Namespace) -> list[str]:
-    """`retune convert merge …`. Raises StudioError for CLIP."""
+    """`retune convert merge …`, which replaces an earlier merge as XTuner does. Raises StudioError for CLIP."""
     if line.is_clip:
         raise StudioError("--is-clip is for models that see images.", NO_LATER)
     words = ["convert", "merge", line.model_name_or_path, line.adapter_name_or_path, line.save_dir]
-    return [*words, "--max-shard-size", line.max_shard_size, "--device", line.device, "--dtype", XTUNERS_DTYPE]
+    words += ["--max-shard-size", line.max_shard_size, "--device", line.device, "--dtype", XTUNERS_DTYPE]
+    return [*words, "--overwrite"]
 
 
 def _option(name: str) -> str:

@@ -23,6 +23,7 @@ VERBS = {
     "merge": "studio.engine.merge",
     "export": "studio.engine.export",
     "push": "studio.engine.push",
+    "ollama": "studio.engine.ollama",
     "split": "studio.engine.split",
     "layout": "studio.engine.relayout",
     "import_checkpoint": "studio.engine.importing_checkpoint",

@@ -8,6 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from studio.models import STARTER, resolve
+from studio.report import score_rows
+from studio.store.evaluations import Evaluation
 
 STARTER_HUB_ID, STARTER_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 
@@ -23,9 +25,15 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER)"""
 
 
 def model_card(
-    title: str, *, base: str, is_adapter: bool, facts: Mapping[str, Any], config: Mapping[str, Any] | None = None
+    title: str,
+    *,
+    base: str,
+    is_adapter: bool,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    scorecard: Evaluation | None = None,
 ) -> str:
-    """Markdown with a YAML header in the Hub's conventions; facts become a table."""
+    """Markdown with a YAML header in the Hub's conventions; facts and scores become tables."""
     method = str(facts.get("method", ""))
     header = ModelCardData(
         base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
@@ -39,6 +47,7 @@ def model_card(
         f"# {_cell(title)}",
         _intro(base, is_adapter),
         _table(facts),
+        *_scores(scorecard),
         f"## Use\n\n```python\n{USE_ADAPTER if is_adapter else USE_MODEL}\n```",
     ]
     if config:
@@ -56,7 +65,7 @@ def use_of(kind: str, folder_name: str, file: str) -> tuple[str, str]:
     return f"{folder_name}, GGUF", f"```bash\nllama-cli -m {file} --jinja\nllama-server -m {file} --jinja\n```"
 
 
-def export_card(title: str, base: str, facts: Mapping[str, Any], use: str) -> str:
+def export_card(title: str, base: str, facts: Mapping[str, Any], use: str, scorecard: Evaluation | None = None) -> str:
     """The card of files for another tool: what they are and what came of reading them back."""
     header = ModelCardData(
         base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
@@ -70,14 +79,31 @@ def export_card(title: str, base: str, facts: Mapping[str, Any], use: str) -> st
         f"# {_cell(title)}",
         _intro(base, False),
         _table(facts),
+        *_scores(scorecard),
         f"## Use\n\n{use}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items() if value not in ("", None))
+    rows = "\n".join(
+        f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items() if value not in ("", None, {})
+    )
     return f"| | |\n| --- | --- |\n{rows}"
+
+
+def _scores(scorecard: Evaluation | None) -> list[str]:
+    """What the checkpoint scored beside its base, as a section; none for weights that were not scored."""
+    if scorecard is None:
+        return []
+    table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in score_rows(scorecard))
+    where = f"step {scorecard.step}" if scorecard.run_id else scorecard.subject
+    told = (
+        f"Measured on the checkpoint ({_cell(where)}, weights `{scorecard.weights_hash[:16]}`) on "
+        f"{scorecard.created_at[:10]} with held-out probes, before it was written in this form. Brackets hold 95 % "
+        "intervals."
+    )
+    return [f"## Scores\n\n{told}\n\n| Score | Base | Tuned |\n| --- | --- | --- |\n{table}"]
 
 
 def _intro(base: str, is_adapter: bool) -> str:

@@ -20,11 +20,15 @@ from studio.engine.equality import (
     Reference,
     agreement,
     answer_logits,
+    compare,
     make_reference,
     probe_prompts,
 )
-from studio.engine.folding import attach
+from studio.engine.folding import FoldedWeights, LoadedWeights, StoredWeights, attach, fill
 from studio.engine.models.load import load_base
+from studio.engine.weighing import ALLOWED, Read, Weighed, weigh
+
+SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,20 @@ class Verdict:
     """What came of reading an export back. `read_with`: the program that did.
 
     `other_prompts`: questions whose chat it renders or tokenises otherwise than in training. `lacking_ends`: tokens
-    that end an answer, and that the export does not know as such.
+    that end an answer, and that the export does not know as such. `weights`: its tensors against those that were to be
+    written; None where they are the trained ones themselves, or are named otherwise than transformers names them.
     """
 
     read_with: str
     agreement: Agreement
     other_prompts: tuple[str, ...] = ()
     lacking_ends: tuple[str, ...] = ()
+    weights: Weighed | None = None
 
     @property
     def passed(self) -> bool:
-        return self.agreement.verified and not self.other_prompts and not self.lacking_ends
+        weighed = self.weights is None or self.weights.passed
+        return self.agreement.verified and weighed and not self.other_prompts and not self.lacking_ends
 
     @property
     def message(self) -> str:
@@ -53,6 +60,10 @@ class Verdict:
             f"{found.same_answers} of {found.num_answers} greedy answers are the same{ties}",
             f"logits differ by {found.relative_error:.2g} (allowed {found.tolerance:.2g})",
         ]
+        if self.weights:
+            parts.append(self.weights.message)
+        if not found.is_folded:
+            parts.append(f"folding alone moves logits by {found.folding_error:.2g}")
         if self.other_prompts:
             parts.append(f"{len(self.other_prompts)} of {found.num_answers} prompts are not the ones it was trained on")
         if self.lacking_ends:
@@ -66,6 +77,7 @@ class Verdict:
             "message": self.message,
             "read_with": self.read_with,
             "figures": self.agreement.figures(),
+            "weights": self.weights.figures() if self.weights else None,
             "other_prompts": list(self.other_prompts),
             "lacking_ends": list(self.lacking_ends),
             "questions": list(PROBES),
@@ -105,6 +117,31 @@ def verdict_of_folder(
         f"transformers {__version__}", agreement(found, expected.logits, tolerance),
         other_prompts(expected, probe_prompts(loaded)), tuple(lacking),
     )  # fmt: skip
+
+
+def weigh_folder(folder: Path, weights: FoldedWeights, dtype: torch.dtype) -> Weighed | None:
+    """Every tensor of a written model against what it should be; None where its files use names of their own."""
+    if not weights.is_streamable:
+        return None
+    stored = StoredWeights(folder)
+    reads = (
+        Read(name, stored.read(name) if name in stored.shapes else torch.zeros(shape), weights.read(name),
+             weights.before(name))
+        for name, shape in weights.shapes.items()
+    )  # fmt: skip
+    return weigh(reads, ALLOWED[SHORT[dtype]])
+
+
+def folding_error(
+    base: Path, adapter: Adapter, expected: Reference, device: torch.device, squeezed: bool = False
+) -> float | None:
+    """Of the fold in float32, before any rounding: that would hide a layer that was left out."""
+    loaded = load_base(base, dtype=torch.float32, device=device)
+    weights = FoldedWeights(base, adapter, squeezed=squeezed, loaded=LoadedWeights(loaded.model))
+    if weights.is_parted:  # a model with one tensor for both cannot show it
+        return None
+    fill(loaded.model, weights)
+    return compare(loaded, expected, torch.float32).relative_error
 
 
 def verdict_of_adapter(base: Path, folder: Path, expected: Reference) -> Verdict:

@@ -4,7 +4,7 @@ import json
 import shutil
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from studio.engine.card import STARTER_LICENSE, export_card, public_base, use_of
 from studio.engine.checkpoint import versions
 from studio.engine.convert import weights_of_run
 from studio.engine.devices import pick_device, set_threads
-from studio.engine.equivalence import Expected, Verdict, expected_of, verdict_of_adapter
+from studio.engine.equivalence import Expected, Verdict, expected_of, folding_error, verdict_of_adapter
 from studio.engine.folding import FoldedWeights
 from studio.engine.gguf import checking, writer
 from studio.engine.gguf.vocabulary import Vocabulary, vocabulary_of
 from studio.engine.job import JobContext
+from studio.engine.lineage import lineage_of
 from studio.engine.ollama import MODELFILE, modelfile
+from studio.engine.tools import run_tool
 from studio.engine.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -37,6 +39,7 @@ from studio.engine.weights import (
     require_free,
 )
 from studio.errors import StudioError
+from studio.machine import INSTALL_QUANTIZE, QUANTIZE_TOOL
 from studio.models import STARTER
 from studio.paths import atomic_write_json, atomic_write_text, inside, sha256_of
 from studio.store import checkpoints as store
@@ -100,27 +103,50 @@ def read_source(job: JobContext, folder: Path) -> Source:
 
 def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
     """One GGUF file, with its card and gate.json; for Ollama a Modelfile too."""
-    kind, form = str(job.args["kind"]), _format(str(job.args.get("format") or "f16"))
+    kind, form = str(job.args["kind"]), str(job.args.get("format") or "f16")
+    first = _format(form)
     weights = FoldedWeights(source.base.folder, source.adapter)
     writer.require_writable(weights.config)
     vocabulary = vocabulary_of(TextTokenizer.load(source.base.folder), weights.config.vocab_size)
     num_weights = sum(shape.numel() for shape in weights.shapes.values())
-    with output_folder(out, int(num_weights * form.bits_per_weight / 8) + 2**24) as folder:
+    bits = first.bits_per_weight + writer.QUANTIZED.get(form, 0)
+    with output_folder(out, int(num_weights * bits / 8) + 2**24) as folder:
         job.phase("answering with what was trained")
         expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU)
-        file = folder / f"{out.name.removesuffix(f'-{form.name}')}-{form.name}.gguf"
+        file = folder / f"{out.name.removesuffix(f'-{form}')}-{form}.gguf"
         if kind == "ollama":
             context = weights.config.max_position_embeddings
             text = modelfile(file.name, expected, vocabulary.adds_bos, source.folder, context)
             atomic_write_text(folder / MODELFILE, text)
         job.check_stop()
-        writer.write(job, file, weights, _speech(vocabulary, expected), form, _about(source, out.name))
+        written = file.with_suffix(".f16") if form in writer.QUANTIZED else file
+        writer.write(job, written, weights, _speech(vocabulary, expected), first, _about(source, out.name))
         job.check_stop()
+        if written != file:
+            _quantize(job, written, file, form)
         job.phase("reading the file back and comparing")
-        verdict = checking.verdict_of_file(file, expected, form.name, torch.get_num_threads())
-        facts = {"kind": kind, "format": form.name, "file": file.name, "sha256": sha256_of(file)}
-        record = _finish(folder, source, verdict, facts)
+        verdict = _verdict_of_file(file, source, weights, expected, form)
+        facts = {"kind": kind, "format": form, "file": file.name, "sha256": sha256_of(file)}
+        record = _finish(job, folder, source, verdict, facts)
     return _register(job, source, out, record)
+
+
+def _quantize(job: JobContext, f16: Path, file: Path, form: str) -> None:
+    """By llama.cpp's own tool, from a file that is not needed afterwards."""
+    job.phase("rounding with llama-quantize")
+    threads = str(torch.get_num_threads())
+    run_tool(job, [QUANTIZE_TOOL, f16.name, file.name, form.upper(), threads], f16.parent, INSTALL_QUANTIZE)
+    f16.unlink()
+    if not file.is_file():
+        raise StudioError(f"{QUANTIZE_TOOL} wrote no {file.name}.", "The job's log says more.")
+
+
+def _verdict_of_file(file: Path, source: Source, weights: FoldedWeights, expected: Expected, form: str) -> Verdict:
+    """The fold before it is rounded, the tensors of the file, and what llama.cpp answers with it."""
+    folding = folding_error(source.base.folder, source.adapter, expected.reference, CPU) if source.adapter else None
+    weighed = checking.weigh_file(file, weights, form)
+    verdict = checking.verdict_of_file(file, expected, form, torch.get_num_threads())
+    return replace(verdict, agreement=replace(verdict.agreement, folding_error=folding), weights=weighed)
 
 
 def to_adapter(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
@@ -138,7 +164,7 @@ def to_adapter(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
         _name_base(folder / ADAPTER_CONFIG, source.base)
         job.phase("reading the file back and comparing")
         verdict = verdict_of_adapter(source.base.folder, folder, expected)
-        record = _finish(folder, source, verdict, {"kind": "adapter", "file": ADAPTER_WEIGHTS})
+        record = _finish(job, folder, source, verdict, {"kind": "adapter", "file": ADAPTER_WEIGHTS})
         _zip(folder, folder / f"{out.name}.zip")
         record["files"] = sorted([*record["files"], f"{out.name}.zip"])
         atomic_write_json(folder / GATE_FILE, record)
@@ -169,9 +195,11 @@ def _zip(folder: Path, target: Path) -> None:
 
 
 def _format(name: str) -> writer.Format:
-    if name not in writer.FORMATS:
-        raise StudioError(f"GGUF cannot be written as {name!r}.", f"Allowed: {', '.join(writer.FORMATS)}.")
-    return writer.FORMATS[name]
+    """What is written here for a format: itself, or f16 for llama.cpp's tool to go on from."""
+    allowed = (*writer.FORMATS, *writer.QUANTIZED)
+    if name not in allowed:
+        raise StudioError(f"GGUF cannot be written as {name!r}.", f"Allowed: {', '.join(allowed)}.")
+    return writer.FORMATS.get(name, writer.FORMATS["f16"])
 
 
 def _speech(vocabulary: Vocabulary, expected: Expected) -> writer.Speech:
@@ -190,8 +218,10 @@ def _about(source: Source, name: str) -> dict[str, str]:
     )
 
 
-def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any]) -> dict[str, Any]:
+def _finish(job: JobContext, folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any]) -> dict[str, Any]:
     """Write the card, and last gate.json, which tells of everything."""
+    digest = source.adapter.hash if source.adapter else str(source.seal.get("sha256") or "")
+    lineage = lineage_of(job.folder, source.seal, digest)
     about = {
         "run_id": source.run_id,
         "step": source.step,
@@ -199,13 +229,13 @@ def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any
         "base": public_base(source.base.name),
         "base_fingerprint": source.base.fingerprint,
         "adapter_sha256": source.adapter.hash if source.adapter else "",
-        "data_fingerprints": source.seal.get("data_fingerprints", {}),
     }
-    record = facts | about | verdict.to_row() | {"versions": versions()}
+    data = {"data_fingerprints": source.seal.get("data_fingerprints", {})}
+    record = facts | about | data | verdict.to_row() | {"versions": versions()}
     told = {key.replace("_", " "): value for key, value in (facts | about).items()}
-    told |= {"gate": verdict.message, "made with": versions()}
+    told |= {"data": lineage.data, "gate": verdict.message, "made with": versions()}
     use = use_of(facts["kind"], folder_name=source.run_id or source.folder.name, file=facts["file"])
-    atomic_write_text(folder / CARD_FILE, export_card(use[0], source.base.name, told, use[1]))
+    atomic_write_text(folder / CARD_FILE, export_card(use[0], source.base.name, told, use[1], lineage.scorecard))
     record["files"] = sorted([*(path.name for path in folder.iterdir()), GATE_FILE])
     atomic_write_json(folder / GATE_FILE, record)
     return record
@@ -214,7 +244,18 @@ def _finish(folder: Path, source: Source, verdict: Verdict, facts: dict[str, Any
 def _register(job: JobContext, source: Source, out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Note the export in the project that it lies in; returns the job's result."""
     root, place = job.folder.resolve(), out.resolve()
-    told = ("kind", "format", "file", "passed", "message", "read_with", "figures", "other_prompts", "lacking_ends")
+    told = (
+        "kind",
+        "format",
+        "file",
+        "passed",
+        "message",
+        "read_with",
+        "figures",
+        "weights",
+        "other_prompts",
+        "lacking_ends",
+    )
     detail = {key: record[key] for key in told if key in record}
     if root in place.parents and (job.folder / "project.json").is_file():
         with open_db(job.folder) as db:

@@ -143,6 +143,10 @@ class FoldedWeights:
             raise CheckpointError(f"Folding makes {name} infinite or NaN.", "Use an earlier checkpoint.")
         return weight
 
+    def before(self, name: str) -> Tensor | None:
+        """The base's weight where the adapter adds to one, None elsewhere."""
+        return self._base(name) if name in self._layers else None
+
     def _shape(self, name: str) -> torch.Size:
         return self._instead[name].shape if name in self._instead else self.stored.shapes[self._source(name)]
 
@@ -177,6 +181,13 @@ class FoldedWeights:
         if self.is_parted:
             self.config.tie_word_embeddings = False
             self.names.append(HEAD)
+
+
+def fill(model: nn.Module, weights: FoldedWeights) -> None:
+    """Put what an adapter changes into a plain model."""
+    state = model.state_dict()
+    for name in weights.changed:
+        state[name].copy_(weights.read(name))
 
 
 def attach(model: nn.Module, adapter: Adapter) -> nn.Module:

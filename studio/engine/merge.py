@@ -14,10 +14,11 @@ from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
 from studio.engine.convert import DTYPES
 from studio.engine.devices import pick_device, set_threads
-from studio.engine.equality import TOLERANCE, Reference, compare
-from studio.engine.equivalence import Verdict, expected_of, verdict_of_folder
-from studio.engine.folding import FoldedWeights, LoadedWeights
+from studio.engine.equality import TOLERANCE
+from studio.engine.equivalence import Verdict, expected_of, folding_error, verdict_of_folder, weigh_folder
+from studio.engine.folding import FoldedWeights, LoadedWeights, fill
 from studio.engine.job import JobContext
+from studio.engine.lineage import lineage_of
 from studio.engine.models.load import load_base
 from studio.engine.weights import (
     GATE_FILE,
@@ -34,6 +35,7 @@ from studio.engine.weights import (
     shard_bytes,
 )
 from studio.errors import StudioError
+from studio.machine import versions
 from studio.paths import atomic_write_json
 from studio.store import checkpoints as store
 from studio.store import open_db
@@ -43,6 +45,7 @@ ONTO = {
     "dequantised": "the base as it was squeezed to 4 bits in training, unpacked again",
 }
 """What an adapter is folded into. Only QLoRA knows a difference: it never saw the base in its own format."""
+NOT_ON_THE_CARD = ("kind", "talk", "data_fingerprints", "agreement", "weights")
 FLOAT32_SHARE = 0.7
 """Compute in float32 when the weights then take at most this share of the memory that is free."""
 
@@ -110,7 +113,7 @@ def merge(job: JobContext, base: Base, adapter: Adapter, out: Path, device: torc
         copy_talk(adapter.folder, folder)
         verdict = check(job, folder, base, adapter, device, form)
         atomic_write_json(folder / GATE_FILE, verdict.to_row() | {"onto": form.onto})
-        return _seal(folder, base, adapter, verdict, form)
+        return _seal(job, folder, base, adapter, verdict, form)
 
 
 def write_model(
@@ -148,13 +151,6 @@ def _write_whole(job: JobContext, folder: Path, base: Base, adapter: Adapter, fo
     model.save_pretrained(folder, max_shard_size=form.max_shard_bytes)
 
 
-def fill(model: torch.nn.Module, weights: FoldedWeights) -> None:
-    """Put what an adapter changes into a plain model."""
-    state = model.state_dict()
-    for name in weights.changed:
-        state[name].copy_(weights.read(name))
-
-
 def check(job: JobContext, folder: Path, base: Base, adapter: Adapter, device: torch.device, form: Form) -> Verdict:
     """Hold the written folder against base + adapter; one model is in memory at a time."""
     dtype = _arithmetic(base.folder, device)
@@ -162,21 +158,12 @@ def check(job: JobContext, folder: Path, base: Base, adapter: Adapter, device: t
     expected = expected_of(base.folder, adapter, dtype, device, bits=form.bits).reference
     job.check_stop()
     job.phase("comparing what was written with base + adapter")
-    folding = _folding_error(base, adapter, expected, device, form) if dtype == torch.float32 else None
+    squeezed = form.bits == 4
+    folding = folding_error(base.folder, adapter, expected, device, squeezed) if dtype == torch.float32 else None
     tolerance = TOLERANCE.get(form.dtype, TOLERANCE[torch.bfloat16])
     verdict = verdict_of_folder(folder, expected, dtype, device, tolerance)
-    return replace(verdict, agreement=replace(verdict.agreement, folding_error=folding))
-
-
-def _folding_error(base: Base, adapter: Adapter, expected: Reference, device: torch.device, form: Form) -> float | None:
-    """Of the fold in float32, before any rounding: it would hide a layer that was left out."""
-    loaded = load_base(base.folder, dtype=torch.float32, device=device)
-    whole = LoadedWeights(loaded.model)
-    weights = FoldedWeights(base.folder, adapter, squeezed=form.bits == 4, loaded=whole)
-    if weights.is_parted:  # a model with one tensor for both cannot show it
-        return None
-    fill(loaded.model, weights)
-    return compare(loaded, expected, torch.float32).relative_error
+    weighed = weigh_folder(folder, FoldedWeights(base.folder, adapter, form.dtype, squeezed), form.dtype)
+    return replace(verdict, agreement=replace(verdict.agreement, folding_error=folding), weights=weighed)
 
 
 def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
@@ -188,7 +175,7 @@ def _arithmetic(folder: Path, device: torch.device) -> torch.dtype:
     return torch.float32 if needed < free * FLOAT32_SHARE else own
 
 
-def _seal(folder: Path, base: Base, adapter: Adapter, verdict: Verdict, form: Form) -> dict[str, Any]:
+def _seal(job: JobContext, folder: Path, base: Base, adapter: Adapter, verdict: Verdict, form: Form) -> dict[str, Any]:
     made_from = adapter.seal
     values = {
         "kind": "merged",
@@ -204,12 +191,15 @@ def _seal(folder: Path, base: Base, adapter: Adapter, verdict: Verdict, form: Fo
         "verified": verdict.passed,
         "message": verdict.message,
         "agreement": verdict.agreement.figures(),
+        "weights": verdict.weights.figures() if verdict.weights else None,
         "talk": (read_talk(adapter.folder) or Talk()).to_row(),
     }
-    facts = {key.replace("_", " "): value for key, value in values.items() if key not in ("kind", "talk")}
-    facts |= {"base": shown_base(base.name), "onto": ONTO[form.onto]}
+    lineage = lineage_of(job.folder, made_from, adapter.hash)
+    facts = {key.replace("_", " "): value for key, value in values.items() if key not in NOT_ON_THE_CARD}
+    facts |= {"base": shown_base(base.name), "onto": ONTO[form.onto], "data": lineage.data, "made with": versions()}
     title = f"{values['run_id'] or adapter.folder.name}, merged"
-    return seal(folder, model_card(title, base=base.name, is_adapter=False, facts=facts), values)
+    card = model_card(title, base=base.name, is_adapter=False, facts=facts, scorecard=lineage.scorecard)
+    return seal(folder, card, values)
 
 
 def register(job: JobContext, out: Path, record: dict[str, Any]) -> None:
@@ -219,6 +209,7 @@ def register(job: JobContext, out: Path, record: dict[str, Any]) -> None:
         return
     run_id = str(job.args.get("run_id") or record["run_id"])
     step = int(job.args.get("step") or record["step"])
-    detail = {key: record[key] for key in ("sha256", "verified", "message", "agreement", "onto", "number_format")}
+    told = ("sha256", "verified", "message", "agreement", "weights", "onto", "number_format")
+    detail = {key: record[key] for key in told}
     with open_db(job.folder) as db:
         store.put_output(db, store.Output("merged", str(place.relative_to(root)), run_id, step, detail))

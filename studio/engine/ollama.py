@@ -1,4 +1,4 @@
-"""Ollama's Modelfile: which file, how it is spoken to, what ends an answer."""
+"""Ollama: its Modelfile (which file, how it is spoken to, what ends an answer), and `ollama create`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,9 @@ from studio.data.go_template import GoTemplate, go_template
 from studio.data.talk import read_talk
 from studio.data.template import read_json
 from studio.engine.equivalence import Expected
+from studio.engine.job import JobContext
+from studio.engine.push import require_passed
+from studio.engine.tools import run_tool
 from studio.engine.weights import GENERATION_CONFIG
 from studio.errors import StudioError
 
@@ -16,6 +19,20 @@ LONGEST_CONTEXT = 8192
 """Ollama keeps room for a whole context; longer ones are for those who ask for them (PARAMETER num_ctx)."""
 SAMPLED = ("temperature", "top_k", "top_p", "repetition_penalty")
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Args: export (its folder), name. `ollama create`, with the Ollama of this machine.
+
+    Raises StudioError for a folder that is no export or failed its gate, and when Ollama is not here or refuses.
+    """
+    folder, name = Path(job.args["export"]), str(job.args["name"])
+    require_passed(folder)
+    if not (folder / MODELFILE).is_file():
+        raise StudioError(f"{folder.name!r} has no {MODELFILE}.", "Export it for Ollama: retune export ollama RUN.")
+    job.phase("creating it in Ollama")
+    run_tool(job, ["ollama", "create", name, "-f", MODELFILE], folder, "Install Ollama: https://ollama.com/download")
+    return {"name": name, "command": f"ollama run {name}"}
 
 
 def modelfile(file: str, expected: Expected, adds_bos: bool, folder: Path, context: int) -> str:

@@ -36,7 +36,7 @@ def run(job: JobContext) -> dict[str, Any]:
     return {"url": url, "repo": repo, "hub": hub, "public": bool(args.get("public"))}
 
 
-def require_passed(folder: Path, despite_gate: bool) -> None:
+def require_passed(folder: Path, despite_gate: bool = False) -> None:
     """Raise StudioError for a folder without a gate.json, or one that failed."""
     try:
         gate = json.loads((folder / GATE_FILE).read_text(encoding="utf-8"))

@@ -108,6 +108,18 @@ def measured(db: Database, setting_key: str, source_hash: str, run_id: str, step
     return found[0] if found else None
 
 
+def newest_standard(db: Database, run_id: str, step: int, weights_hash: str) -> Evaluation | None:
+    """The newest standard scorecard of a checkpoint: of that step of that run, or of weights with that hash."""
+    found = select(
+        db,
+        Evaluation,
+        "select * from evaluations where (run_id != '' and run_id = ? and step = ?) or weights_hash = ?"
+        " order by created_at desc",
+        [run_id, step, weights_hash],
+    )
+    return next((each for each in found if each.is_standard), None)
+
+
 def get(db: Database, evaluation_id: str) -> Evaluation:
     found = select(db, Evaluation, "select * from evaluations where id = ?", [evaluation_id])
     if not found:

@@ -39,6 +39,9 @@ FORMAT_HINTS = {
     "f32": N_("Nothing is rounded; twice the size of 16 bits."),
     "f16": N_("16 bits. Logits of the starter move by 0.1 %."),
     "bf16": N_("16 bits with fewer digits: for models that were trained in bfloat16."),
+    "q6_k": N_("About 6.6 bits, written by llama.cpp's tool. The gate allows more than for q8_0."),
+    "q5_k_m": N_("About 5.7 bits, written by llama.cpp's tool. Small models suffer: look at the gate's figures."),
+    "q4_k_m": N_("About 4.9 bits, written by llama.cpp's tool. For models of some billion weights."),
     "q8_0": N_("About 8 bits, half the size of f16. Logits of the starter move by 5 %, so near ties may flip."),
 }
 ONTO = {
@@ -74,12 +77,14 @@ def _form(project: Project, checkpoint: Checkpoint, method: str) -> None:
 
 
 def _choice(project: Project, checkpoint: Checkpoint, kind: str, method: str) -> Choice:
-    formats = exports.FORMATS[kind]
+    formats = exports.formats_here(kind)
     chosen = ""
     if formats:
         chosen = str(st.selectbox(_("Number format"), formats, key=f"checkpoints.export.format.{kind}",
                                   format_func=lambda each: each or _("as the base")))  # fmt: skip
         st.caption(_(FORMAT_HINTS[chosen]))
+    if formats != exports.FORMATS[kind]:
+        st.caption(_("Fewer bits (q6_k, q5_k_m, q4_k_m) are offered once llama.cpp's llama-quantize is on the PATH."))
     onto = "base"
     if kind == "merged" and method == "qlora":
         onto = str(st.radio(_("Fold into"), list(ONTO), format_func=lambda each: _(ONTO[each]), key="checkpoints.onto"))
@@ -119,7 +124,21 @@ def _one(project: Project, output: Output, base: str) -> None:
         st.code(str(folder), language=None, wrap_lines=True)
         for use in exports.uses(kind, folder, base, str(output.detail.get("file", ""))):
             _use(use)
+        if kind == "ollama" and passed and exports.has_ollama():
+            _create(project, output, folder)
         _push(project, output, folder)
+
+
+def _create(project: Project, output: Output, folder: Path) -> None:
+    """Let the Ollama of this machine take it in."""
+    job = newest_job(project.folder, "ollama", export=str(folder))
+    busy = job is not None and job.live
+    if st.button(_("Create it in Ollama"), disabled=busy, icon=":material/add:", key=f"ollama.{output.id}"):
+        exports.start_ollama(project.folder, folder)
+        st.rerun()
+    job_panel(project.folder, job, f"ollama.panel.{output.id}")
+    if job and job.state == "finished":
+        st.code(job.result["command"], language="bash")
 
 
 def _push(project: Project, output: Output, folder: Path) -> None:
@@ -157,6 +176,12 @@ def _verdict(output: Output) -> str:
             error=found.get("relative_error", float("nan")), allowed=found.get("tolerance", float("nan")),
         ),
     ]  # fmt: skip
+    if weighed := output.detail.get("weights"):
+        words = _("The file's weights differ by {error:.2g} (allowed {allowed:.2g}).")
+        lines.append(words.format(error=weighed["error"], allowed=weighed["allowed"]))
+        if weighed["adapter_share"] is not None:
+            words = _("Of what the adapter changes, {share:.0%} is in the file.")
+            lines.append(words.format(share=weighed["adapter_share"]))
     if others := output.detail.get("other_prompts"):
         words = _("It is spoken to otherwise than in training. Prompts that differ: {number}.")
         lines.append(words.format(number=len(others)))

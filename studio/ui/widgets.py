@@ -55,6 +55,7 @@ KIND_WORDS = {
     "merge": N_("Merging"),
     "export": N_("Exporting"),
     "push": N_("Uploading"),
+    "ollama": N_("Creating it in Ollama"),
     "evaluate": N_("Scoring"),
     "lm_eval": N_("Asking lm-eval tasks"),
     "import_checkpoint": N_("Bringing in a checkpoint"),

@@ -1,6 +1,8 @@
 """`export`: what leaves for another tool answers as what was trained, or is marked as a failure."""
 
 import json
+import os
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from studio import exports, scores
 from studio.data.go_template import go_template
 from studio.data.named import load_template, template_names
 from studio.data.template import ChatTemplate
-from studio.engine import convert, equality, equivalence, export
+from studio.engine import convert, equality, equivalence, export, ollama
 from studio.engine.adapter_files import read_adapter
 from studio.engine.equivalence import Expected, expected_of
 from studio.engine.folding import FoldedWeights
@@ -23,7 +26,9 @@ from studio.engine.gguf import checking, llama_cpp, writer
 from studio.engine.gguf.vocabulary import vocabulary_of
 from studio.errors import DataError, ModelError, StudioError
 from studio.store import checkpoints as store
-from studio.store import open_db
+from studio.store import open_db, runs
+from studio.store.runs import Run
+from tests import scored
 from tests.data.tokenizers_for_tests import write_model_folder
 from tests.engine.folders import lora_checkpoint, tensors_of
 from tests.engine.test_convert import Job
@@ -76,6 +81,29 @@ def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 def export_it(place: Path, out: Path, **args: Any) -> dict[str, Any]:
     args = {"kind": "gguf", "weights": str(place / "adapter"), "out": str(out), "format": "f16"} | args
     return export.run(Job(out.parent, **args))
+
+
+@pytest.mark.usefixtures("few_probes")
+@pytest.mark.parametrize("kind", ["gguf", "adapter", "merged"])
+def test_the_card_tells_scores_data_and_versions(place: Path, tmp_path: Path, kind: str) -> None:
+    """The newest standard scorecard of that very checkpoint, and no other."""
+    (tmp_path / "project.json").write_text("{}")
+    newest, other_step, other_suite = (
+        scored.card(step, [True] * hits + [False] * (10 - hits), [False] * 10, run_id="tiny-1", loss=11.0)[0]
+        for step, hits in ((8, 9), (4, 3), (8, 2))
+    )
+    older = replace(newest, id="older", scores=other_step.scores, created_at="2020-01-01T00:00:00+00:00")
+    frozen = {"datasets": {"identity": {"version": 3, "fingerprint": "ab" * 32}}}
+    with open_db(tmp_path) as db:
+        scored.store(db, (older, []), (other_step, []), (newest, []), (replace(other_suite, suite="format"), []))
+        runs.add(db, Run("tiny-1", "tiny", "base", "lora", detail=frozen))
+    export_it(place, tmp_path / "luna", kind=kind, format="float16" if kind == "merged" else "f16")
+    card = (tmp_path / "luna" / "README.md").read_text()
+    row = scores.triple(newest.scores["identity"]["tuned"])
+    told = f"90.0 % [{100 * row[1]:.1f}, {100 * row[2]:.1f}]"
+    assert f"| Knows who it is | 0.0 % [0.0, 27.8] | {told} |" in card
+    assert "| Perplexity on the base's own answers | 0.0 % | +10.5 % [+10.5, +10.5] missed |" in card
+    assert f"| data | identity version 3, sha256 {'ab' * 32} |" in card and "| made with | torch " in card
 
 
 def write(path: Path, base: Path, expected: Expected, form: str = "f16", weights: FoldedWeights | None = None) -> Path:
@@ -157,6 +185,27 @@ def test_damage_fails(
     assert found["adapter"].message.startswith("Failed: ")
 
 
+@pytest.mark.parametrize("form", ["f16", "q8_0"])
+def test_small_damage_is_seen_in_the_tensors(
+    place: Path, tmp_path: Path, expected: Expected, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the answers need not show: 2 % in one matrix, and an adapter a tenth as strong that was left out."""
+    base, adapter = place / "base", read_adapter(place / "adapter")
+    weak = replace(
+        adapter, tensors={name: each * (0.1 if "lora_B" in name else 1) for name, each in adapter.tensors.items()}
+    )
+    wanted, scaled = FoldedWeights(base, weak), FoldedWeights(base, weak)
+    monkeypatch.setattr(scaled, "read", lambda name: wanted.read(name) * (1.02 if "layers.1.mlp.up" in name else 1))
+    files = {"good": wanted, "scaled": scaled, "without": FoldedWeights(base)}
+    found = {
+        name: checking.weigh_file(write(tmp_path / f"{name}.gguf", base, expected, form, weights), wanted, form)
+        for name, weights in files.items()
+    }
+    assert [name for name, each in found.items() if each.passed] == ["good"], found
+    assert found["scaled"].scale_of == "blk.1.ffn_up.weight"
+    assert found["without"].adapter_share == pytest.approx(0, abs=0.1)
+
+
 @pytest.mark.usefixtures("few_probes")
 def test_llama_cpp_python_runs_the_file(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is compiled where it is installed (the extra llama-cpp-python), and so is not everywhere."""
@@ -199,6 +248,78 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="Allowed: f32, f16"):
         export_it(tmp_path, tmp_path / "x", weights=str(base), format="q9")
     assert not (tmp_path / "x").exists()
+
+
+QUANTIZE = """#!{python}
+import sys
+source, target, form, threads = sys.argv[1:]
+assert form == "Q6_K" and int(threads) >= 1, sys.argv
+content = bytearray(open(source, "rb").read())
+{damage}
+open(target, "wb").write(content)
+"""
+DAMAGE = {
+    "none": "",
+    "weights": "half = len(content) // 2; content[half : half + 20000] = content[:20000]",
+    "error": "sys.exit('main: failed to quantize')",
+    "nothing": "sys.exit(0)",
+}
+
+
+def on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, script: str) -> None:
+    """A program of that name, found first; the test's own Python runs it."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("few_probes")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_k_quants_by_llama_cpps_tool(place: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool that hands on f16 weights passes; what it spoils fails the gate, and what it does not write is told."""
+    script = QUANTIZE.format(python=sys.executable, damage=DAMAGE[damage])
+    on_path(monkeypatch, tmp_path / "bin", "llama-quantize", script)
+    out = tmp_path / "luna-q6_k"
+    if damage in ("error", "nothing"):
+        with pytest.raises(StudioError, match="failed to quantize|wrote no luna-q6_k.gguf"):
+            export_it(place, out, format="q6_k")
+        assert not out.exists()
+        return
+    result = export_it(place, out, format="q6_k")
+    assert result["passed"] == (damage == "none"), result["message"]
+    assert result["figures"]["tolerance"] == checking.TOLERANCE["q6_k"] and result["weights"]["allowed"] == 0.04
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "gate.json", "luna-q6_k.gguf"]
+
+
+def test_k_quants_without_the_tool(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "q6_k" not in exports.formats_here("gguf") and "q8_0" in exports.formats_here("ollama")
+    with pytest.raises(StudioError, match="llama-quantize, which is not here"):
+        exports.Choice("gguf", "q4_k_m").args()
+
+
+def test_ollama_creates_what_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "luna"
+    folder.mkdir()
+    (folder / "Modelfile").write_text("FROM ./luna.gguf\n")
+    job = Job(tmp_path, export=str(folder), name="luna")
+    (folder / "gate.json").write_text('{"passed": true}')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StudioError, match="not on the PATH"):
+        ollama.run(job)
+    script = f"#!{sys.executable}\nimport os, sys\nopen('called', 'w').write(repr((sys.argv[1:], os.listdir())))\n"
+    on_path(monkeypatch, tmp_path / "bin", "ollama", script)
+    assert ollama.run(job)["command"] == "ollama run luna"
+    called = (folder / "called").read_text()
+    assert called.startswith("(['create', 'luna', '-f', 'Modelfile']") and "'Modelfile'" in called
+    (folder / "gate.json").write_text('{"passed": false, "message": "Failed"}')
+    with pytest.raises(StudioError, match="failed its gate"):
+        ollama.run(job)
+    (folder / "gate.json").write_text('{"passed": true}')
+    on_path(monkeypatch, tmp_path / "bin", "ollama", f"#!{sys.executable}\nimport sys\nsys.exit('Error: no server')\n")
+    with pytest.raises(StudioError, match="Error: no server"):
+        ollama.run(job)
 
 
 @pytest.mark.usefixtures("few_probes")

@@ -54,6 +54,8 @@ FORMATS = {
         Format("q8_0", GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, 8.5),
     )
 }
+QUANTIZED = {"q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
+"""What llama.cpp's own tool makes of an f16 file -> about how many bits a weight takes."""
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
     "mistral": MODEL_ARCH.LLAMA,
@@ -97,7 +99,7 @@ def write(
     try:
         _describe(writer, config, form, about)
         _speak(writer, speech)
-        plan = _plan(weights, architecture, form)
+        plan = plan_of(weights, form)
         for target, (_, shape, kind) in plan.items():
             _announce(writer, target, shape, kind)
         writer.write_header_to_file()
@@ -111,11 +113,9 @@ def write(
         writer.close()
 
 
-def _plan(
-    weights: FoldedWeights, architecture: MODEL_ARCH, form: Format
-) -> dict[str, tuple[str, torch.Size, GGMLQuantizationType]]:
+def plan_of(weights: FoldedWeights, form: Format) -> dict[str, tuple[str, torch.Size, GGMLQuantizationType]]:
     """Name in the file -> (name of the weight, its shape, how it is stored)."""
-    names = get_tensor_name_map(architecture, weights.config.num_hidden_layers)
+    names = get_tensor_name_map(require_writable(weights.config), weights.config.num_hidden_layers)
     plan = {}
     if _rope(weights.config).get("rope_type") == "llama3":
         plan[ROPE_FACTORS] = (ROPE_FACTORS, torch.Size([_head_dim(weights.config) // 2]), GGMLQuantizationType.F32)
@@ -145,10 +145,21 @@ def _announce(writer: GGUFWriter, name: str, shape: torch.Size, kind: GGMLQuanti
     writer.add_tensor_info(name, in_bytes, np.dtype(np.uint8), math.prod(in_bytes), raw_dtype=kind)
 
 
+def values_of(weights: FoldedWeights, name: str) -> Tensor:
+    """A weight in float32, its rows in the file's order."""
+    if name == ROPE_FACTORS:
+        return _rope_factors(weights.config)
+    return _as_pairs(weights.config, name, weights.read(name).float())
+
+
+def before(weights: FoldedWeights, name: str) -> Tensor | None:
+    """The base's weight in the same order where an adapter changes it, else None."""
+    found = weights.before(name)
+    return None if found is None else _as_pairs(weights.config, name, found.float())
+
+
 def _data(weights: FoldedWeights, name: str, kind: GGMLQuantizationType) -> np.ndarray:
-    tensor = _rope_factors(weights.config) if name == ROPE_FACTORS else weights.read(name).float()
-    values = np.ascontiguousarray(_as_pairs(weights.config, name, tensor).numpy())
-    return quants.quantize(values, kind)
+    return quants.quantize(np.ascontiguousarray(values_of(weights, name).numpy()), kind)
 
 
 def _as_pairs(config: PretrainedConfig, name: str, tensor: Tensor) -> Tensor:
