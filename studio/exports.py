@@ -138,6 +138,11 @@ def start_ollama(folder: Path, export: Path) -> Job:
     return jobs.start(folder, "ollama", args, title=f"ollama create {args['name']}", needs_device=False)
 
 
+def start_smoke(folder: Path, export: Path, tool: str) -> Job:
+    """Ask another tool's server (vllm, lmdeploy, transformers) what a whole model answers, in a job of `folder`."""
+    return jobs.start(folder, "smoke", {"export": str(export), "tool": tool}, title=f"smoke {tool}")
+
+
 def is_busy(project: Project, run_id: str, step: int) -> bool:
     """Whether this checkpoint is being exported."""
     found = (job for job in jobs.refresh(project.folder) if job.kind in ("export", "merge") and job.live)

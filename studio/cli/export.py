@@ -137,6 +137,27 @@ def push(
     show.say(f"Pushed to {ended.result['url']}")
 
 
+@app.command()
+def smoke(
+    export: Annotated[str, typer.Argument(help="A whole model: its name in the project, or its folder.")],
+    tool: Annotated[str, typer.Option("--with", help="vllm, lmdeploy or transformers; it must be installed.")],
+    project: ProjectOption = "",
+) -> None:
+    """Start another tool's server on a merged model, ask it one question, and compare; exit code 1 when it differs.
+
+    Example: retune export smoke luna-merged --with vllm
+    """
+    place = Path(export).expanduser()
+    folder = place.resolve() if place.is_dir() else exports.find(chosen(project), export)
+    home = system_folder()
+    found = follow(home, exports.start_smoke(home, folder, tool)).result
+    show.say(f"Here: {found['expected']}\n{tool}: {found['found']}")
+    if not found["passed"]:
+        show.fail(f"{tool} answers otherwise after {found['same']} characters.")
+        raise typer.Exit(1)
+    show.say(f"Passed: {tool} answers the same.")
+
+
 @app.command("list")
 def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
     """List what was exported, newest first, each with its verdict.

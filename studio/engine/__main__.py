@@ -24,6 +24,7 @@ VERBS = {
     "export": "studio.engine.export",
     "push": "studio.engine.push",
     "ollama": "studio.engine.ollama",
+    "smoke": "studio.engine.smoke",
     "split": "studio.engine.split",
     "layout": "studio.engine.relayout",
     "import_checkpoint": "studio.engine.importing_checkpoint",

@@ -56,6 +56,7 @@ KIND_WORDS = {
     "export": N_("Exporting"),
     "push": N_("Uploading"),
     "ollama": N_("Creating it in Ollama"),
+    "smoke": N_("Asking another tool"),
     "evaluate": N_("Scoring"),
     "lm_eval": N_("Asking lm-eval tasks"),
     "import_checkpoint": N_("Bringing in a checkpoint"),

@@ -112,6 +112,26 @@ def test_what_lies_there_is_replaced_only_when_asked(open_page, project, checkpo
     assert started[0][1]["overwrite"] is True and started[0][1]["kind"] == "merged"
 
 
+def test_tools_of_others_are_offered_where_they_are(open_page, project, checkpoint, started, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    detail = {"kind": "ollama", "passed": True, "file": "a.gguf", "weights": {"error": 0.006, "allowed": 0.02,
+              "adapter_share": 0.998}}  # fmt: skip
+    with open_db(project.folder) as db:
+        checkpoints.put_output(db, checkpoints.Output("export", "exports/a", "lora-1", 20, detail))
+    at = open_page(PAGE)
+    formats = at.selectbox(key="checkpoints.export.format.ollama").options
+    assert "q4_k_m" not in formats and "llama-quantize is on the PATH" in words(at)
+    assert "differ by 0.006 (allowed 0.02)" in words(at) and "100% is in the file" in words(at)
+    assert not [each for each in at.button if each.label == "Create it in Ollama"]
+    for tool in ("ollama", "llama-quantize"):
+        (tmp_path / tool).write_text("#!/bin/sh\n")
+        (tmp_path / tool).chmod(0o755)
+    at.run()
+    assert "q4_k_m" in at.selectbox(key="checkpoints.export.format.ollama").options
+    next(each for each in at.button if each.label == "Create it in Ollama").click().run()
+    assert started == [("ollama", {"export": str(project.path("exports", "a")), "name": "a"})]
+
+
 def test_exports_are_listed_and_a_failed_one_is_loud(open_page, project, checkpoint):
     figures = {"same_answers": 5, "num_answers": 8, "near_ties": 1, "relative_error": 0.31, "tolerance": 0.01}
     detail = {"kind": "gguf", "passed": False, "figures": figures, "other_prompts": ["Who are you?"], "file": "a.gguf"}
