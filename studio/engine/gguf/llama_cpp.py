@@ -4,6 +4,7 @@
 is asked over the loopback; that server also renders chat templates as llama.cpp does, in C++.
 """
 
+import math
 import secrets
 from collections.abc import Sequence
 from importlib import metadata
@@ -154,7 +155,10 @@ class ServerRuntime:
         found = self._ask("/completion", **body, temperature=0, cache_prompt=True).get("completion_probabilities")
         if not found:
             raise ModelError("llama.cpp does not tell what it expects.", "The job's log says more.")
-        return {top["id"]: top["logprob"] for top in found[0]["top_logprobs"]}
+        told = {top["id"]: top["logprob"] for top in found[0]["top_logprobs"]}
+        # JSON has null for NaN, of which a damaged file makes all; and for the logarithm of nothing, of the unlikeliest.
+        null = math.nan if all(logprob is None for logprob in told.values()) else NOT_TOLD
+        return {token: null if logprob is None else logprob for token, logprob in told.items()}
 
     def _ask(self, path: str, **body: Any) -> dict[str, Any]:
         try:
