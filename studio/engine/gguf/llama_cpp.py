@@ -156,7 +156,7 @@ class ServerRuntime:
         if not found:
             raise ModelError("llama.cpp does not tell what it expects.", "The job's log says more.")
         told = {top["id"]: top["logprob"] for top in found[0]["top_logprobs"]}
-        # JSON has null for NaN, of which a damaged file makes all; and for the logarithm of nothing, of the unlikeliest.
+        # JSON has null for NaN (a damaged file makes all of it), and for the logarithm of nothing (the unlikeliest).
         null = math.nan if all(logprob is None for logprob in told.values()) else NOT_TOLD
         return {token: null if logprob is None else logprob for token, logprob in told.items()}
 
