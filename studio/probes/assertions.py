@@ -27,6 +27,7 @@ SCHEMA_WORDS = (
     "type", "properties", "required", "items", "enum", "const", "minimum", "maximum", "minLength", "maxLength",
     "minItems", "maxItems", "additionalProperties", "description", "title",
 )  # fmt: skip
+MEASURES = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
 JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -158,22 +159,34 @@ def _pattern(value: Any) -> str:
     return ""
 
 
-def _schema(value: Any, depth: int = 0) -> str:
+def _schema(value: Any) -> str:
     """What is wrong with a JSON schema of the words that are known here; None asks for any JSON."""
-    if value is None:
-        return ""
+    return "" if value is None else _schema_problem(value, 0)
+
+
+def _schema_problem(value: Any, depth: int) -> str:
     if not isinstance(value, dict) or depth > MAX_SCHEMA_DEPTH:
         return "needs a JSON schema: an object, not nested deeply"
     if unknown := [word for word in value if word not in SCHEMA_WORDS]:
         return f"does not know the schema word {unknown[0]!r}; it knows {', '.join(SCHEMA_WORDS)}"
-    names = value.get("type", [])
-    if odd := [name for name in (names if isinstance(names, list) else [names]) if name not in JSON_TYPES]:
+    if problem := _words_problem(value):
+        return problem
+    parts = [*value.get("properties", {}).values(), *([value["items"]] if "items" in value else [])]
+    return next((problem for part in parts if (problem := _schema_problem(part, depth + 1))), "")
+
+
+def _words_problem(schema: dict[str, Any]) -> str:
+    """Whether each word of a schema has the kind of value it needs: `misfit` relies on it."""
+    names = schema.get("type", [])
+    if odd := [name for name in (names if isinstance(names, list) else [names]) if name not in list(JSON_TYPES)]:
         return f"does not know the JSON type {odd[0]!r}; there are {', '.join(JSON_TYPES)}"
-    properties = value.get("properties", {})
-    if not isinstance(properties, dict) or not isinstance(value.get("required", []), list):
-        return "needs properties by name and required as a list"
-    parts = [*properties.values(), *([value["items"]] if "items" in value else [])]
-    return next((problem for part in parts if (problem := _schema(part, depth + 1))), "")
+    required = schema.get("required", [])
+    if not isinstance(schema.get("properties", {}), dict) or not (required == [] or not _texts(required)):
+        return "needs properties by name and required as a list of names"
+    if not isinstance(schema.get("enum", []), list):
+        return "needs enum as a list"
+    odd = [word for word in MEASURES if word in schema and _number(schema[word])]
+    return f"needs a number as {odd[0]}" if odd else ""
 
 
 def _equals(assertion: Assertion, said: Said) -> bool:

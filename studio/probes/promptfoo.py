@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from studio.errors import ConfigError, DataError, Problem
 from studio.paths import slugify
 from studio.probes.assertions import Assertion
 from studio.probes.reading import checked
-from studio.probes.suite import Suite
+from studio.probes.suite import MAX_PROBES, Suite
 
 SLOT = re.compile(r"\{\{\s*([A-Za-z_][\w.]*)\s*\}\}")
 OUTSIDE = re.compile(r"file://|exec:|\S+\.(?:py|js|ts|mjs|cjs|txt|json|jsonl|csv|md|j2|ya?ml)(?::\w+)?$")
@@ -73,7 +73,7 @@ class _Reader:
         if not isinstance(default, Mapping):
             self.skip(self._tree, "defaultTest", "a defaultTest in another file")
             default = {}
-        common = self._assertions(default)
+        common, common_vars = self._assertions(default), self._vars(default)
         tests = self._tree.get("tests")
         if not isinstance(tests, list):
             self.skip(self._tree, "tests", "tests in another file")
@@ -85,8 +85,15 @@ class _Reader:
             own = self._assertions(test)
             for key in set(test) - {"vars", "assert", "description"}:
                 self.skip(test, key, f"{key} of a test")
-            for values in _combinations({**(default.get("vars") or {}), **(test.get("vars") or {})}):
+            for values in islice(_combinations({**common_vars, **self._vars(test)}), MAX_PROBES + 1):
                 yield str(test.get("description") or ""), values, [*common, *own]
+
+    def _vars(self, test: Mapping[str, Any]) -> Mapping[str, Any]:
+        given = test.get("vars") or {}
+        if isinstance(given, Mapping):
+            return given
+        self.skip(test, "vars", "vars in another file")
+        return {}
 
     def _assertions(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
         given = test.get("assert") or []
@@ -98,8 +105,7 @@ class _Reader:
     def _assertion(self, given: Any, number: int, one: Any) -> Iterator[dict[str, Any]]:
         kind = str(one.get("type", "")) if isinstance(one, Mapping) else ""
         if kind == "assert-set":
-            inner = one.get("assert") or []
-            yield from (row for place, each in enumerate(inner) for row in self._assertion(inner, place, each))
+            yield from self._assertions(one)
             return
         values = {key: value for key, value in plain_values(one).items() if key in OURS} if kind else {}
         try:

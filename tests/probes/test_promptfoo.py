@@ -1,5 +1,7 @@
 """promptfoo's configs become suites; what an answer alone does not decide is listed with its line."""
 
+import json
+
 import pytest
 
 from studio.errors import ConfigError, DataError
@@ -70,3 +72,16 @@ def test_what_is_no_config_is_refused() -> None:
     with pytest.raises(DataError, match="whose topic no test gives"):
         read_promptfoo("prompts: ['{{topic}}']\ntests: [{vars: {other: 1}}]", "x")
     assert read_promptfoo("prompts: Hello", "x").suite.probes()[0].prompt == "Hello"
+
+
+def test_vars_of_another_file_are_left_out_and_told() -> None:
+    found = read_promptfoo("prompts: ['{{x}}']\ntests:\n  - vars: file://vars.yaml\n  - vars: {x: Hello}\n", "x")
+    assert [probe.prompt for probe in found.suite.probes()] == ["Hello"]
+    assert (3, "vars in another file") in found.left_out
+
+
+def test_combinations_without_end_are_refused() -> None:
+    letters = list("abcdefghij")
+    config = {"prompts": ["{{a}}"], "tests": [{"vars": {name: letters for name in "abcdefghijkl"}}]}
+    with pytest.raises(ConfigError, match="at most 2000"):
+        read_promptfoo(json.dumps(config), "x")
