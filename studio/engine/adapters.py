@@ -16,6 +16,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from studio.config.schema import LoraSection, RunConfig
@@ -114,6 +115,18 @@ def load_adapter(model: nn.Module, folder: Path, name: str) -> PeftModel:
             f"The adapter in {str(folder)!r} does not fit this base: {' '.join(str(error).split())[:300]}",
             "Use it with the base model that it was trained on.",
         ) from error
+
+
+def take_off(model: PeftModel, name: str) -> nn.Module:
+    """Delete an adapter. Returns the model, after the last one the bare base: PEFT's wrapper cannot wear none."""
+    if set(model.peft_config) != {name}:
+        model.delete_adapter(name)
+        return model
+    core = core_of(model)
+    if isinstance(model.base_model, BaseTuner):
+        model.base_model.delete_adapter(name)  # without it, `unload` leaves modules that the adapter brought whole
+        model.base_model.unload()
+    return core
 
 
 def _load_translated(model: nn.Module, folder: Path, name: str) -> PeftModel:

@@ -24,6 +24,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from studio.engine.api_bodies import LONGEST_ANSWER, AdapterBody, ChatBody, ColumnBody, CompareBody, SamplingBody
 from studio.engine.chat import prompt_ids
@@ -130,7 +131,7 @@ class Api:
         self._ask([answering])
         if body.stream:
             with_usage = bool((body.stream_options or {}).get("include_usage"))
-            return _sse(self._chat_chunks(answering, head, request, body, with_usage))
+            return _Stream([answering], self._chat_chunks(answering, head, request, body, with_usage))
         async with self._attended(request, [answering], [body], body.user):
             return JSONResponse(await self._whole_chat(answering, head))
 
@@ -143,7 +144,7 @@ class Api:
             for column, sampling in zip(body.columns, samplings, strict=True)
         ]
         self._ask(columns)
-        return _sse(self._column_events(columns, request, body))
+        return _Stream(columns, self._column_events(columns, request, body))
 
     async def add_adapter(self, body: AdapterBody) -> dict[str, Any]:
         folder = inside(self._project_folder, body.path)
@@ -420,10 +421,23 @@ def _news(answering: Answering, piece: Piece) -> dict[str, Any]:
     return news | ({"error": piece.error} if piece.error else {})
 
 
-def _sse(events: AsyncIterator[Any]) -> StreamingResponse:
-    async def written() -> AsyncIterator[str]:
-        async for event in events:
-            yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
-        yield "data: [DONE]\n\n"
+class _Stream(StreamingResponse):
+    """Events as they come. A client may be gone before the first one is asked for: its answers end then too."""
 
-    return StreamingResponse(written(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def __init__(self, answerings: Sequence[Answering], events: AsyncIterator[Any]) -> None:
+        headers = {"Cache-Control": "no-store"}
+        super().__init__(_written(events), media_type="text/event-stream", headers=headers)
+        self._answerings = answerings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for answering in self._answerings:
+                answering.ask.cancel()
+
+
+async def _written(events: AsyncIterator[Any]) -> AsyncIterator[str]:
+    async for event in events:
+        yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    yield "data: [DONE]\n\n"

@@ -1,11 +1,12 @@
 """What requests to the model server may say: OpenAI's names and limits, and the studio's own."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 LONGEST_ANSWER = 131_072
 MAX_COLUMNS = 8
+Stop = Annotated[str, Field(max_length=256)]  # characters; each token of an answer is held against all of it
 
 
 class ChatMessage(BaseModel):
@@ -38,7 +39,7 @@ class SamplingBody(BaseModel):
     # Names and meaning of vLLM and transformers: 0 keeps all tokens; 1 penalises nothing.
     top_k: int = Field(0, ge=-1, le=1_000_000)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
-    stop: str | list[str] | None = Field(None, max_length=64)
+    stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
 
     @property
     def limit(self) -> int | None:

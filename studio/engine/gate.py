@@ -48,6 +48,8 @@ class Gate:
             return error_answer(
                 401, "The key is missing or wrong; the Serve page and `retune server key` show it.", "invalid_api_key"
             )
+        if b"transfer-encoding" in headers:
+            return error_answer(411, "The request does not say how long it is.", "length_required")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             return error_answer(413, f"The request is larger than {MAX_BODY_BYTES} bytes.", "request_too_large")

@@ -67,9 +67,9 @@ class Decoding:
         self, model: nn.Module, rows: Sequence[Row], *, pad_id: int, adapters: RowAdapters | None = None
     ) -> None:
         self.rows = list(rows)  # in the order of the batch; those that ended leave at the next step
-        self._model, self._adapters = model, adapters
+        self._core, self._adapters = core_of(model), adapters  # a wrapper of PEFT's may go while this runs
         self._device = next(model.parameters()).device
-        self._shared = self._common_beginning()
+        self._shared = [] if has_virtual_tokens(model) else self._common_beginning()
         own = [row.prompt[len(self._shared) :] for row in self.rows]
         self._unread: Tensor | None  # (rows, tokens), with what `_unread_mask` covers of them
         self._unread, self._unread_mask = _left_padded(own, pad_id, self._device)
@@ -163,7 +163,7 @@ class Decoding:
 
     def _common_beginning(self) -> Sequence[int]:
         """What all prompts begin with (a system message, mostly): it is read once for all rows of one adapter."""
-        if len(self.rows) < 2 or len({row.adapter for row in self.rows}) > 1 or has_virtual_tokens(self._model):
+        if len(self.rows) < 2 or len({row.adapter for row in self.rows}) > 1:
             return []
         shortest = min(len(row.prompt) for row in self.rows) - 1  # each row keeps a token of its own to go on from
         first = self.rows[0].prompt
@@ -187,7 +187,7 @@ class Decoding:
         if self._adapters:
             self._adapters.send([row.adapter or BASE_ADAPTER for row in self.rows])
         with torch.no_grad():
-            output = core_of(self._model)(
+            output = self._core(
                 input_ids=ids,
                 attention_mask=None if bool(self._mask.all()) else self._mask,
                 position_ids=positions,

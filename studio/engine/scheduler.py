@@ -197,7 +197,6 @@ class _Lane:
 
     def __init__(self, ready: Ready) -> None:
         self.asks: list[Ask] = []
-        self._ready = ready
         self._decoding = Decoding(ready.model, [], pad_id=ready.loaded.pad_id, adapters=ready.adapters)
         self._reading: deque[Decoding] = deque()
         self._answers: dict[Row, _Answer] = {}
@@ -205,10 +204,10 @@ class _Lane:
     def add(self, asks: Sequence[Ask], pool: ModelPool) -> None:
         """Newcomers; short prompts are read together."""
         rows = [self._row(ask, pool) for ask in asks]
+        ready = pool.ready(asks[0].weights)  # adapters may have come or gone since the lane began
         while rows:
             number = _fitting([len(row.prompt) for row in rows])
             group, rows = rows[:number], rows[number:]
-            ready = self._ready
             self._reading.append(Decoding(ready.model, group, pad_id=ready.loaded.pad_id, adapters=ready.adapters))
 
     def advance(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from studio.data.talk import mismatch
-from studio.engine.adapters import load_adapter
+from studio.engine.adapters import load_adapter, take_off
 from studio.engine.chat import context_limit
 from studio.engine.mixing import BASE_ADAPTER, RowAdapters
 from studio.engine.models.load import LoadedModel, load_base
@@ -121,8 +121,8 @@ class ModelPool:
         self._weights = {each: kept for each, kept in self._weights.items() if each != name}
         self._spoken_to.pop(name, None)
         self._full.pop(name, None)
-        if self._base and self._base.adapters and not weights.is_full_model:
-            self._base.model.delete_adapter(weights.adapter)
+        if self._base and not weights.is_full_model:
+            self._base.model = take_off(self._base.model, weights.adapter)
             self._base.adapters.renew(self._base.model)
         give_back_memory()
 

@@ -31,7 +31,7 @@ def cells(
     """The answers side by side, in rows; without their names while nobody may know which is which."""
     shown = [model for model in told.turn.models if model in replies]
     if not shown:
-        st.caption(_("No answer was kept: the studio ended while they came. Answer again."))
+        st.caption(_("No answer is kept yet: another window may still wait for them. Answer again if none comes."))
     width = len(shown) if len(shown) <= MOST_IN_A_ROW else IN_A_ROW
     for first in range(0, len(shown), width or 1):
         for place, column in enumerate(st.columns(width), start=first):

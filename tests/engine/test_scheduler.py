@@ -1,7 +1,9 @@
 """Requests join and leave a batch between two tokens, and each gets what it would have got alone."""
 
+import asyncio
+import json
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from studio.engine import scheduler as scheduling
-from studio.engine.api import make_app
+from studio.engine.api import Answering, _Stream, make_app
+from studio.engine.gate import Gate
 from studio.engine.generate import Sampling
 from studio.engine.mixing import BASE_ADAPTER
 from studio.engine.scheduler import Ask, Piece, Scheduler
@@ -163,6 +166,37 @@ def test_a_full_queue_is_told_as_openai_does(pool: ModelPool, tmp_path: Path) ->
     assert (
         answer.json()["error"] | {"type": "rate_limit_error", "code": "rate_limit_exceeded"} == answer.json()["error"]
     )
+
+
+def test_a_request_says_how_long_it_is_and_stops_are_short(
+    pool: ModelPool, scheduler: Scheduler, tmp_path: Path
+) -> None:
+    gate = Gate(make_app(scheduler, tmp_path, RequestLog(tmp_path)), "key", {"127.0.0.1:9"})
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    client = TestClient(gate, base_url="http://127.0.0.1:9", headers={"Authorization": "Bearer key"})
+    path = "/v1/chat/completions"
+    assert client.post(path, content=iter([json.dumps(body).encode()])).status_code == 411
+    assert client.post(path, json=body | {"stop": ["a", "b" * 256]}).status_code == 200
+    assert client.post(path, json=body | {"stop": ["a", "b" * 257]}).status_code == 400
+    assert client.post(path, json=body | {"stop": ["a"] * 65}).status_code == 400
+
+
+def test_a_client_that_goes_before_the_first_event_frees_its_place(pool: ModelPool) -> None:
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None: ...
+
+    async def events() -> AsyncIterator[dict[str, str]]:
+        yield {}
+
+    async def left() -> Ask:
+        weights = pool.find("tiny")
+        answering = Answering(weights, pool.ready(weights), [5], Sampling(400), [])
+        await _Stream([answering], events())({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, send)
+        return answering.ask
+
+    assert asyncio.run(left()).cancelled
 
 
 def test_weights_that_are_taken_out_end_their_answers(pool: ModelPool, tmp_path: Path) -> None:

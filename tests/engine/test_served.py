@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from studio.engine.chat import prompt_ids
-from studio.engine.generate import BASE_ADAPTER, generate
+from studio.engine.generate import BASE_ADAPTER, generate, next_logits
 from studio.engine.served import ModelPool
 from studio.engine.weights import weights_hash
 from studio.errors import ModelError
@@ -90,3 +92,33 @@ def test_layers_may_be_put_off_into_a_folder(tmp_path: Path) -> None:
     options = {"eos_ids": [2], "pad_id": 0, "max_new_tokens": 4}
     one, other = (generate(each.ready(each.find("base")).model, [[5, 6]], **options) for each in (pool, plain))
     assert one == other
+
+
+@pytest.mark.parametrize("kind", ["lora", "saved module", "prompt"])
+def test_after_the_last_adapter_the_base_answers_as_before(tmp_path: Path, kind: str) -> None:
+    base, folder = make_base(tmp_path / "base"), tmp_path / "adapter"
+    settings: dict[str, PeftConfig] = {
+        "lora": LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear", task_type="CAUSAL_LM"),
+        "saved module": LoraConfig(
+            r=2, init_lora_weights=False, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
+        ),
+        "prompt": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    }
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings[kind])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(1.0)
+    model.save_pretrained(folder)
+    pool = ModelPool("mine", base, torch.float32, CPU)
+    bare = said(pool, "mine")
+    for _ in range(2):  # and others may come after it
+        pool.add("tuned", folder)
+        assert not said(pool, "tuned").equal(bare) and said(pool, "mine").equal(bare)
+        pool.remove("tuned")
+        assert said(pool, "mine").equal(bare)
+
+
+def said(pool: ModelPool, name: str) -> torch.Tensor:
+    ready = pool.ready(pool.find(name))
+    return next_logits(ready.model, [[5, 6, 7]], 0, [pool.find(name).adapter], ready.adapters)
