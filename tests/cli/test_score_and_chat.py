@@ -27,12 +27,12 @@ def test_evaluate_prints_stores_and_writes_a_page(trained: Project, retune: Retu
 
 
 def test_stored_scorecards_are_listed_and_exported(trained: Project, retune: Retune, tmp_path: Path) -> None:
-    made = [json.loads(retune("evaluate", "tiny-1", "--limit", number, "--json"))["id"] for number in (1, 2)]
+    made = [json.loads(retune("evaluate", "tiny-1", "--limit", number, "--json"))["id"] for number in (1, 3)]
     listed = [each["id"] for each in json.loads(retune("evaluations", "list", "--json"))]
     assert listed[:2] == made[::-1]
     assert made[0] in retune("evaluations", "list") and "tiny-1 step 4" in retune("evaluations", "list")
     retune("evaluations", "export", tmp_path / "newest.md")
-    assert '"num_probes": 2' in (tmp_path / "newest.md").read_text(encoding="utf-8")
+    assert '"num_probes": 3' in (tmp_path / "newest.md").read_text(encoding="utf-8")
     retune("evaluations", "export", tmp_path / "first.html", "--evaluation", made[0])
     page = (tmp_path / "first.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "&quot;num_probes&quot;: 1" in page
