@@ -132,7 +132,7 @@ def read_pickle(data: bytes, file: Any, what: str) -> Any:
     machine = _Machine(file, what)
     try:
         value = machine.run(data)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
         raise CheckpointError(f"{what} is damaged: its data.pkl cannot be read ({error}).", NEXT_MOVE) from error
     _require_plain(value, what)
     return value
@@ -149,6 +149,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.aside: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def run(self, data: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
@@ -181,6 +182,13 @@ class _Machine:
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
+
+    def copying(self, values: Any) -> Any:
+        """The values, which are to be copied: a pickle of a few bytes can ask for a large copy again and again."""
+        self.copied += len(values)
+        if self.copied > MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{self.what} unfolds to more than {MAX_PICKLE_BYTES} bytes.", NEXT_MOVE)
+        return values
 
     def group(self) -> list[Any]:
         """What was pushed since the last mark."""
@@ -254,11 +262,13 @@ class _Machine:
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, StandIn) and isinstance(state, dict):
-            target.state.update(state)
+            target.state.update(self.copying(state))
         elif isinstance(target, NumberArray):
             _fill_array(target, *state)
         elif isinstance(target, Dtype):
-            target.order = {"<": "<", "|": "<", "=": "<", ">": ">"}[state[1]]
+            if state[1] not in ORDERS:
+                raise ValueError("numbers have no byte order")
+            target.order = ">" if state[1] == ">" else "<"
         elif not isinstance(target, dict):  # attributes of an ordered dict, such as state_dict's _metadata, are dropped
             raise self.refusal(f"a state set on {type(target).__name__}")
 
@@ -296,21 +306,21 @@ class _Machine:
         return _lengths(lengths)
 
     def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
-        return _pairs(pairs)
+        return _pairs(self.copying(pairs))
 
-    def config_dict(self, values: Any = None) -> dict[Any, Any]:
-        return _pairs(dict(values or {}).items())
+    def config_dict(self, values: Any = ()) -> dict[Any, Any]:
+        return self.ordered(list(values.items()) if isinstance(values, dict) else values or ())
 
     def members(self, values: Any = ()) -> set[Any]:
-        return {_key(value) for value in list(values)}
+        return {_key(value) for value in self.copying(values)}
 
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise self.refusal(f"bytes encoded as {str(encoding)[:40]}")
-        return text.encode("latin1")
+            raise self.refusal(f"bytes encoded as {_word(encoding)}")
+        return self.copying(text).encode("latin1")
 
     def device(self, *words: Any) -> str:
-        return ":".join(str(word) for word in words if isinstance(word, str | int))
+        return ":".join(str(word)[:20] for word in words[:2] if isinstance(word, str | int))
 
     def stage(self, number: Any) -> int:
         return _integer(number)
@@ -323,7 +333,7 @@ class _Machine:
 
     def dtype(self, code: Any, *_: Any) -> Dtype:
         if not isinstance(code, str) or not PLAIN_DTYPE.fullmatch(code) or code not in UNPACK:
-            raise self.refusal(f"a numpy array of {str(code)[:40]}")
+            raise self.refusal(f"a numpy array of {_word(code)}")
         return Dtype(code)
 
     def empty_array(self, *_: Any) -> NumberArray:
@@ -340,6 +350,7 @@ class _Machine:
         return found.values()[0]
 
 
+ORDERS = ("<", "|", "=", ">")
 PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
     "SHORT_BINBYTES", "BINBYTES8",
@@ -408,7 +419,8 @@ NAMES = frozenset(
 def _tensor(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     """A view that stays inside its storage, and is no larger than it."""
     lengths, steps = _lengths(shape), _lengths(stride)
-    if not isinstance(storage, Storage) or dtype not in ITEM_BYTES or len(lengths) != len(steps):
+    is_known = isinstance(storage, Storage) and isinstance(dtype, str) and dtype in ITEM_BYTES
+    if not is_known or len(lengths) != len(steps):
         raise ValueError("a tensor is not described as torch does")
     tensor = StoredTensor(storage, dtype, lengths, steps, _integer(offset))
     last = tensor.offset + sum((length - 1) * step for length, step in zip(lengths, steps, strict=True))
@@ -437,6 +449,11 @@ def _integer(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**62:
         raise ValueError("a length is no number")
     return value
+
+
+def _word(value: Any) -> str:
+    """Text, shortened; of anything else its kind, for what is nested may be endless when it is spelt out."""
+    return value[:40] if isinstance(value, str) else type(value).__name__
 
 
 def _pairs(pairs: Any) -> dict[Any, Any]:

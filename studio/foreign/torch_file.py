@@ -88,7 +88,8 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
         raise not_a_zip(path, error) from error
     found = {info.filename: info for info in infos}
-    if len(found) != len(infos) or len(infos) > MAX_MEMBERS or min(info.header_offset for info in infos) != 0:
+    starts = [info.header_offset for info in infos]
+    if len(found) != len(infos) or len(infos) > MAX_MEMBERS or min(starts, default=-1) != 0:
         raise UnsafeFileError(f"{path.name} is not an archive as torch writes it; it was not opened.", NEXT_MOVE)
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:

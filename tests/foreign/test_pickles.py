@@ -133,6 +133,18 @@ DAMAGED = {
     "a deep list": pickled(nested(MAX_DEPTH + 2)),
     "a very deep tuple": pickled(b")" + b"\x85" * 200_000),
     "a deep tuple as a key": pickled(b"})" + b"\x85" * 200_000 + b"K\x01s"),
+    "a deep tuple as a key of mmengine's": pickled(
+        call("mmengine.config.config", "ConfigDict", b"])" + b"\x85" * 200_000 + b"K\x01\x86a")
+    ),
+    "a deep tuple as a byte order": pickled(
+        call("numpy", "dtype", text("f8")) + b"(K\x01)" + b"\x85" * 200_000 + b"tb"
+    ),
+    "a deep tuple as a number format": pickled(
+        call("torch._utils", "_rebuild_tensor_v3", FLOATS, b"K\x00))NN)" + b"\x85" * 200_000)
+    ),
+    "a text that is copied again and again": pickled(
+        text("x" * 2**20) + b"q\x00]" + (call("_codecs", "encode", b"h\x00") + b"a") * 300
+    ),
     "a list as a key": pickled(b"}]K\x01s"),
     "a list that unfolds without end": pickled(b"]q\x00" + b"".join(
         b"]q" + bytes([n]) + b"(" + (b"h" + bytes([n - 1])) * 8 + b"e" for n in range(1, 30)
@@ -150,6 +162,13 @@ DAMAGED = {
 def test_damaged_and_oversized_pickles_have_a_typed_error(name: str) -> None:
     with quiet(), pytest.raises(CheckpointError):
         read_pickle(DAMAGED[name], None, "x.pth")
+
+
+def test_an_empty_archive_has_a_typed_error(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pth"
+    zipfile.ZipFile(path, "w").close()
+    with pytest.raises(UnsafeFileError, match="not an archive as torch writes it"):
+        TorchFile(path)
 
 
 def test_plain_values_come_back_as_torch_reads_them(tmp_path: Path) -> None:

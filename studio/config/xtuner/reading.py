@@ -119,9 +119,13 @@ class _Reader:
         self._depth = self._made = 0
 
     def read(self) -> Reading:
-        self._statements(self._tree.body)
+        try:
+            self._statements(self._tree.body)
+        except RecursionError:
+            raise _problem(self._source, "is nested too deeply") from None
         if "_base_" in self._found.names:
             self._inherit_by_name()
+        _require_finite(self._found.names, self._source)
         return self._found
 
     # statements
@@ -310,6 +314,8 @@ class _Reader:
 
     def _bounded(self, value: Any) -> Any:
         """The value, when a config may hold one of its size; all that is made counts together."""
+        if isinstance(value, complex):
+            raise _Refused("no config holds such a value")
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise _Refused(f"the number is too large ({value.bit_length()} bits)")
         if isinstance(value, str | list | tuple | dict):
@@ -452,6 +458,30 @@ class _Reader:
         return text
 
 
+def _require_finite(names: dict[str, Any], source: str) -> None:
+    """No value in itself, and none that stands for more values or levels than a walk through it may meet.
+
+    Raises ConfigError.
+    """
+    known: dict[int, tuple[int, int]] = {}
+
+    def measured(value: Any, above: int) -> tuple[int, int]:
+        """Values and levels in a value; what is shared counts each time, and is gone through once."""
+        if not isinstance(value, dict | list | tuple):
+            return 1, 0
+        if id(value) not in known:
+            if above > MAX_DEPTH:  # a value in itself gets here
+                raise _problem(source, f"holds a value in itself, or more than {MAX_DEPTH} deep")
+            inner = [measured(each, above + 1) for each in (value.values() if isinstance(value, dict) else value)]
+            known[id(value)] = 1 + sum(count for count, _ in inner), 1 + max((level for _, level in inner), default=0)
+        return known[id(value)]
+
+    for value in names.values():
+        count, levels = measured(value, 0)
+        if count > MAX_MADE or levels > MAX_DEPTH:
+            raise _problem(source, "stands for more values or levels than any config has")
+
+
 def _is_flat(value: Any) -> bool:
     """Whether a value holds no others, or is a list of such: what is nested may stand for more than memory holds."""
     if isinstance(value, TUPLES):
@@ -498,6 +528,20 @@ def _numeric(operate: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda left, right: operate(_number(left), _number(right))
 
 
+def _text(value: Any = "") -> str:
+    """Of one value: a list of a text that is shared may be longer than memory."""
+    if not isinstance(value, SCALARS):
+        raise _Refused("only texts and numbers are made a text")
+    return str(value)
+
+
+def _rounded(value: Any, places: Any = None) -> Any:
+    """Places bounded: Python works out ten to the power of as many as are asked for."""
+    if places is not None and abs(_number(places)) > MAX_BITS:
+        raise _Refused("it is rounded to too many places")
+    return round(_number(value), places)
+
+
 def _join(*parts: Any) -> str:
     return "/".join(str(part).rstrip("/") for part in parts)
 
@@ -512,8 +556,8 @@ COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.In: lambda left, right: left in right, ast.NotIn: lambda left, right: left not in right,
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "int": int, "float": float, "str": str, "bool": bool, "len": len, "min": min, "max": max, "round": round,
-    "abs": abs, "list": list, "tuple": tuple,
+    "int": int, "float": float, "str": _text, "bool": lambda value=False: bool(_plain(value)), "len": len, "min": min,
+    "max": max, "round": _rounded, "abs": abs, "list": list, "tuple": tuple,
 }  # fmt: skip
 
 
