@@ -281,5 +281,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     merged = "a = dict(x=1)\n" + "a = dict(l=a, r=a)\n" * 40
     (tmp_path / "base.py").write_text(merged, encoding="utf-8")
     (tmp_path / "merge.py").write_text("_base_ = './base.py'\n" + merged, encoding="utf-8")
-    with pytest.raises(ConfigError, match="than any config has"):
+    with pytest.raises(ConfigError, match="more settings than any config has"):
         import_file(tmp_path / "merge.py")

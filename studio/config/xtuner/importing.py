@@ -7,7 +7,7 @@ from typing import Any
 
 from studio.config.schema import RunConfig, parse_config
 from studio.config.xtuner.mapping import mapped
-from studio.config.xtuner.reading import Reading, Unread, read_file, read_text
+from studio.config.xtuner.reading import Reading, Unread, read_file, read_text, require_finite
 from studio.config.xtuner.terms import Converted, convert
 from studio.config.yaml import commented_text
 from studio.errors import ConfigError, Problem
@@ -62,6 +62,7 @@ def import_bytes(content: bytes, file_name: str) -> Imported:
 
 
 def _imported(reading: Reading, source: str, name: str) -> Imported:
+    require_finite(reading.names, source)
     found = mapped(reading, source)
     converted = convert(name, found.terms)
     _apply_own(converted, reading.names.get(OWN_NAME), source)

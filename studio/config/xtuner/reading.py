@@ -125,7 +125,6 @@ class _Reader:
             raise _problem(self._source, "is nested too deeply") from None
         if "_base_" in self._found.names:
             self._inherit_by_name()
-        _require_finite(self._found.names, self._source)
         return self._found
 
     # statements
@@ -458,7 +457,7 @@ class _Reader:
         return text
 
 
-def _require_finite(names: dict[str, Any], source: str) -> None:
+def require_finite(names: dict[str, Any], source: str) -> None:
     """No value in itself, and none that stands for more values or levels than a walk through it may meet.
 
     Raises ConfigError.
