@@ -186,6 +186,8 @@ class Decoding:
         positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if self._adapters:
             self._adapters.send([row.adapter or BASE_ADAPTER for row in self.rows])
+        # An index, not 1: a slice is not contiguous, and PyTorch would copy the whole head for each of its rows
+        last = torch.tensor([ids.shape[1] - 1], device=self._device)
         with torch.no_grad():
             output = self._core(
                 input_ids=ids,
@@ -193,7 +195,7 @@ class Decoding:
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last,
             )
         return output.logits[:, -1].float()
 

