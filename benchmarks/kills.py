@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,8 +45,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills.md"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
+        from tests.engine import kills
+
         os.environ |= {"RETUNE_HOME": home, "RETUNE_MODELS": f"{home}/models"}
-        options.out.write_text(report(Trials(Path(home)), not options.no_points, options.random), encoding="utf-8")
+        trials = Trials(Path(home))
+        found = Found(kills.points_of(trials.trace) if not options.no_points else {})
+        for _ in found.gather(trials, options.random):  # written as it goes: a round may take an hour
+            options.out.write_text(found.report(), encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
 
 
@@ -129,53 +135,76 @@ class Trials:
         return add_run(self.project, self.config)
 
 
-def report(trials: Trials, at_points: bool, num_random: int) -> str:
-    import torch
+class Found:
+    """What the kills of a round left so far, and the page that says so."""
 
-    from tests.engine import kills
+    def __init__(self, points: dict[str, int]) -> None:
+        self.points = points
+        self.random: list[tuple[int, str]] = []  # the last step stored when it came, what was wrong
+        self.late: list[str] = []  # what was wrong after a moment that came when the run had ended
+        self.named: dict[str, dict[int, str]] = {point: {} for point in points}
 
-    points = kills.points_of(trials.trace) if at_points else {}
-    lines, wrong = [], 0
-    for point, times in points.items():
-        tried = sorted({1, (times + 1) // 2, times})
-        found = {number: trials.killed_at(point, number) for number in tried}
-        wrong += sum(map(bool, found.values()))
-        verdict = "; ".join(f"time {number}: {text}" for number, text in found.items() if text) or "bit-equal"
-        lines.append(f"| {point} | {times} | {', '.join(map(str, tried))} | {verdict} |")
-        print(lines[-1], flush=True)
-    chance, steps = random.Random(20261125), []
-    while len(steps) < num_random:
-        step, text = trials.killed_in(chance.randint(1, NUM_STEPS), chance.random())
-        wrong += bool(text)
-        print(f"random: step {step} {text or 'bit-equal'}", flush=True)
-        if step >= 0:  # else it came too late, and another moment is chosen
-            steps.append(step)
-    num_named = sum(len({1, (times + 1) // 2, times}) for times in points.values())
-    reached = ", ".join(map(str, steps))
-    return "\n".join(
-        [
-            "# Killed and resumed",
-            "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python "
-            f"{platform.python_version()}, torch {torch.__version__}; CPU, float32, one thread. Made by "
-            "`python benchmarks/kills.py`.",
-            "",
-            f"A run of {NUM_STEPS} steps (LoRA with dropout; a checkpoint and an evaluation every 2 steps, samples "
-            "every 4, the best checkpoint kept) is killed by SIGKILL and resumed. Compared with a run that was left "
-            "alone, to the last bit: weights, optimizer, scaler, random generators, place in the data, counters, every "
-            "stored number and sample (none lost, none doubled), the rows of checkpoints, and the names of files left.",
-            "",
-            f"**{num_named + num_random} kills, {num_named + num_random - wrong} bit-equal, {wrong} not.** "
-            f"{num_named} at {len(points)} fault points, {num_random} at random moments.",
-            "",
-            "| fault point | passed in a run | killed at time | resumed |",
-            "| --- | --- | --- | --- |",
-            *lines,
-            "",
-            f"Random moments: the last step stored when the kill came was {reached}.",
-            "",
-        ]
-    )
+    def gather(self, trials: Trials, num_random: int) -> Iterator[None]:
+        chance = random.Random(20261125)
+        while len(self.random) < num_random:
+            step, wrong = trials.killed_in(chance.randint(1, NUM_STEPS), chance.random())
+            print(f"random: step {step} {wrong or 'bit-equal'}", flush=True)
+            if step >= 0:
+                self.random.append((step, wrong))
+            else:  # it came too late, and another moment is chosen
+                self.late.append(wrong)
+            yield
+        for point, times in self.points.items():
+            for number in sorted({1, (times + 1) // 2, times}):
+                wrong = self.named[point][number] = trials.killed_at(point, number)
+                print(f"{point}: time {number} of {times} {wrong or 'bit-equal'}", flush=True)
+                yield
+
+    def report(self) -> str:
+        import torch
+
+        named = [wrong for found in self.named.values() for wrong in found.values()]
+        wrong = [text for text in [*named, *(text for _, text in self.random)] if text]
+        driven, kills = sum(map(bool, self.named.values())), len(named) + len(self.random)
+        return "\n".join(
+            [
+                "# Killed and resumed",
+                "",
+                f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python "
+                f"{platform.python_version()}, torch {torch.__version__}; CPU, float32, one thread. Made by "
+                "`python benchmarks/kills.py`.",
+                "",
+                f"A run of {NUM_STEPS} steps (LoRA with dropout; a checkpoint and an evaluation every 2 steps, samples "
+                "every 4, the best checkpoint kept) is killed by SIGKILL and resumed. Compared with a run that was "
+                "left alone, to the last bit: weights, optimizer, scaler, random generators, place in the data, "
+                "counters, every stored number and sample (none lost, none doubled), the rows of checkpoints, and the "
+                "names of files left.",
+                "",
+                f"**{kills} kills, {kills - len(wrong)} bit-equal, {len(wrong)} not.** {len(self.random)} at random "
+                f"moments, {len(named)} at {driven} of {len(self.points)} fault points.",
+                "",
+                *self._random_lines(),
+                "",
+                "| fault point | passed in a run | killed at time | resumed |",
+                "| --- | --- | --- | --- |",
+                *self._point_lines(),
+                "",
+            ]
+        )
+
+    def _random_lines(self) -> Iterator[str]:
+        reached = ", ".join(str(step) for step, _ in self.random)
+        yield f"Random moments: the last step stored when the kill came was {reached}."
+        yield from (f"Not bit-equal after a kill at step {step}: {wrong}." for step, wrong in self.random if wrong)
+        if self.late:
+            changed = sum(map(bool, self.late))
+            yield f"{len(self.late)} more came after the run had ended; going on changed something in {changed} of them."
+
+    def _point_lines(self) -> Iterator[str]:
+        for point, found in self.named.items():
+            wrong = "; ".join(f"time {number}: {text}" for number, text in found.items() if text)
+            verdict = wrong or ("bit-equal" if found else "not driven")
+            yield f"| {point} | {self.points[point]} | {', '.join(map(str, found))} | {verdict} |"
 
 
 if __name__ == "__main__":
