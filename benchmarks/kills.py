@@ -198,7 +198,7 @@ class Found:
         yield from (f"Not bit-equal after a kill at step {step}: {wrong}." for step, wrong in self.random if wrong)
         if self.late:
             changed = sum(map(bool, self.late))
-            yield f"{len(self.late)} more came after the run had ended; going on changed something in {changed} of them."
+            yield f"{len(self.late)} more came after the run had ended; going on changed something in {changed}."
 
     def _point_lines(self) -> Iterator[str]:
         for point, found in self.named.items():

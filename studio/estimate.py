@@ -179,12 +179,12 @@ OVERHEAD = {
 }
 
 
-# On a CPU a base is read whole, twice over, before it is squeezed into 4 bits: for small models that is the peak.
-BITSANDBYTES_BYTES, READ_TIMES = 130 * MIB, 2
-
-
 def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Memory:
-    """Bytes that a step of this config holds at its peak: on a GPU its memory, on a CPU the process's resident set."""
+    """Bytes that a step of this config holds at its peak: on a GPU its memory, on a CPU the process's resident set.
+
+    Squeezing a base into 4 bits is no peak: matrix after matrix is read from the mapped file and given back (see
+    engine/allocator.py), and the file's own pages are the system's to take back.
+    """
     number, learning = number_bytes(config, device), num_trainable(config, shapes)
     is_full, is_quantised = config.method == "full", config.method == "qlora"
     optimizer = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
@@ -209,9 +209,6 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     parts = _shared_out(parts, config, shapes, number, device.kind)
     cost = OVERHEAD[device.kind]
     overhead = cost.fixed + cost.share * sum(parts.values())
-    if is_quantised and device.kind == "cpu":
-        reading = cost.fixed + parts["weights"] + READ_TIMES * number * shapes.num_weights
-        overhead = BITSANDBYTES_BYTES + max(overhead, reading - sum(parts.values()))
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
 
 

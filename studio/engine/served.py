@@ -1,11 +1,7 @@
 """The weights that a model server answers with: one base, adapters on it, and full models beside it."""
 
-import contextlib
-import ctypes
-import gc
 import itertools
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +13,7 @@ from torch import nn
 
 from studio.data.talk import mismatch
 from studio.engine.adapters import load_adapter, take_off
+from studio.engine.allocator import give_back_memory
 from studio.engine.chat import context_limit
 from studio.engine.mixing import BASE_ADAPTER, RowAdapters
 from studio.engine.models.load import LoadedModel, load_base
@@ -216,11 +213,3 @@ def _loaded(folder: Path, options: Mapping[str, Any]) -> Ready:
     model = loaded.model.eval().requires_grad_(False)
     thin_out(model)
     return Ready(loaded, model, RowAdapters(model))
-
-
-def give_back_memory() -> None:
-    """What is no longer referred to goes back to the system, where the C library can be asked for it."""
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # musl has no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)

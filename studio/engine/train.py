@@ -1,9 +1,11 @@
 """The `train` verb: a run from its frozen config to its last checkpoint, with numbers and samples on the way."""
 
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +38,7 @@ from studio.paths import clear_leftovers, inside
 from studio.store import checkpoints as store_checkpoints
 from studio.store import open_db, runs
 
+Result = TypeVar("Result")
 ADAMW_BYTES_PER_WEIGHT_BYTE = 3  # the weight, and two moments of its gradient
 SPACE_LOOK_SECONDS = 3.0
 SAVE_AGAIN_SECONDS = 10.0
@@ -297,13 +300,17 @@ class Training:
 
     def _step_that_fits(self, examples: list[Example], number: int) -> StepResult:
         """Take the step, in smaller micro-batches when memory runs out. Raises MemoryFullError, NotFiniteError."""
-        wanted = self.trainer.micro_batch_size
 
         def step() -> StepResult:
             faults.hit("step")
             return self.trainer.step(examples, number)
 
-        result = until_it_fits(self.trainer, step)
+        return self._that_fits(step, number)
+
+    def _that_fits(self, call: Callable[[], Result], number: int) -> Result:
+        """What `call` returns; that it had to be done in smaller micro-batches is said, or ends the run."""
+        wanted = self.trainer.micro_batch_size
+        result = until_it_fits(self.trainer, call)
         fitting = self.trainer.micro_batch_size
         if fitting < wanted:
             if self.config.train.on_out_of_memory == "stop":
@@ -360,7 +367,7 @@ class Training:
         if self.ranks.world > 1:
             loss = self.trainer.evaluate(self.corpus.valid)
         else:
-            loss = until_it_fits(self.trainer, lambda: self.trainer.evaluate(self.corpus.valid))
+            loss = self._that_fits(lambda: self.trainer.evaluate(self.corpus.valid), self.step)
         self.recorder.measured(self.step, {"valid/loss": loss})
         self._evaluated_step = self.step
         self._save_due |= self.best.see("valid_loss", self.step, loss)
@@ -429,7 +436,8 @@ class Training:
         self.saved = self.checkpoints.run_dir / f"step_{self.step}.pth"
         self._saved_step, self._save_due, self._save_tried_at = self.step, False, -SAVE_AGAIN_SECONDS
         if self.ranks.is_first:
-            self._mark_best()
+            with contextlib.suppress(StoreBusyError):  # the checkpoint is safe; the mark is made with the next one
+                self._mark_best()
         print(f"saved {self.saved.name}", flush=True)
         return True
 

@@ -23,6 +23,7 @@ from studio.engine import probing, train
 from studio.engine.answers import Answer
 from studio.engine.memory_full import is_memory_full
 from studio.engine.safe_load import load_pth
+from studio.errors import StoreBusyError
 from studio.projects import Project, create_project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs
 from tests.engine import kills
@@ -131,6 +132,20 @@ def test_memory_that_runs_out_makes_micro_batches_smaller_and_changes_nothing_el
     assert losses(training_project, small) == pytest.approx(losses(training_project, whole), rel=1e-4)
     again = train_here(training_project, small, resume=f"runs/{small}/step_3.pth")
     assert again.result["micro_batch_size"] == 1
+
+
+def test_memory_that_runs_out_while_it_evaluates_is_told_too(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fits = train.Trainer.evaluate, no_memory_above(2)
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda trainer, rows: (fits(trainer, 0), real(trainer, rows))[1])
+    settings = {"train.micro_batch_size": 4, "record.evaluate_every_steps": 2}
+    job = train_here(training_project, add_run(training_project, tiny_config(**settings)))
+    assert job.state == "failed" and "with train.micro_batch_size 4" in job.cause
+    settings |= {"train.on_out_of_memory": "smaller_micro_batch"}
+    run_id = add_run(training_project, tiny_config(**settings))
+    assert train_here(training_project, run_id).result["micro_batch_size"] == 2
+    assert events(training_project, run_id) == [(0, "smaller_micro_batch")]
 
 
 def test_one_example_that_does_not_fit_says_what_to_try(
@@ -371,6 +386,27 @@ def test_a_run_that_could_not_save_is_not_begun(
     assert (
         job.state == "failed" and "for the first checkpoint: it needs" in job.cause and "1000 B are free" in job.cause
     )
+
+
+def test_a_best_checkpoint_that_cannot_be_marked_just_now_is_marked_later(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, refusals = checkpoints.mark_best, iter(range(2))
+
+    def refuse(*args: Any) -> None:
+        if next(refusals, None) is not None:
+            raise StoreBusyError("database or disk is full")
+        mark(*args)
+
+    monkeypatch.setattr(train.store_checkpoints, "mark_best", refuse)
+    values = iter([9.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda *_: next(values))
+    settings = {"record.evaluate_every_steps": 2, "record.best_by": "valid_loss", "record.save_every_steps": 2}
+    run_id = add_run(training_project, tiny_config(**settings))
+    job = train_here(training_project, run_id)
+    assert job.state == "finished", job.cause
+    with open_db(training_project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, run_id) if each.is_best] == [2]
 
 
 @pytest.mark.parametrize("busy", ["locked", "full"])

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from studio.data.named import NamedTemplate, Template, load_template  # noqa: E4
 from studio.data.talk import read_talk  # noqa: E402
 from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
+from studio.engine.allocator import give_back_memory, given_back_at_once  # noqa: E402
 from studio.engine.models.families import OWN_LAYOUT, Native, native, read_native  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
 from studio.model_code import is_trusted, not_consented  # noqa: E402
@@ -93,7 +95,10 @@ def load_base(
             "Give a folder in Hugging Face format, or fetch the model again.",
         )
     tokenizer, chat_template = TextTokenizer.load(folder), load_template(template, folder)
-    model = _load_weights(folder, dtype, pick_attention(attention, device), bits, device, offload_folder)
+    with given_back_at_once() if bits and device.type == "cpu" else nullcontext():
+        model = _load_weights(folder, dtype, pick_attention(attention, device), bits, device, offload_folder)
+        if bits and device.type == "cpu":
+            _let_go_of_files(model)
     _require_fitting_vocabulary(model, tokenizer, folder)
     eos_ids = _eos_ids(folder, tokenizer, chat_template)
     return LoadedModel(model, tokenizer, chat_template, eos_ids, folder, device, dtype, _stops(folder, chat_template))
@@ -144,6 +149,14 @@ def _load_weights(
         raise
     except Exception as error:  # whatever a foreign folder makes transformers raise, the person needs its cause
         raise _model_error(folder, error) from error
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Weights that were not squeezed still lie in the mapped files, and those keep the squeezed ones in memory, too."""
+    for each in (*model.parameters(), *model.buffers()):
+        if each.is_floating_point():
+            each.data = each.data.clone()
+    give_back_memory()
 
 
 def _supported(folder: Path, attention: str) -> str:

@@ -1,0 +1,40 @@
+"""What the C library keeps of memory that is no longer used. glibc can be told; others are left as they are."""
+
+import contextlib
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+
+# Of glibc's malloc.h. From M_MMAP_THRESHOLD bytes on a block is mapped by itself, and unmapped as soon as it is free.
+# The threshold rises by itself to MOST_BYTES as blocks are freed, and that of trimming to twice as much; once it is set
+# it stays.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+FEW_BYTES, MOST_BYTES = 2**20, 32 * 2**20
+
+
+@contextlib.contextmanager
+def given_back_at_once() -> Iterator[None]:
+    """Blocks of FEW_BYTES and more do not stay with this process when they are freed in here.
+
+    For work that leaves small blocks among large passing ones, as squeezing a model into 4 bits does: each small one
+    would hold on to a gap that a large one has left. Not for training, where the same blocks come again at each step.
+    """
+    _call("mallopt", M_MMAP_THRESHOLD, FEW_BYTES)
+    try:
+        yield
+    finally:
+        _call("mallopt", M_MMAP_THRESHOLD, MOST_BYTES)
+        _call("mallopt", M_TRIM_THRESHOLD, 2 * MOST_BYTES)
+
+
+def give_back_memory() -> None:
+    """What is no longer referred to goes back to the system."""
+    gc.collect()
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *arguments: int) -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # musl has neither
+            getattr(ctypes.CDLL(None), name)(*arguments)
