@@ -398,10 +398,15 @@ class Training:
             self._sampled_step = self.step
             return
         self.phase("sampling")
+        may_be_cut = self.ranks.world == 1 and not self.requests.stop
+        asked = (self.model, self.loaded, self.config.record, self.job.run_id, self.step)
         with self.trainer.forward.precision():
-            texts = take_samples(self.model, self.loaded, self.config.record, self.job.run_id, self.step)
-        self.recorder.samples(self.step, texts)
+            texts = take_samples(*asked, should_stop=self._stop_asked if may_be_cut else None)
         self._sampled_step = self.step
+        if may_be_cut and self.requests.stop:
+            print(f"step {self.step}: a stop was asked for, so its samples were left out", flush=True)
+        else:
+            self.recorder.samples(self.step, texts)
 
     def _save(self, must: bool) -> None:
         """Save this step; while there is no space, training goes on, or waits when there is nothing else to do."""

@@ -104,6 +104,17 @@ def test_stop_ends_at_the_border_with_or_without_saving(
         assert [each.step for each in checkpoints.listed(db, run_id)] == saved
 
 
+def test_a_stop_does_not_wait_for_samples(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers of thousands of tokens before the first step: what was begun is not kept as an answer."""
+    stop_after(0, "discard", monkeypatch)
+    run_id = add_run(training_project, tiny_config(**{"record.sample_max_new_tokens": 4096}))
+    job = train_here(training_project, run_id)
+    assert job.state == "stopped" and job.result["steps"] == 0
+    assert not asked(training_project, run_id)
+
+
 def test_checkpoints_rotate(training_project: Project, tiny_config: Make) -> None:
     run_id = add_run(training_project, tiny_config(**{"record.save_every_steps": 1, "record.keep_last": 2}))
     train_here(training_project, run_id)
