@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from studio import runs, suites
-from studio.errors import StudioError
+from studio.errors import DataError, StudioError
 from studio.probes import built_in
 from studio.probes.assertions import KINDS, Assertion, shown_value
 from studio.probes.reading import parse_suite
@@ -48,7 +48,11 @@ def _built_in(project: Project, name: str) -> None:
     if not found:
         st.caption(_("Built-in suites ask a run about its own identity; there is no run yet."))
         return
-    suite = runs.suite_for(project, found[0].id, name)
+    try:
+        suite = runs.suite_for(project, found[0].id, name)
+    except DataError:
+        st.caption(_("There are no held-out questions for this run. The Data page makes them with a general set."))
+        return
     st.caption(_("As {run} is asked it.").format(run=plain(found[0].id)))
     _preview(suite.probes())
     left, right = st.columns([4, 1.4], vertical_alignment="bottom")
