@@ -319,7 +319,7 @@ def _head(options: argparse.Namespace, dtype: torch.dtype) -> list[str]:
 def _machine() -> str:
     cores, load = psutil.cpu_count(logical=False), os.getloadavg()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    used = json.dumps({"threads": torch.get_num_threads(), "load at the end": [round(each, 1) for each in load]})
+    used = f"{torch.get_num_threads()} threads, load at the end {load[0]:.1f}"
     return f"{platform.machine()}, {cores} cores, {versions}, {used}"
 
 

@@ -21,7 +21,9 @@ from studio import machine
 from studio.paths import REPOSITORY, atomic_write_json, system_folder
 
 FILE = "cpu.json"
-DEFAULT_SPIN = "1000"  # costs nothing on an idle machine, and on a busy one steps are not several times slower
+# Where nothing was measured: on a busy machine threads that spin take each other's cores, and steps are several times
+# slower. On an idle one a long spin is faster (benchmarks/README.md), which is why it is measured then.
+DEFAULT_SPIN = "1000"
 SPINS = (DEFAULT_SPIN, "0", "300000")  # passes of an idle thread through its waiting loop before it sleeps
 CLEARLY = 0.9  # a candidate must take at most this share of the default's time: smaller differences are chance
 BUSY_LOAD = 0.7  # processes that want a core, for each core: above that nothing can be told
