@@ -12,7 +12,6 @@ HTTP; `--memory` asks the studio's server 500 times and looks at its memory. Wri
 """
 
 import argparse
-import json
 import os
 import platform
 import queue
