@@ -25,6 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # What a run decides by itself, and a file of one's own must leave to it: the value would be silently another.
 OWN_KEYS = ("optimizer", "scheduler", "train_batch_size")
+SECTIONS = ("zero_optimization", "bf16", "fp16")
+AUTO = "auto"  # in files made for transformers: the run decides
 # DeepSpeed lays out two buckets for gradients, of 500 million numbers each unless it is told otherwise: gigabytes, even
 # for an adapter of a few million weights.
 LARGEST_BUCKET = 50_000_000
@@ -53,6 +55,11 @@ def _read(name: str) -> dict[str, Any]:
         raise _problem(f"holds {type(values).__name__}, not settings by name")
     if taken := [key for key in OWN_KEYS if key in values]:
         raise _problem(f"{name} sets {', '.join(taken)}; those come from the run's config: take them out of the file")
+    if odd := [key for key in SECTIONS if not isinstance(values.get(key, {}), dict)]:
+        raise _problem(f"{name} has {', '.join(odd)} without settings by name", '{"stage": 2}, {"enabled": true}')
+    size = values.get("zero_optimization", {}).get("reduce_bucket_size", AUTO)
+    if size != AUTO and not (isinstance(size, int | float) and 1 <= size < 2**63):
+        raise _problem(f"{name} has zero_optimization.reduce_bucket_size {size!r}", f"a whole number, {AUTO}")
     stage = stage_of(values)
     if stage not in (0, 1, 2, 3):
         raise _problem(f"{name} has zero_optimization.stage {stage!r}", "0, 1, 2, 3")
@@ -61,8 +68,7 @@ def _read(name: str) -> dict[str, Any]:
 
 def stage_of(values: dict[str, Any]) -> Any:
     """ZeRO's stage in DeepSpeed's settings; 0 where nothing is shared out."""
-    zero = values.get("zero_optimization", {})
-    return zero.get("stage", 0) if isinstance(zero, dict) else zero
+    return values.get("zero_optimization", {}).get("stage", 0)
 
 
 def complete(values: dict[str, Any], config: RunConfig, dtype: str, num_learning: int) -> dict[str, Any]:
@@ -84,25 +90,26 @@ def complete(values: dict[str, Any], config: RunConfig, dtype: str, num_learning
         "steps_per_print": 2**31,
     }
     found = {**values, **fixed}
-    if isinstance(zero := values.get("zero_optimization"), dict) and stage_of(values):
-        found["zero_optimization"] = {"reduce_bucket_size": bucket_size(values, num_learning), **zero}
+    if stage_of(values):
+        size = bucket_size(values, num_learning)
+        found["zero_optimization"] = {**values["zero_optimization"], "reduce_bucket_size": size}
     for name, here in (("bf16", dtype == "bfloat16" and config.method == "full"), ("fp16", dtype == "float16")):
         own = values.get(name, {})
-        wanted = own.get("enabled", "auto")
-        found[name] = {**own, "enabled": here if wanted == "auto" else bool(wanted)}
+        wanted = own.get("enabled", AUTO)
+        found[name] = {**own, "enabled": here if wanted == AUTO else bool(wanted)}
     found["fp16"].setdefault("initial_scale_power", 16)
     return found
 
 
 def bucket_size(values: dict[str, Any], num_learning: int) -> int:
     """Numbers in a bucket for gradients."""
-    return int(values["zero_optimization"].get("reduce_bucket_size", min(num_learning, LARGEST_BUCKET)))
+    size = values["zero_optimization"].get("reduce_bucket_size", AUTO)
+    return min(num_learning, LARGEST_BUCKET) if size == AUTO else int(size)
 
 
 def offloads(values: dict[str, Any], what: str) -> bool:
     """Whether `what` ("optimizer", "param") waits in main memory or on a disk, and not on the device."""
-    zero = values.get("zero_optimization")
-    section = zero.get(f"offload_{what}") if isinstance(zero, dict) else None
+    section = values.get("zero_optimization", {}).get(f"offload_{what}")
     return isinstance(section, dict) and section.get("device", "cpu") != "none"
 
 

@@ -59,10 +59,23 @@ def test_a_file_of_ones_own_keeps_what_it_says_and_leaves_the_rest_to_the_run(tm
     )  # an adapter: autocast
 
 
+@pytest.mark.parametrize(("size", "expected"), [("auto", 1000), (5e8, 500_000_000), (None, 1000)])
+def test_a_bucket_that_is_left_to_the_run_is_no_larger_than_what_learns(
+    tmp_path: Path, size: Any, expected: int
+) -> None:
+    """Files made for transformers say "auto", which DeepSpeed itself reads as 500 million."""
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2} | ({"reduce_bucket_size": size} if size else {})}))
+    own = config(strategy="deepspeed", deepspeed=str(path))
+    assert zero.complete(zero.chosen(own), own, "float32", 1000)["zero_optimization"]["reduce_bucket_size"] == expected
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("{", "JSON"), ("[]", "holds list"), ('{"optimizer": {}}', "sets optimizer"),
-     ('{"zero_optimization": {"stage": 7}}', "stage 7")],
+     ('{"zero_optimization": {"stage": 7}}', "stage 7"), ('{"zero_optimization": true}', "without settings"),
+     ('{"bf16": true, "fp16": {}}', "bf16 without settings"),
+     ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}', "reduce_bucket_size 'big'")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "own.json"
