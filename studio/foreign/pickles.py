@@ -20,6 +20,7 @@ from studio.errors import CheckpointError, UnsafeFileError
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_OPERATIONS = 5_000_000
 MAX_NODES = 5_000_000
+COPIED_ITEM_BYTES = 64  # a value in a dictionary or set takes about so many
 MAX_DEPTH = 100
 MAX_DIMENSIONS = 16
 
@@ -127,8 +128,7 @@ def read_pickle(data: bytes, file: Any, what: str) -> Any:
     `file` becomes the `file` of every storage; `what` names the file in messages. Raises UnsafeFileError for anything
     off the list, CheckpointError for a damaged or oversized pickle.
     """
-    if len(data) > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"{what} has a data.pkl of {len(data)} bytes.", f"Allowed: {MAX_PICKLE_BYTES}.")
+    require_readable_size(len(data), what)
     machine = _Machine(file, what)
     try:
         value = machine.run(data)
@@ -136,6 +136,12 @@ def read_pickle(data: bytes, file: Any, what: str) -> Any:
         raise CheckpointError(f"{what} is damaged: its data.pkl cannot be read ({error}).", NEXT_MOVE) from error
     _require_plain(value, what)
     return value
+
+
+def require_readable_size(num_bytes: int, what: str) -> None:
+    """Raises CheckpointError for a pickle that is larger than any checkpoint needs."""
+    if num_bytes > MAX_PICKLE_BYTES:
+        raise CheckpointError(f"{what} has a data.pkl of {num_bytes} bytes.", f"Allowed: {MAX_PICKLE_BYTES}.")
 
 
 NEXT_MOVE = "Copy the file again from where it came."
@@ -185,7 +191,7 @@ class _Machine:
 
     def copying(self, values: Any) -> Any:
         """The values, which are to be copied: a pickle of a few bytes can ask for a large copy again and again."""
-        self.copied += len(values)
+        self.copied += len(values) * (1 if isinstance(values, str) else COPIED_ITEM_BYTES)
         if self.copied > MAX_PICKLE_BYTES:
             raise CheckpointError(f"{self.what} unfolds to more than {MAX_PICKLE_BYTES} bytes.", NEXT_MOVE)
         return values
@@ -478,13 +484,15 @@ def _require_plain(value: Any, what: str) -> None:
     stack: list[tuple[Any, bool]] = [(value, False)]
     while stack:
         node, is_done = stack.pop()
+        if id(node) in sizes:  # shared: gone through once, or a few bytes of pickle would cost hours
+            continue
         children = _children(node, what)
         if is_done:
             path.discard(id(node))
             sizes[id(node)] = 1 + sum(sizes.get(id(child), 1) for child in children)
             if sizes[id(node)] > MAX_NODES:
                 raise CheckpointError(f"{what} unfolds to more than {MAX_NODES} values.", NEXT_MOVE)
-        elif children and id(node) not in sizes:
+        elif children:
             if id(node) in path or len(path) >= MAX_DEPTH:
                 raise CheckpointError(f"{what} is nested in itself, or more than {MAX_DEPTH} deep.", NEXT_MOVE)
             path.add(id(node))

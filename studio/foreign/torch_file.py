@@ -11,8 +11,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from studio.errors import CheckpointError, UnsafeFileError
-from studio.foreign.pickles import NEXT_MOVE, Storage, read_pickle
+from studio.errors import UNREADABLE_ZIP, CheckpointError, UnsafeFileError
+from studio.foreign.pickles import NEXT_MOVE, Storage, read_pickle, require_readable_size
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -30,6 +30,7 @@ class TorchFile:
         self.path = Path(path)
         self._members = _members(self.path)
         self._root = _root(self.path, self._members)
+        require_readable_size(self._members[f"{self._root}/data.pkl"].file_size, self.path.name)  # before it is copied
         self._map = _mapped(self.path)
         self._checked: set[str] = set()
         if self._member("byteorder", default=b"little") != b"little":
@@ -85,7 +86,7 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
+    except UNREADABLE_ZIP as error:
         raise not_a_zip(path, error) from error
     found = {info.filename: info for info in infos}
     starts = [info.header_offset for info in infos]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from studio.errors import CheckpointError, StudioError, UnsafeFileError
+from studio.foreign import pickles
 from studio.foreign.pickles import MAX_DEPTH, NumberArray, StandIn, StoredTensor, read_pickle
 from studio.foreign.torch_file import TorchFile
 from tests.foreign.canary import quiet
@@ -101,7 +102,7 @@ def test_hostile_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_same_bombs_go_off_in_a_careless_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    pickle.loads(pickled(HOSTILE["posix.system"]))
+    pickle.loads(pickled(HOSTILE["posix.system"]))  # unsafe on purpose: the control of the refusals above
     assert Path("canary").exists()
 
 
@@ -145,6 +146,10 @@ DAMAGED = {
     "a text that is copied again and again": pickled(
         text("x" * 2**20) + b"q\x00]" + (call("_codecs", "encode", b"h\x00") + b"a") * 300
     ),
+    "a dictionary that is copied again and again": pickled(
+        b"}q\x00(" + b"".join(b"J" + struct.pack("<i", key) + b"N" for key in range(40_000)) + b"u0]"
+        + (call("mmengine.config.config", "ConfigDict", b"h\x00") + b"a") * 110
+    ),
     "a list as a key": pickled(b"}]K\x01s"),
     "a list that unfolds without end": pickled(b"]q\x00" + b"".join(
         b"]q" + bytes([n]) + b"(" + (b"h" + bytes([n - 1])) * 8 + b"e" for n in range(1, 30)
@@ -162,6 +167,15 @@ DAMAGED = {
 def test_damaged_and_oversized_pickles_have_a_typed_error(name: str) -> None:
     with quiet(), pytest.raises(CheckpointError):
         read_pickle(DAMAGED[name], None, "x.pth")
+
+
+def test_a_pickle_that_is_too_large_is_not_even_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is looked at before its checksum, which is wrong here."""
+    path = zipped(tmp_path / "large.pth", pickled(b"}" + text("x" * 2000) + b"Ns"))
+    path.write_bytes(path.read_bytes().replace(b"xxx", b"xyx", 1))
+    monkeypatch.setattr(pickles, "MAX_PICKLE_BYTES", 1000)
+    with pytest.raises(CheckpointError, match="has a data.pkl of 20.. bytes"):
+        TorchFile(path)
 
 
 def test_an_empty_archive_has_a_typed_error(tmp_path: Path) -> None:
