@@ -18,7 +18,16 @@ StudioError
   + ToolError          a tool that an agent called gave nothing
 """
 
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
+
+# What zipfile raises for an archive that it cannot read. NotImplementedError is its word for a way of packing that it
+# does not know, RuntimeError for a member with a password, ValueError and struct.error for fields that make no sense.
+UNREADABLE_ZIP = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError
+)  # fmt: skip
 
 
 class StudioError(Exception):

@@ -33,6 +33,8 @@ PERCENT = re.compile(r"(\d)\s*%(?!\s*[\w(.])")
 CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "E": sympy.E}
 FIRST_UNKNOWNS = ("x", "y", "z")
 UNKNOWN = re.compile(r"[A-Za-z][A-Za-z_]{0,15}\d{0,3}")
+# How sympy gives up; NotImplementedError is what it raises for equations that it has no method for.
+UNSOLVED = (ArithmeticError, ValueError, TypeError, NotImplementedError, RecursionError, MemoryError)
 
 
 class NoSum(Exception):
@@ -269,7 +271,7 @@ def main() -> None:
         answer = {"result": work(**request)}
     except NoSum as error:
         answer = {"error": str(error)}
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError, RecursionError, MemoryError) as error:
+    except UNSOLVED as error:
         answer = {"error": f"sympy cannot work it out ({type(error).__name__})"}
     print(json.dumps(answer))
 

@@ -6,12 +6,11 @@ What a zip says of itself is not believed: an entry is read no further than its 
 import hashlib
 import stat
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from studio.errors import BundleError
+from studio.errors import UNREADABLE_ZIP, BundleError
 from studio.paths import atomic_path, human_bytes, require_free_space
 
 MOST_ENTRIES = 500
@@ -60,7 +59,7 @@ class SafeZip:
             raise BundleError(
                 f"There is no file {str(source)!r}.", "Give the .zip that `retune bundle` wrote."
             ) from None
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, NotImplementedError, OSError) as error:
+        except UNREADABLE_ZIP as error:
             raise BundleError(f"{name} is not a whole zip file: {error}.", DAMAGED) from error
         try:
             self._entries = _checked(name, self._archive.infolist())
@@ -118,7 +117,7 @@ class SafeZip:
     def _open(self, name: str) -> IO[bytes]:
         try:
             return self._archive.open(self._entry(name))
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+        except UNREADABLE_ZIP as error:
             raise BundleError(f"{name} in the bundle cannot be read: {error}.", DAMAGED) from error
 
 
@@ -126,7 +125,7 @@ def _take(source: IO[bytes], name: str, num_bytes: int) -> bytes:
     """Exactly so many bytes. Raises BundleError."""
     try:
         piece = source.read(num_bytes)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except UNREADABLE_ZIP as error:
         raise BundleError(f"{name} in the bundle is damaged: {error}.", DAMAGED) from error
     if len(piece) != num_bytes:
         raise BundleError(f"{name} in the bundle is shorter than the zip says.", DAMAGED)

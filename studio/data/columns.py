@@ -66,7 +66,7 @@ def guess_columns(names: Iterable[str]) -> Columns | None:
     None when they do not say: a part of a name counts only where it is in one column alone.
     """
     texts = [name for name in names if isinstance(name, str)]
-    known = {name.casefold().strip().replace("_", " "): name for name in texts}
+    known = {_folded(name): name for name in texts}
     found = [next((known[word] for word in words if word in known), "") for words in _WORDS]
     question, answer, system, history = found
     question = question or _only_one(texts, QUESTION_PART, ANSWER_PART)
@@ -79,7 +79,7 @@ _WORDS = (QUESTIONS, ANSWERS, SYSTEMS, HISTORIES)
 
 def _only_one(names: list[str], part: re.Pattern[str], other: re.Pattern[str]) -> str:
     """The one column with this part in its name, and not the other; "" when there is none or several."""
-    plain = {name: WORD_IN_CAMEL_CASE.sub(" ", name).casefold().replace("_", " ") for name in names}
+    plain = {name: _folded(WORD_IN_CAMEL_CASE.sub(" ", name)) for name in names}
     found = [
         name for name, text in plain.items() if part.search(text) and not (other.search(text) or ABOUT.search(text))
     ]
@@ -88,8 +88,11 @@ def _only_one(names: list[str], part: re.Pattern[str], other: re.Pattern[str]) -
 
 def named_exactly(columns: Columns) -> bool:
     """Whether both names are words for a question and an answer, and not only have them in them."""
-    names = [name.casefold().strip().replace("_", " ") for name in (columns.question, columns.answer)]
-    return names[0] in QUESTIONS and names[1] in ANSWERS
+    return _folded(columns.question) in QUESTIONS and _folded(columns.answer) in ANSWERS
+
+
+def _folded(name: str) -> str:
+    return name.casefold().strip().replace("_", " ")
 
 
 def messages_from(row: dict[str, Any], columns: Columns) -> list[Message]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from studio.errors import CheckpointError, UnsafeFileError
+from studio.errors import UNREADABLE_ZIP, CheckpointError, UnsafeFileError
 from studio.foreign.torch_file import not_a_zip
 
 NEXT_MOVE = "Use another checkpoint of this run, or copy the file again from where it came."
@@ -47,7 +47,7 @@ def _require_sound_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
             _require_one_pickle(path, archive.namelist())
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except UNREADABLE_ZIP as error:
         raise not_a_zip(path, error) from error
     if damaged is not None:
         raise CheckpointError(f"{path.name} is damaged: {damaged} does not have its checksum.", NEXT_MOVE)

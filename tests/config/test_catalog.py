@@ -105,6 +105,7 @@ def test_the_names_are_xtuners() -> None:
 def test_every_name_is_copied_and_validates() -> None:
     for name, entry in catalog.built_in().items():
         text = catalog.entry_text(entry)
+        # CSafeLoader is yaml.safe_load in C: it makes plain values only, and 584 texts are slow without it.
         assert parse_config(yaml.load(text, yaml.CSafeLoader), name) == config_of(entry), name
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from studio.engine.models.load import load_base
 from studio.engine.served import ModelPool
 from studio.engine.weights import weights_hash
 from tests.engine.folders import lora_model
@@ -41,4 +40,3 @@ def test_a_base_alone_is_itself(tiny_model: Path) -> None:
     pool = ModelPool("tiny", tiny_model, torch.float32, torch.device("cpu"))
     found = pool.self_test()
     assert found["off"]["bit_equal"] and found["on"] == {}
-    assert load_base(tiny_model, dtype=torch.float32, device=torch.device("cpu")).template
