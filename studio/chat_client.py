@@ -1,9 +1,10 @@
 """Talks to the model server: wait until it is ready, list its models, ask one, or several side by side."""
 
 import json
+import socket
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,32 @@ class Event:
     error: str = ""
     proof: dict[str, Any] = field(default_factory=dict)
     num_prompt_tokens: int = 0
+
+
+class Line:
+    """The connection of one request, to be cut by another thread: also while the server has nothing to say."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._is_cut = False
+
+    def cut(self) -> None:
+        """End the request now, or as soon as it is connected; whoever waits for it gets a ServerError."""
+        self._is_cut = True
+        self._shut()
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        """What httpx tells of a request on its way (https://www.python-httpx.org/advanced/extensions/#trace)."""
+        if name == "connection.connect_tcp.complete":
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self._is_cut:
+                self._shut()
+
+    def _shut(self) -> None:
+        # Unlike closing, this wakes a thread that reads. Whose socket has gone already has nothing to wake.
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True)
@@ -164,18 +191,25 @@ def stream_chat(
             yield event.delta
 
 
-def stream_compare(connection: Connection, columns: Sequence[Column], sampling: Sampling) -> Iterator[Event]:
-    """Ask all columns at once and yield events as they come; closing the iterator stops the answers."""
+def stream_compare(
+    connection: Connection, columns: Sequence[Column], sampling: Sampling, line: Line | None = None
+) -> Iterator[Event]:
+    """Ask all columns at once and yield events as they come; closing the iterator stops the answers, and so does cutting
+    the `line` meanwhile. Raises ServerError."""
     body = {
         "columns": [_column(column) for column in columns],
         "sampling": asdict(sampling),
     }
-    with _client(connection) as client, client.stream("POST", "/studio/compare", json=body) as response:
+    traced = {"trace": line.trace} if line else {}
+    with (
+        _client(connection) as client,
+        client.stream("POST", "/studio/compare", json=body, extensions=traced) as response,
+    ):
         if response.is_error:
             response.read()
-        for line in _checked(response).iter_lines():
-            if line.startswith("data: ") and line != "data: [DONE]":
-                yield Event(**json.loads(line.removeprefix("data: ")))
+        for text in _checked(response).iter_lines():
+            if text.startswith("data: ") and text != "data: [DONE]":
+                yield Event(**json.loads(text.removeprefix("data: ")))
 
 
 def rendered_prompt(connection: Connection, model: str, messages: Messages) -> dict[str, Any]:

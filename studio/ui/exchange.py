@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
-from studio.chat_client import Column, Connection, Event, Sampling, stream_compare
+from studio.chat_client import Column, Connection, Event, Line, Sampling, stream_compare
 from studio.chats import Reply
 from studio.errors import StudioError
 
@@ -24,7 +24,7 @@ class Exchange:
         self.replies = {column.model: Reply(turn_id, column.model) for column in columns}
         self._connection, self._columns, self._sampling = connection, list(columns), sampling
         self._on_end = on_end
-        self._stop = threading.Event()
+        self._stop, self._line = threading.Event(), Line()
         self._thread = threading.Thread(target=self._run, daemon=True, name="exchange")
 
     @property
@@ -36,29 +36,30 @@ class Exchange:
         return self
 
     def stop(self) -> None:
-        """Ask the models to stop; what was said so far stays."""
+        """Stop the models now, also those that still read or wait; what was said so far stays."""
         self._stop.set()
+        self._line.cut()
 
     def wait(self, timeout_seconds: float) -> None:
         """Block until all replies have ended, or the time is over."""
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
+        problem = "The answer broke off."
         try:
             self._listen()
         except StudioError as error:
-            self._end_all("error", str(error))
+            problem = str(error)
         finally:
-            self._end_all("error", "The answer broke off.")
+            self._end_all(problem)
             self._on_end(self.replies)
 
     def _listen(self) -> None:
-        with closing(stream_compare(self._connection, self._columns, self._sampling)) as events:
+        with closing(stream_compare(self._connection, self._columns, self._sampling, self._line)) as events:
             for event in events:
                 if self._stop.is_set():
-                    return self._end_all("stopped")
+                    return
                 self._apply(event)
-        return None
 
     def _apply(self, event: Event) -> None:
         reply = self.replies[self._columns[event.column].model]
@@ -69,8 +70,9 @@ class Exchange:
             reply.seconds, reply.first_token_seconds = event.seconds, event.first_token_seconds
             reply.ended_by = event.finish_reason
 
-    def _end_all(self, ended_by: str, error: str = "") -> None:
-        """End the replies that have not ended by themselves."""
+    def _end_all(self, problem: str) -> None:
+        """End the replies that have not ended by themselves: stopped if that was asked for, else with the problem."""
+        ended_by, error = ("stopped", "") if self._stop.is_set() else ("error", problem)
         for reply in self.replies.values():
             if not reply.ended_by:
                 reply.error, reply.ended_by = error, ended_by

@@ -1,5 +1,6 @@
 """Answers grow in the background, stop when asked, and end with a reason whatever happens."""
 
+import threading
 import time
 
 import pytest
@@ -41,6 +42,34 @@ def test_stop_keeps_what_was_said(server):
     assert not exchange.busy
     assert {reply.ended_by for reply in exchange.replies.values()} == {"stopped"}
     assert 0 < len(exchange.replies["starter"].text) < len("".join(server.words))
+
+
+def test_stop_does_not_wait_for_a_server_that_has_nothing_to_say_yet(server):
+    begun, end = threading.Event(), threading.Event()
+
+    def reads_a_long_prompt(_num_columns):
+        begun.set()
+        end.wait(30)
+        yield from ()
+
+    server.events = reads_a_long_prompt
+    kept = []
+    exchange = ask(server.connection, on_end=kept.append)
+    assert begun.wait(5)
+    exchange.stop()
+    exchange.wait(5)
+    busy = exchange.busy
+    end.set()
+    assert not busy
+    assert [(reply.ended_by, reply.error) for reply in kept[0].values()] == [("stopped", "")] * 2
+
+
+def test_stop_before_it_is_connected_ends_it_too(server):
+    exchange = Exchange(server.connection, "turn-1", [Column("starter", [])], Sampling(), lambda _replies: None)
+    exchange.stop()
+    exchange.start().wait(5)
+    assert not exchange.busy
+    assert exchange.replies["starter"].ended_by == "stopped"
 
 
 def test_a_server_that_is_gone_is_an_error_in_every_column():
