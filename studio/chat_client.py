@@ -194,8 +194,8 @@ def stream_chat(
 def stream_compare(
     connection: Connection, columns: Sequence[Column], sampling: Sampling, line: Line | None = None
 ) -> Iterator[Event]:
-    """Ask all columns at once and yield events as they come; closing the iterator stops the answers, and so does cutting
-    the `line` meanwhile. Raises ServerError."""
+    """Ask all columns at once and yield events as they come. Closing the iterator stops the answers; so does cutting
+    the `line`, whatever is waited for. Raises ServerError."""
     body = {
         "columns": [_column(column) for column in columns],
         "sampling": asdict(sampling),

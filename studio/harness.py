@@ -8,6 +8,7 @@ from typing import Any
 from studio import jobs, recommend, runs
 from studio.errors import JobError
 from studio.harness_tasks import EXTRA, read_tasks
+from studio.paths import typed_path
 from studio.probes.paired import Z_95
 from studio.projects import Project
 from studio.recommend import Interval
@@ -45,7 +46,7 @@ def start(project: Project, run_id: str, step: int, folder: Path, limit: int = 0
         raise JobError("lm-evaluation-harness is not installed.", f"Install it: {EXTRA}")
     read_tasks(folder)
     args = {"base": runs.get_run(project, run_id).base, "run_id": run_id, "step": step, "limit": limit}
-    args |= {"tasks": str(folder.expanduser().resolve())}
+    args |= {"tasks": str(typed_path(str(folder)).resolve())}
     return jobs.start(project.folder, KIND, args, title=f"lm-eval {run_id} step {step}", run_id=run_id)
 
 

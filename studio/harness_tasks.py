@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from studio.errors import DataError
-from studio.paths import inside
+from studio.paths import inside, typed_path
 
 EXTRA = 'pip install "retune[lm-eval]"'
 ROW_FORMATS = ("json", "csv", "parquet", "text", "arrow")
@@ -27,7 +27,7 @@ def read_tasks(folder: Path) -> list[Task]:
 
     Raises DataError for a task that needs code or the network, and when there is none.
     """
-    folder = folder.expanduser().resolve()
+    folder = typed_path(str(folder)).resolve()
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml") and path.is_file())
     if len(files) > MAX_FILES:
         raise DataError(f"{folder.name} has {len(files)} YAML files.", f"At most {MAX_FILES}: name a smaller folder.")

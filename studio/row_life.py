@@ -21,6 +21,7 @@ from studio.data.tokens import IGNORE_INDEX, TextTokenizer, encode_conversation,
 from studio.data.xtuner_maps import XTUNER_MAPS, map_name
 from studio.errors import DataError
 from studio.models import require
+from studio.paths import typed_path
 from studio.projects import Project
 from studio.store.datasets import Dataset
 
@@ -168,7 +169,7 @@ def model_folder(tokenizer: str, base: str, project: Project | None) -> Path:
     """Where tokenizer and template are read from: a folder of its own, a base model, the project's, the starter's."""
     if not tokenizer:
         return require(base or (project.base if project else "starter"))
-    folder = Path(tokenizer).expanduser()
+    folder = typed_path(tokenizer)
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"{tokenizer!r} is no folder with a tokenizer.json.", "Give the folder of a model or tokenizer."

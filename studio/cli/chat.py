@@ -164,6 +164,9 @@ def agent(
 
 
 def selftest(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="The same as --adapter: RUN, RUN:STEP or a folder.", show_default=False)
+    ] = None,
     adapter: Adapters = None,
     base: BaseOption = "",
     bits: Annotated[int, typer.Option(help="4 or 8 loads the base in so many bits; 0 as it is stored.")] = 0,
@@ -175,9 +178,10 @@ def selftest(
 
     Fails when they are not equal to the last bit.
 
-    Example: retune selftest --adapter starter_lora-1
+    Example: retune selftest starter_lora-1
     """
-    with _server(project, base, adapter, **_server_options("", bits, dtype, "")) as (_job, connection):
+    adapters = [*(run or ()), *(adapter or ())]
+    with _server(project, base, adapters, **_server_options("", bits, dtype, "")) as (_job, connection):
         found = chat_client.self_test(connection)
     if json:
         show.as_json(found)

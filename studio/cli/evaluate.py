@@ -11,6 +11,7 @@ from studio.cli import show
 from studio.cli.follow import follow
 from studio.cli.lazy import built_in, evaluations, report, runs, scores, store
 from studio.cli.options import JsonOption, ProjectOption, StepOption, checkpoint_step, chosen
+from studio.errors import StudioError
 from studio.paths import atomic_write_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def evaluate(
     ] = False,
     suite: Annotated[str, typer.Option(help="What is asked: a suite that `retune suite list` names.")] = "standard",
     limit: Annotated[int, typer.Option(min=0, help="Ask only so many probes of each group; 0 asks all.")] = 0,
-    html: Annotated[Path | None, typer.Option(help="Write the scorecard as one HTML page to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the scorecard, of several the last, as an HTML page.")
+    ] = None,
     json: JsonOption = False,
     project: ProjectOption = "",
 ) -> None:
@@ -42,6 +45,8 @@ def evaluate(
 
     Example: retune evaluate starter_lora-1 --all-checkpoints --suite identity
     """
+    if step and all_checkpoints:
+        raise StudioError("--step and --all-checkpoints exclude each other.", "Leave one of them out.")
     workspace = chosen(project)
     steps = () if all_checkpoints else (checkpoint_step(workspace, run, step),)
     runs.get_run(workspace, run)
@@ -51,9 +56,10 @@ def evaluate(
     if json:
         return show.as_json(made if all_checkpoints else made[0])
     if all_checkpoints:
-        return _by_checkpoint(made)
-    scorecard(made[0])
-    return show.say(f"Report: {html.resolve()}") if html else None
+        _by_checkpoint(made)
+    else:
+        scorecard(made[0])
+    return show.say(f"Report of step {made[-1].step}: {html.resolve()}") if html else None
 
 
 def score(workspace: Project, run: str, step: int, limit: int = 0, quiet: bool = False) -> Evaluation:

@@ -13,7 +13,7 @@ from studio.cli.group import group
 from studio.cli.lazy import exports
 from studio.cli.options import JsonOption, ProjectOption, ShardOption, StepOption, base_model, checkpoint_step, chosen
 from studio.errors import StudioError
-from studio.paths import system_folder
+from studio.paths import system_folder, typed_path
 
 if TYPE_CHECKING:
     from studio.exports import Choice
@@ -125,7 +125,7 @@ def push(
 
     Example: retune export push starter_lora-1-step_60-adapter me/luna
     """
-    place = Path(export).expanduser()
+    place = typed_path(export)
     is_folder = place.is_dir()
     workspace = None if is_folder else chosen(project)
     folder = place.resolve() if workspace is None else exports.find(workspace, export)
@@ -147,7 +147,7 @@ def smoke(
 
     Example: retune export smoke luna-merged --with vllm
     """
-    place = Path(export).expanduser()
+    place = typed_path(export)
     folder = place.resolve() if place.is_dir() else exports.find(chosen(project), export)
     home = system_folder()
     found = follow(home, exports.start_smoke(home, folder, tool)).result
@@ -176,7 +176,7 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
 
 def _do(source: str, step: int, out: Path | None, base: str, choice: Choice, project: str) -> Job:
     """Export, say what came of it, and leave with 1 when the gate failed."""
-    folder = Path(source).expanduser()
+    folder = typed_path(source)
     job = _of_folder(folder, out, base, choice) if folder.is_dir() else _of_run(source, step, out, choice, project)
     say_verdict(job, choice.kind)
     return job

@@ -4,11 +4,11 @@ The presets are those of XTuner by the same names; see https://www.deepspeed.ai/
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from studio.config.schema import VIRTUAL_METHODS, ZERO_PRESETS, RunConfig
-from studio.errors import ConfigError, Problem
+from studio.errors import ConfigError, Problem, StudioError
+from studio.paths import typed_path
 
 GATHER = {"stage3_gather_16bit_weights_on_model_save": True}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,8 +48,8 @@ def chosen(config: RunConfig) -> dict[str, Any]:
 def _read(name: str) -> dict[str, Any]:
     """A person's own settings. Raises ConfigError."""
     try:
-        values = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(typed_path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, StudioError) as error:
         raise _problem(f"cannot be read as JSON: {str(error)[:200]}") from error
     if not isinstance(values, dict):
         raise _problem(f"holds {type(values).__name__}, not settings by name")

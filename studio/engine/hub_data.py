@@ -9,6 +9,7 @@ from studio.data.intake import HUB_PREFIXES
 from studio.data.rows import RawRow
 from studio.data.tables import raw_row
 from studio.errors import DataError
+from studio.paths import typed_path
 
 LOCAL = ("/", ".", "~")  # how a folder begins that no id can be taken for
 SAVED_TO_DISK = ("state.json", "dataset_dict.json")
@@ -26,7 +27,7 @@ def hub_rows(
     if not prefix:
         raise DataError(f"{source!r} names no hub.", "Write hf:owner/name or modelscope:owner/name.")
     name = source.removeprefix(prefix)
-    folder = Path(name).expanduser()
+    folder = typed_path(name)
     if not (name.startswith(LOCAL) and folder.is_dir()):
         _require_id(name, prefix)
         folder = _from_modelscope(name, cache) if prefix == "modelscope:" else Path()

@@ -34,7 +34,7 @@ from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Sche
 from studio.engine.zero_folder import read_own, write_state
 from studio.errors import DiskFullError, StoreBusyError
 from studio.models import model_fingerprint
-from studio.paths import clear_leftovers, inside
+from studio.paths import clear_leftovers, inside, typed_path
 from studio.store import checkpoints as store_checkpoints
 from studio.store import open_db, runs
 
@@ -136,7 +136,7 @@ class Training:
         if path:
             self.recorder.event(self.step, "resumed", file=path.name)
         elif self.config.model.continue_from:
-            self._take_weights(Path(self.config.model.continue_from).expanduser())
+            self._take_weights(typed_path(self.config.model.continue_from))
         if not path:
             self.trainer.join(self.ranks)
             if self.ranks.rank:  # what is dropped differs from rank to rank

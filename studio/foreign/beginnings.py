@@ -9,6 +9,7 @@ from studio.config.schema import RunConfig, parse_config
 from studio.errors import CheckpointError, ConfigError, Problem
 from studio.foreign.torch_file import open_dictionary
 from studio.foreign.xtuner import open_checkpoint
+from studio.paths import typed_path
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_METHODS = ("lora", "qlora")
@@ -47,7 +48,7 @@ def fitting(config: RunConfig) -> RunConfig:
     """
     if not config.model.continue_from:
         return config
-    path = Path(config.model.continue_from).expanduser().resolve()
+    path = typed_path(config.model.continue_from).resolve()
     found = look(path)
     if (found.adapter is None) != (config.method == "full"):
         kind = "an adapter" if found.adapter is not None else "weights of a full model"

@@ -39,7 +39,7 @@ def take_bundle(project: Project, run: Run) -> None:
             st.caption(_("Rows, questions and answers are inside, for whoever gets the file to read."))
         else:
             st.caption(_("Without rows, questions, answers and samples; who runs it again brings the rows."))
-        kept = f"train.bundle.made.{run.id}"
+        kept = f"train.bundle.made.{run.id}.{'with' if rows else 'without'}"
         if st.button(_("Make the file"), type="primary", key="train.bundle.make"):
             with guarded(), st.spinner(_("Packing…")):
                 name = f"{run.id}.bundle.zip" if rows else f"{run.id}.without-rows.bundle.zip"

@@ -1,10 +1,9 @@
 """A Python config of XTuner on the Config page: read without running it, what is otherwise is listed, then opened."""
 
-from pathlib import Path
-
 import streamlit as st
 
 from studio.config.xtuner.importing import Imported, import_bytes, import_file
+from studio.paths import typed_path
 from studio.ui import config_draft as drafts
 from studio.ui.i18n import _
 from studio.ui.told import told
@@ -46,7 +45,7 @@ def _read() -> Imported | None:
     )  # fmt: skip
     if file is not None:
         return import_bytes(file.getvalue(), file.name)
-    return import_file(Path(path.strip()).expanduser()) if path.strip() else None
+    return import_file(typed_path(path.strip())) if path.strip() else None
 
 
 def _say(found: Imported) -> None:

@@ -68,6 +68,18 @@ def test_a_home_that_is_a_file_is_one_sentence(retune: Retune, tmp_path: Path, m
     assert said.startswith("error: ") and str(broken) in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "gguf", "~no-such-user/x"], ["export", "push", "~no-such-user/x", "me/luna"],
+        ["data", "inspect", __file__, "--tokenizer", "~no-such-user/x"], ["config", "import", "~no-such-user/x.py"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_home_that_nobody_has_is_one_sentence(words: list[str], project: Project, retune: Retune) -> None:
+    assert "error: " in retune(*words, code=1)
+
+
 def test_a_pipe_that_closes_early_is_no_fault(project: Project, own_home: Path) -> None:
     command = f"{sys.executable} -m studio.cli.app config show starter_lora | head -1"
     done = subprocess.run(

@@ -60,6 +60,7 @@ def test_a_project_without_scorecards_says_how_to_make_one(retune: Retune, proje
 def test_evaluate_of_what_is_not_there(trained: Project, retune: Retune) -> None:
     assert "no run 'nope'" in retune("evaluate", "nope", code=1)
     assert "There are: 4" in retune("evaluate", "tiny-1", "--step", 3, code=1)
+    assert "exclude each other" in retune("evaluate", "tiny-1", "--step", 4, "--all-checkpoints", code=1)
 
 
 def test_chat_asks_base_and_adapter(trained: Project, retune: Retune) -> None:
@@ -71,7 +72,7 @@ def test_chat_asks_base_and_adapter(trained: Project, retune: Retune) -> None:
 
 
 def test_the_base_is_tested_with_its_adapters_off(trained: Project, retune: Retune) -> None:
-    said = retune("selftest", "--adapter", "tiny-1:4")
+    said = retune("selftest", "tiny-1:4")
     assert "tiny-1-step_4: on, it moves the logits by up to" in said and "are the base's, bit for bit" in said
 
 

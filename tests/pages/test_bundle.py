@@ -40,7 +40,9 @@ def test_a_run_goes_into_a_file_and_comes_back(
     train.button(key="train.bundle.make").click().run()
     made = tiny.path("exports", f"{RUN}.bundle.zip")
     assert not train.exception and made.read_bytes() == (home / "tiny.zip").read_bytes()
+    assert any(made.name in each.value for each in train.code)
     train.toggle(key="train.bundle.rows").set_value(False).run()
+    assert not any(made.name in each.value for each in train.code), "a file with rows is not offered as one without"
     train.button(key="train.bundle.make").click().run()
     with open_bundle(tiny.path("exports", f"{RUN}.without-rows.bundle.zip")) as bundle:
         assert not bundle.manifest.has_rows
