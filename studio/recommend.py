@@ -8,6 +8,7 @@ answered the same questions: the intervals of the two shares' differences (`prob
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 from studio import scores
@@ -22,20 +23,33 @@ Verdict = Literal["overfitted", "unclear", "sound", "unmeasured"]
 
 @dataclass(frozen=True)
 class Sign:
-    """One thing that training spoilt: its share with its 95 % interval, and the most that is wanted.
+    """One thing that training spoilt: its share with its 95 % interval, and the most that is wanted, `limit` (or what
+    the base does by itself, where that is more).
 
-    `sure`: the whole interval lies above what is wanted (and above what the base does too); chance is no explanation.
+    `chance`: how often as much is measured of a model that is just at the limit. `looks`: how many checkpoints of the
+    run were scored; the worst of many is bad by chance more often than one. `sure`: the whole interval lies above the
+    limit, and among so many looks one as bad comes about by chance in less than 5 % (Bonferroni).
     """
 
     name: Literal["leakage", "retention"]
     value: Interval
     limit: float
-    sure: bool
+    chance: float
+    looks: int
     hits: int = 0
     total: int = 0
 
     @property
+    def sure(self) -> bool:
+        return self.value[1] > self.limit and self.chance * self.looks < paired.SEEN_BELOW
+
+    @property
     def sentence(self) -> str:
+        one_of = f" It is one of {self.looks} checkpoints that were scored." if self.looks > 1 else ""
+        return self._measured if self.sure else self._measured + one_of
+
+    @property
+    def _measured(self) -> str:
         value, low, high = (f"{100 * each:.1f} %" for each in self.value)
         if self.name == "retention":
             if self.sure:
@@ -46,8 +60,10 @@ class Sign:
                 f"Overfitted: it says who it is in {self.hits} of {self.total} unrelated answers: {value} "
                 f"(95 %: {low} to {high})."
             )
+        limit, chance = (f"{100 * each:.1f} %" for each in (self.limit, self.chance))
         return (
-            f"{self.hits} of {self.total} unrelated answers say who it is. That may be chance: 95 % is {low} to {high}."
+            f"{self.hits} of {self.total} unrelated answers say who it is. That may be chance: 95 % is {low} to {high},"
+            f" and a model that does so in {limit} gets there in {chance} of such tests."
         )
 
 
@@ -112,33 +128,44 @@ class Recommendation:
 
     @property
     def caveat(self) -> str:
-        """What the recommended one still lacks, in a sentence; "" for nothing."""
-        if self.chosen is None or "identity" in self.chosen.reached:
+        """What the recommended one still lacks, or may have lost, in a sentence; "" for nothing."""
+        if self.chosen is None:
             return ""
-        return f"It is the best there is, and misses the target: {100 * IDENTITY_TARGET:.0f} % identity. Train longer."
+        if "identity" not in self.chosen.reached:
+            target = f"{100 * IDENTITY_TARGET:.0f} % identity"
+            return f"It is the best there is, and misses the target: {target}. Train longer."
+        return self.chosen.overfit.signs[0].sentence if self.chosen.overfit.signs else ""
 
 
-def overfitting(values: Mapping[str, Any]) -> Overfit:
-    """The verdict on a scorecard's scores (`scores.scorecard`). Few questions give wide intervals, and no verdict."""
+def overfitting(values: Mapping[str, Any], looks: int = 1) -> Overfit:
+    """The verdict on a scorecard's scores (`scores.scorecard`), one of `looks` scorecards of the run that are looked
+    through. Few questions give wide intervals, and no verdict."""
     lines = {line.name: line for line in scores.lines(values)}
     leakage, growth = lines["leakage"], lines["retention"]
+    if not leakage.tuned and not growth.tuned:
+        return Overfit("unmeasured")
     signs = []
     if leakage.tuned and leakage.tuned[0] > LEAKAGE_TARGET:
         limit = max(LEAKAGE_TARGET, leakage.base[0] if leakage.base else 0.0)
-        counted = values["leakage"]["tuned"]
-        signs.append(
-            Sign("leakage", leakage.tuned, LEAKAGE_TARGET, leakage.tuned[1] > limit, counted["hits"], counted["total"])
-        )
+        hits, total = values["leakage"]["tuned"]["hits"], values["leakage"]["tuned"]["total"]
+        chance = paired.at_least(hits, total, limit)
+        signs.append(Sign("leakage", leakage.tuned, limit, chance, looks, hits, total))
     if growth.tuned and growth.tuned[0] > RETENTION_TARGET:
-        signs.append(Sign("retention", growth.tuned, RETENTION_TARGET, growth.tuned[1] > RETENTION_TARGET))
-    if not leakage.tuned and not growth.tuned:
-        return Overfit("unmeasured")
+        chance = _chance(growth.tuned, RETENTION_TARGET)
+        signs.append(Sign("retention", growth.tuned, RETENTION_TARGET, chance, looks))
     found = tuple(sorted(signs, key=lambda sign: not sign.sure))
     return Overfit("overfitted" if any(sign.sure for sign in found) else "unclear" if found else "sound", found)
 
 
-def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
-    """A checkpoint's scorecard with its answers, as something to choose from."""
+def _chance(measured: Interval, limit: float) -> float:
+    """How often a value so far above the limit is measured of one at the limit, by the normal curve of its interval."""
+    value, low, _ = measured
+    spread = (value - low) / paired.Z_95
+    return NormalDist().cdf((limit - value) / spread) if spread > 0 else float(value <= limit)
+
+
+def candidate(evaluation: Evaluation, answers: Sequence[Answer], looks: int = 1) -> Candidate:
+    """A checkpoint's scorecard with its answers, as something to choose from; `looks`: how many of its run have one."""
     lines = {line.name: line.tuned for line in scores.lines(evaluation.scores)}
     identity = [answer for answer in answers if answer.kind == "identity"]
     general = [answer for answer in answers if answer.leaked is not None]
@@ -149,7 +176,7 @@ def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
         identity=lines["identity"],
         leakage=lines["leakage"],
         growth=lines["retention"],
-        overfit=overfitting(evaluation.scores),
+        overfit=overfitting(evaluation.scores, looks),
         said=tuple(bool(answer.detail.get("passed")) for answer in identity),
         leaked=tuple(bool(answer.leaked) for answer in general) if identity else (),
         asked=tuple(answer.prompt for answer in (*identity, *general)),

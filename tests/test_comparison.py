@@ -43,6 +43,23 @@ def test_each_run_is_shown_by_the_checkpoint_to_take(found: comparison.Compariso
     assert found.recommendation.chosen.run_id == "lora-1"
 
 
+def test_a_verdict_counts_how_many_checkpoints_of_the_run_are_scored(project: Project) -> None:
+    """Scored twice, or beside another run, it is still one."""
+    add_run(project, "lora-1")
+    add_run(project, "tutorial-1")
+    with open_db(project.folder) as db:
+        store(db, *(card(step, hits(30, 30), hits(0, 30)) for step in range(1, 10)))
+        store(db, *(card(10, hits(30, 30), hits(5, 30)) for _ in range(2)))
+        store(db, card(10, hits(30, 30), hits(5, 30), run_id="tutorial-1"))
+    found = comparison.advise(project, ["lora-1", "tutorial-1"]).candidates
+    assert {each.run_id: each.overfit.signs[0].looks for each in found if each.step == 10} == {
+        "lora-1": 10,
+        "tutorial-1": 1,
+    }
+    assert ("lora-1", 10) not in comparison.standing(project)
+    assert [each.run_id for each in found if each.overfit.verdict == "overfitted"] == ["tutorial-1"]
+
+
 def test_curves_along_steps_tokens_and_time(project: Project) -> None:
     add_run(project, "lora-1", steps=4)
     with open_db(project.folder) as db:

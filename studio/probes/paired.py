@@ -75,6 +75,18 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def at_least(hits: int, total: int, share: float) -> float:
+    """How often so many hits or more come about where each of `total` probes is hit with this chance: exact, 0 to 1."""
+    if not 0 < share < 1:
+        return float(hits == 0 or share >= 1)
+    among = math.lgamma(total + 1)
+    terms = (
+        among - math.lgamma(k + 1) - math.lgamma(total - k + 1) + k * math.log(share) + (total - k) * math.log1p(-share)
+        for k in range(hits, total + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, terms)))
+
+
 def paired_interval(both: int, gained: int, lost: int, neither: int) -> tuple[float, float]:
     """95 % interval of (gained - lost) / total; (-1, 1) when nothing was counted."""
     total = both + gained + lost + neither
