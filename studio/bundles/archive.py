@@ -6,7 +6,7 @@ What a zip says of itself is not believed: an entry is read no further than its 
 import hashlib
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -101,12 +101,12 @@ class SafeZip:
         with atomic_path(target) as temporary, open(temporary, "wb") as file:
             self._copy(name, file.write)
 
-    def _copy(self, name: str, take: object) -> None:
+    def _copy(self, name: str, take: Callable[[bytes], object]) -> None:
         left = self.size(name)
         with self._open(name) as source:
             while left:
                 piece = _take(source, name, min(left, PIECE_BYTES))
-                take(piece)  # type: ignore[operator]
+                take(piece)
                 left -= len(piece)
 
     def _entry(self, name: str) -> zipfile.ZipInfo:

@@ -57,7 +57,7 @@ def scorecards_due(project: Project, run_id: str) -> list[Due]:
     """Scorecards to make before the scores can be compared; of steps whose checkpoint is here."""
     expected = expected_of(project, run_id)
     with open_db(project.folder) as db:
-        made = {card.step for card in evaluations.listed(db) if card.run_id == run_id}
+        made = {card.step for card in evaluations.of_run(db, run_id)}
         kept = {checkpoint.step for checkpoint in checkpoints.listed(db, run_id)}
     cards = expected.manifest.scorecards if expected else ()
     return [Due(card.step, card.limit) for card in cards if card.step in kept - made]
@@ -71,7 +71,7 @@ def compare(project: Project, run_id: str) -> Comparison | None:
     run = runs.get_run(project, run_id)
     with open_db(project.folder) as db:
         numbers = {name: [(p.step, p.value) for p in metrics.series(db, run_id, name)] for name in COMPARED}
-        cards = {each.step: each for each in reversed(evaluations.listed(db)) if each.run_id == run_id}
+        cards = {each.step: each for each in evaluations.of_run(db, run_id)}
         learned = store_jobs.get(db, run.job_id).result.get("weights_sha256", "") if run.job_id else ""
     there = expected.manifest
     lines = [
@@ -150,8 +150,11 @@ def _sentences(lines: Sequence[Line], parted: Sequence[Difference], expected: Ex
 
 
 def _how_far(seen: Sequence[Line], unequal: Sequence[Line]) -> Iterator[str]:
-    losses = next((line for line in unequal if line.what in LOSSES), None)
-    yield f"The losses are not equal to the last bit: {losses.note}." if losses else "The losses are bit-equal."
+    losses = [line for line in seen if line.what in LOSSES]
+    if parted := next((line for line in losses if line.verdict != "equal"), None):
+        yield f"The losses are not equal to the last bit: {parted.note}."
+    elif losses:
+        yield "The losses are bit-equal."
     scored = [line for line in seen if line.kind == "score"]
     if outside := [line.what for line in scored if line.verdict == "apart"]:
         yield f"Outside the bundle's 95 % interval: {', '.join(outside)}."

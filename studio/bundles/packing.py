@@ -92,9 +92,7 @@ def _ended_run(project: Project, run_id: str) -> Run:
 def _newest_scorecards(project: Project, run_id: str) -> list[tuple[Evaluation, int]]:
     """(scorecard, limit of its probes): the newest of each step, by step."""
     with open_db(project.folder) as db:
-        cards = [each for each in reversed(evaluations.listed(db)) if each.run_id == run_id and each.is_standard]
-        found = {each.step: each for each in cards}
-        return [(each, _limit(db, each)) for _, each in sorted(found.items())]
+        return [(each, _limit(db, each)) for each in evaluations.of_run(db, run_id)]
 
 
 def _limit(db: Any, evaluation: Evaluation) -> int:
@@ -233,7 +231,10 @@ def _portable_config(project: Project, run_id: str, config: RunConfig) -> str:
     values = config.model_dump(mode="json")
     values["model"]["base"] = shown_base(config.model.base)
     values["model"]["continue_from"] = Path(config.model.continue_from).name
-    values["distributed"]["deepspeed"] = Path(config.distributed.deepspeed).name
+    if config.distributed.strategy == "deepspeed":
+        values["distributed"]["deepspeed"] = Path(config.distributed.deepspeed).name
+    else:
+        del values["distributed"]["deepspeed"]  # not read, and perhaps a file that is nowhere else
     for recipe in values["data"]["recipes"].values():
         if not recipe["source"].startswith(HUB_PREFIXES):
             recipe["source"] = Path(recipe["source"]).name

@@ -22,7 +22,7 @@ LONGEST_ANSWER = 20_000  # characters that are looked at
 LONGEST_PATTERN = 500
 REGEX_SECONDS = 0.5
 DEFAULT_SIMILARITY = 0.75
-NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
+NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
 SCHEMA_WORDS = (
     "type", "properties", "required", "items", "enum", "const", "minimum", "maximum", "minLength", "maxLength",
     "minItems", "maxItems", "additionalProperties", "description", "title",
@@ -303,7 +303,7 @@ def _inner_misfit(value: Any, schema: dict[str, Any], where: str) -> str:
 
 
 def numbers_in(text: str) -> list[float]:
-    """The numbers of a text in their order; 1,234.5 counts as one."""
+    """The numbers of a text in their order; 1,234.5 counts as one, 1,2 as two."""
     return [float(match.replace(",", "").replace("−", "-")) for match in NUMBER.findall(text)]
 
 

@@ -8,6 +8,8 @@ from sqlite_utils import Database
 from studio.errors import StudioError
 from studio.store.records import new_id, now, select, to_row, writing
 
+STANDARD = "standard"
+
 
 @dataclass
 class Evaluation:
@@ -35,7 +37,7 @@ class Evaluation:
     @property
     def is_standard(self) -> bool:
         """Whether it asked for identity, leakage and retention, as the standard suite does."""
-        return self.suite in ("", "standard")
+        return self.suite in ("", STANDARD)
 
 
 @dataclass
@@ -88,10 +90,13 @@ def listed(db: Database) -> list[Evaluation]:
     return select(db, Evaluation, "select * from evaluations order by created_at desc")
 
 
-def of_run(db: Database, run_id: str, suite: str) -> list[Evaluation]:
-    """The newest evaluation of each checkpoint of a run by one suite, by step."""
+def of_run(db: Database, run_id: str, suite: str = STANDARD) -> list[Evaluation]:
+    """The newest evaluation of each checkpoint of a run by one suite, by step; standard ones as `is_standard` says."""
     found = select(
-        db, Evaluation, "select * from evaluations where run_id = ? and suite = ? order by created_at", [run_id, suite]
+        db,
+        Evaluation,
+        "select * from evaluations where run_id = ? and coalesce(nullif(suite, ''), ?) = ? order by created_at",
+        [run_id, STANDARD, suite],
     )
     return [newest for _, newest in sorted({each.step: each for each in found}.items())]
 

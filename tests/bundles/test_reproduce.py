@@ -13,8 +13,10 @@ from studio.bundles.reproducing import make_plan, start
 from studio.errors import BundleError
 from studio.paths import REPOSITORY
 from studio.projects import Project, create_project, delete_project, list_projects
-from studio.store import metrics, open_db
+from studio.scores import scorecard
+from studio.store import evaluations, metrics, open_db
 from studio.store import runs as store_runs
+from studio.store.evaluations import Evaluation
 from tests.bundles.conftest import RUN
 from tests.cli.conftest import run as retune
 
@@ -121,6 +123,8 @@ def test_a_run_that_differs_says_how_far_and_why(home: Path, tiny: Project) -> N
         began = store_runs.get(db, run.id).detail["began"]
         began[0]["circumstances"]["torch"] = "1.0"
         store_runs.note(db, run.id, began=began)
+        other_suite = Evaluation("job", "by hand", "tiny", "", "", scorecard([]), run.id, step=5, suite="format")
+        evaluations.add(db, other_suite, [])
     found = comparing.compare(project, run.id)
     assert found and not found.is_exact
     line = next(line for line in found.lines if line.what == "train/loss")
@@ -129,7 +133,25 @@ def test_a_run_that_differs_says_how_far_and_why(home: Path, tiny: Project) -> N
     assert any("The circumstances differ: torch" in each for each in found.sentences)
     assert comparing.scorecards_due(project, run.id) == [comparing.Due(5, 2)]
     assert next(line for line in found.lines if line.kind == "score").verdict == "missing"
+    with open_db(project.folder) as db:
+        db.table("metrics").delete_where("run_id = ?", [run.id])
+        store_runs.update(db, run.id, step=4)
+    found = comparing.compare(project, run.id)
+    assert found and not any("losses" in each for each in found.sentences), "nothing is said of what is not there"
     delete_project(project.slug)
+
+
+def test_a_deepspeed_file_that_the_run_did_not_read_stays_out(tiny: Project, tmp_path: Path) -> None:
+    frozen = runs.run_folder(tiny, RUN) / runs.CONFIG_FILE
+    text = frozen.read_text(encoding="utf-8")
+    frozen.write_text(text.replace("deepspeed: zero2", "deepspeed: /home/someone/mine.json"), encoding="utf-8")
+    assert frozen.read_text(encoding="utf-8") != text
+    try:
+        pack(tiny, RUN, tmp_path / "run.zip")
+    finally:
+        frozen.write_text(text, encoding="utf-8")
+    with open_bundle(tmp_path / "run.zip") as bundle:
+        assert bundle.config.distributed.deepspeed == "zero2" and not bundle.manifest.outside
 
 
 def test_a_run_that_goes_on_is_not_bundled(tiny: Project, tmp_path: Path) -> None:

@@ -99,3 +99,4 @@ def test_deep_json_is_no_json() -> None:
 
 def test_numbers_are_read_as_people_write_them() -> None:
     assert numbers_in("−3, 1,234.5 and 2e3; .5") == [-3.0, 1234.5, 2000.0, 0.5]
+    assert numbers_in("1,2,3; 12,3456 and 1,000,000, 7") == [1, 2, 3, 12, 3456, 1_000_000, 7]
