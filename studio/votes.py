@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from studio.probes.paired import wilson
+from studio.probes.paired import SEEN_BELOW, mcnemar, wilson
 from studio.store.chats import Vote
 
-# Five of five come about by chance once in sixteen (both sides counted), more often than the interval would say.
-FEWEST = 6
+FEWEST = 6  # fewer tell nothing, whatever they say: five of five come about by chance once in sixteen
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,11 @@ class Pair:
 
     @property
     def preferred(self) -> Literal["first", "second", ""]:
-        """Which one is preferred; "" while votes are few or the interval holds one half: no preference can be told."""
-        low, high = self.interval if self.decided >= FEWEST else (0.0, 1.0)
+        """Which one is preferred; "" while no preference can be told: the interval holds one half, or a fair coin falls
+        as unevenly in 5 % of such tallies (exact; the interval alone says too much of few votes)."""
+        low, high = self.interval
+        if mcnemar(self.first_wins, self.second_wins) >= SEEN_BELOW:
+            return ""
         return "first" if low > 0.5 else "second" if high < 0.5 else ""
 
 

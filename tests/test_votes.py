@@ -21,6 +21,13 @@ def test_the_interval_decides_whether_there_is_a_preference() -> None:
     assert pair.first == "tuned" and pair.preferred == ""
 
 
+@pytest.mark.parametrize("wins, losses, preferred", [(9, 2, ""), (10, 2, "first")])
+def test_a_tally_that_a_fair_coin_makes_too_often_tells_no_preference(wins: int, losses: int, preferred: str) -> None:
+    """Wilson's interval of nine in eleven lies above one half; a coin falls as unevenly in 6.5 % of such tallies."""
+    [pair] = tally(votes(*["tuned"] * wins, *["base"] * losses))
+    assert pair.interval[0] > 0.5 and pair.preferred == preferred
+
+
 @pytest.mark.parametrize("wins, preferred", [(3, ""), (5, ""), (6, "first")])
 def test_few_votes_say_little(wins: int, preferred: str) -> None:
     [pair] = tally(votes(*["tuned"] * wins))

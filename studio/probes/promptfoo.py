@@ -67,8 +67,8 @@ class _Reader:
             return []
         return chat
 
-    def tests(self) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-        """(description, vars, assertions) of each test, once for each combination of vars with several values."""
+    def tests(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """(vars, assertions) of each test, once for each combination of vars with several values."""
         default = self._tree.get("defaultTest") or {}
         if not isinstance(default, Mapping):
             self.skip(self._tree, "defaultTest", "a defaultTest in another file")
@@ -86,7 +86,7 @@ class _Reader:
             for key in set(test) - {"vars", "assert", "description"}:
                 self.skip(test, key, f"{key} of a test")
             for values in islice(_combinations({**common_vars, **self._vars(test)}), MAX_PROBES + 1):
-                yield str(test.get("description") or ""), values, [*common, *own]
+                yield values, [*common, *own]
 
     def _vars(self, test: Mapping[str, Any]) -> Mapping[str, Any]:
         given = test.get("vars") or {}
@@ -122,12 +122,12 @@ def read_promptfoo(text: str, name: str) -> Imported:
     reader = _Reader(tree)
     for key in [key for key in tree if key not in (*READ, *ABOUT_MODELS)]:
         reader.skip(tree, key, str(key))
-    probes = [
+    probes = (
         _probe(reader, chat, values, assertions)
         for chat in reader.prompts()
-        for _, values, assertions in reader.tests()
-    ]  # fmt: skip
-    asked = [probe for probe in probes if probe]
+        for values, assertions in reader.tests()
+    )  # fmt: skip
+    asked = list(islice(filter(None, probes), MAX_PROBES + 1))  # one too many is told; a million is not made first
     left_out = tuple(dict.fromkeys(reader.left_out))
     if not asked:
         told = "; ".join(what for _, what in left_out) or "it has no prompts"

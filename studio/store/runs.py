@@ -74,9 +74,10 @@ def note(db: Database, run_id: str, **notes: Any) -> None:
 
 def remove(db: Database, run_id: str) -> None:
     """Forget a run and what was registered of it."""
-    for table in ("checkpoints", "metrics", "samples", "run_events"):
-        db.table(table).delete_where("run_id = ?", [run_id])
-    db.table("runs").delete_where("id = ?", [run_id])
+    with writing(db):
+        for table in ("checkpoints", "metrics", "samples", "run_events"):
+            db.execute(f"delete from {table} where run_id = ?", [run_id])
+        db.execute("delete from runs where id = ?", [run_id])
 
 
 def next_id(db: Database, name: str) -> str:
