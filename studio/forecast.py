@@ -77,7 +77,10 @@ class Forecast:
 
 
 def forecast(project: Project | None, config: RunConfig, on: Device | None = None) -> Forecast:
-    """Memory, disk and pace of a config, on this machine or another device. Raises ModelError without config.json."""
+    """Memory, disk and pace of a config, on this machine or another device.
+
+    Raises ModelError without config.json, ConfigError for a DeepSpeed file that cannot be used.
+    """
     on, shapes = on or device(), shapes_of(config)
     load = load_of(project, config, on)
     here = project is not None and on == device()

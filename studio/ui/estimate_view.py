@@ -8,7 +8,7 @@ import streamlit as st
 from studio import datasets, forecast, machine
 from studio.config.schema import RunConfig
 from studio.config.yaml import update_text
-from studio.errors import ModelError
+from studio.errors import StudioError
 from studio.estimate import GIB, Suggestion, changed
 from studio.forecast import Forecast
 from studio.machine import Device
@@ -41,7 +41,7 @@ def estimate_panel(project: Project, draft: Draft, config: RunConfig, num_steps:
         on = _choose_device()
         try:
             made = forecast.forecast(project, config, on)
-        except ModelError as error:
+        except StudioError as error:
             st.caption(plain(error))
             return
         _memory(made)

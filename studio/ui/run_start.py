@@ -183,7 +183,10 @@ def _check_disk(project: Project, config: RunConfig) -> Check:
     if not models.resolve(config.model.base).present:
         return Check("ok", _("How much disk it takes is known once the base model is there."))
     free = shutil.disk_usage(project.folder).free
-    needed = forecast.forecast(project, config).disk.checkpoints
+    try:
+        needed = forecast.forecast(project, config).disk.checkpoints
+    except StudioError as error:  # a DeepSpeed file that cannot be used
+        return Check("error", str(error))
     text = _("Checkpoints take up to about {needed}; {free} are free.").format(
         needed=human_bytes(needed), free=human_bytes(free)
     )

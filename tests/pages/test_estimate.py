@@ -51,6 +51,13 @@ def test_a_model_without_sizes_is_no_error_of_the_page(open_page, project):
     assert "not on this machine" in texts(at.caption).replace("\\", "") and not at.exception
 
 
+def test_a_deepspeed_file_that_is_not_there_is_no_error_of_the_page(page):
+    page.segmented_control(key="config.view").set_value("yaml").run()
+    text = page.text_area[0].value.replace("strategy: none", "strategy: deepspeed")
+    page.text_area[0].set_value(text.replace("deepspeed: zero2", "deepspeed: gone.json")).run()
+    assert not page.exception and "cannot be read as JSON" in shown(page)
+
+
 def test_a_measured_step_gives_the_time(page, project):
     assert "not known yet" in shown(page)
     config = load_text(page.session_state["kept.luna.config.draft"].text)
