@@ -22,7 +22,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from studio.data.encoding import EncodedLines, Work, encode_batches, num_workers_for
-from studio.data.named import Template
+from studio.data.named import Template, writes_date
 from studio.data.pretrain import sequences
 from studio.data.token_files import FILES, StoredRows, TokenFiles, TokenWriter
 from studio.data.tokens import Example, TextTokenizer
@@ -135,7 +135,7 @@ def open_or_build(
 def recipe_for(source: Path, template: Template, tokenizer: TextTokenizer, max_length: int, loss_on: str) -> Recipe:
     """What `open_or_build` makes of a file; a template that writes the day's date is another one every day."""
     looks = template.fingerprint
-    if "strftime_now" in getattr(template, "source", ""):
+    if writes_date(template):
         looks += f" {date.today().isoformat()}"
     return Recipe(sha256_of(source), looks, tokenizer.fingerprint, max_length, loss_on, code_fingerprint())
 

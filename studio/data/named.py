@@ -152,6 +152,11 @@ def load_template(name: str, model_folder: Path) -> Template:
     return NamedTemplate.load(name, model_folder) if name else ChatTemplate.load(model_folder)
 
 
+def writes_date(template: Template) -> bool:
+    """Whether a template writes the day's date, so that the same chat is another text tomorrow."""
+    return "strftime_now" in getattr(template, "source", "")
+
+
 def as_jinja(template: NamedTemplate) -> str:
     """The template in Jinja, for whatever reads a model folder: the same text as `render` writes."""
     before, after = template.user.split("{input}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.data.go_template import GoTemplate, go_template
+from studio.data.named import writes_date
 from studio.data.talk import read_talk
 from studio.data.template import read_json
 from studio.engine.equivalence import Expected
@@ -17,6 +18,7 @@ from studio.errors import StudioError
 MODELFILE = "Modelfile"
 LONGEST_CONTEXT = 8192
 """Ollama keeps room for a whole context; longer ones are for those who ask for them (PARAMETER num_ctx)."""
+DATE_STANDS = "# The model's own template writes the day's date. In this one the date of the export stands still."
 SAMPLED = ("temperature", "top_k", "top_p", "repetition_penalty")
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
 
@@ -38,12 +40,14 @@ def run(job: JobContext) -> dict[str, Any]:
 def modelfile(file: str, expected: Expected, adds_bos: bool, folder: Path, context: int) -> str:
     """The text of a Modelfile. `folder`: the weights, for what they say of sampling and stops.
 
+    Go's template language cannot ask for the date; where the model's own template writes it, a comment says so.
     Raises DataError for a template that Go cannot write, StudioError for one that a Modelfile cannot hold.
     """
     template = ollama_template(expected, adds_bos)
     settings = [("stop", each) for each in stops(expected, folder)] + sampling(read_json(folder / GENERATION_CONFIG))
     settings.append(("num_ctx", min(context, LONGEST_CONTEXT)))
-    lines = [f"FROM ./{file}", f'TEMPLATE """{template.source}"""']
+    lines = [DATE_STANDS] if writes_date(expected.template) else []
+    lines += [f"FROM ./{file}", f'TEMPLATE """{template.source}"""']
     return "\n".join(lines + [f"PARAMETER {name} {_value(value)}" for name, value in settings]) + "\n"
 
 

@@ -331,6 +331,13 @@ def test_ollama_gets_its_modelfile(place: Path, tmp_path: Path) -> None:
     assert "PARAMETER num_ctx 512" in lines and "<|im_start|>assistant\n{{ $later = true }}" in lines
 
 
+def test_a_date_that_stands_still_is_told(place: Path, expected: Expected) -> None:
+    dated = ChatTemplate("{{ strftime_now('%Y') }}" + CHATML, expected.template.special_tokens)
+    told = ollama.modelfile("x.gguf", replace(expected, template=dated), False, place / "base", 512)
+    assert told.startswith(ollama.DATE_STANDS + "\nFROM ./x.gguf\n")
+    assert ollama.DATE_STANDS not in ollama.modelfile("x.gguf", expected, False, place / "base", 512)
+
+
 def test_a_go_template_writes_what_jinja_writes(place: Path) -> None:
     refused = []
     for name in ["", *template_names()]:
