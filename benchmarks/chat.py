@@ -110,8 +110,7 @@ class Studio:
         sampling = Sampling(self._num_tokens)
         asks = [Ask(self.pool.find(name), list(self.prompt), sampling, news.put) for name in names]
         self._scheduler.ask(*asks)
-        num_tokens = num_open = 0
-        num_open = len(asks)
+        num_tokens, num_open = 0, len(asks)
         while num_open:
             piece = news.get()
             num_open -= bool(piece.finish_reason)

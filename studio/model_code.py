@@ -53,9 +53,9 @@ def not_consented(folder: Path) -> ModelError:
 
 
 def source_of(folder: Path, name: str) -> str:
-    """The text of one of `code_files`, for a person to read; the beginning of a very long one."""
-    if name not in code_files(folder):
-        raise ModelError(f"{folder.name!r} has no Python file {name!r}.")
+    """The text of one of `code_files`, for a person to read; the beginning of a very long one. Raises ModelError."""
+    if name not in (files := code_files(folder)):
+        raise ModelError(f"{folder.name!r} has no Python file {name!r}.", f"Allowed: {', '.join(files) or 'none'}.")
     return (folder.resolve() / name).read_text(encoding="utf-8", errors="replace")[:MAX_SHOWN]
 
 

@@ -56,7 +56,7 @@ def changed(old: str, new: str, text: str = WRITTEN) -> Imported:
 
 
 def test_kinds_of_adapters_and_the_weights_to_begin_with() -> None:
-    found = changed("lora_alpha=", "use_dora=True, use_rslora=True, lora_alpha=")
+    found = changed("lora_alpha=", "use_dora=True, use_rslora=True, rank_pattern=dict(), lora_alpha=")
     assert found.unread == () and found.config.lora.dora and found.config.lora.rslora
     begun = changed("load_from = None", "load_from = './work_dirs/iter_1.pth'")
     assert begun.unread == () and begun.config.model.continue_from == "./work_dirs/iter_1.pth"

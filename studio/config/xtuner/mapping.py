@@ -114,9 +114,12 @@ class _Mapper:
             self._unread.append(f"{where}: {key} is {_short(value)}, which has no reading here")
 
     def _list_others(self, part: dict[str, Any], read: Sequence[str], at_rest: dict[str, Any]) -> None:
-        """Remember the settings of a part that are not among those `read`, unless they change nothing."""
+        """Remember the settings of a part that are not among those `read`, unless they change nothing.
+
+        PEFT writes patterns that nobody gave as empty dictionaries.
+        """
         for key, value in part.items():
-            if key not in read and value is not None and (key not in at_rest or value != at_rest[key]):
+            if key not in read and value not in (None, {}, []) and (key not in at_rest or value != at_rest[key]):
                 self._list(key, value)
 
     # the model
