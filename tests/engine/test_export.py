@@ -48,6 +48,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64,
+    "attention_factor": 1.6,
+}  # fmt: skip
+
 
 def make_model(folder: Path, config: Any, family: str = "byte_level") -> Path:
     """A small random model with a trained tokenizer, such as a GGUF file can hold."""
@@ -221,10 +226,11 @@ def test_llama_cpp_python_runs_the_file(place: Path, tmp_path: Path, monkeypatch
     [
         (LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True), "sentencepiece"),
         (LlamaConfig(**SHAPE, rope_parameters=LLAMA3), "byte_level"),
+        (LlamaConfig(**SHAPE, rope_parameters=YARN), "byte_level"),
         (Qwen2Config(**SHAPE, tie_word_embeddings=True), "byte_level"),
         (Qwen3Config(**SHAPE, head_dim=32), "byte_level"),
     ],
-    ids=["llama", "llama3", "qwen2", "qwen3"],
+    ids=["llama", "llama3", "yarn", "qwen2", "qwen3"],
 )
 def test_families(tmp_path: Path, config: Any, family: str) -> None:
     base = make_model(tmp_path / "base", config, family)
@@ -245,6 +251,9 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     with pytest.raises(ModelError, match="gelu"):
         export_it(tmp_path, tmp_path / "x", weights=str(base))
+    for name, value in {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}.items():
+        with pytest.raises(ModelError, match=f"YaRN has {name} {value}"):
+            writer.require_writable(LlamaConfig(**SHAPE, rope_parameters=YARN | {name: value}))
     with pytest.raises(StudioError, match="Allowed: f32, f16"):
         export_it(tmp_path, tmp_path / "x", weights=str(base), format="q9")
     assert not (tmp_path / "x").exists()

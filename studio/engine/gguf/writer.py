@@ -25,6 +25,7 @@ from gguf import (
 )
 from torch import Tensor
 from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from studio.engine.folding import FoldedWeights
 from studio.engine.gguf.vocabulary import Vocabulary
@@ -63,6 +64,8 @@ ARCHITECTURES = {
     "qwen3": MODEL_ARCH.QWEN3,
 }
 SCALINGS = {"linear": RopeScalingType.LINEAR, "yarn": RopeScalingType.YARN}
+YARN_RAMP = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+"""Where YaRN goes from one frequency to the other. For the architectures above llama.cpp reads it from no file."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,13 @@ def require_writable(config: PretrainedConfig) -> MODEL_ARCH:
         raise _cannot(f"it computes with {config.hidden_act!r}, and llama.cpp's {found.name} with 'silu'")
     if getattr(config, "use_sliding_window", False):
         raise _cannot("it attends within a sliding window, which llama.cpp's architecture of that name does not")
-    kind = _rope(config).get("rope_type", "default")
+    rope = _rope(config)
+    kind = rope.get("rope_type", "default")
     if kind not in ("default", "linear", "llama3", "yarn", "dynamic"):
         raise _cannot(f"its positions are scaled by {kind!r}")
+    for name, fixed in YARN_RAMP.items() if kind == "yarn" else ():
+        if (value := rope.get(name, fixed)) not in (None, fixed):
+            raise _cannot(f"its YaRN has {name} {value!r}, where llama.cpp computes with {fixed!r}")
     return found
 
 
@@ -196,6 +203,8 @@ def _describe(writer: GGUFWriter, config: PretrainedConfig, form: Format, about:
         writer.add_rope_scaling_factor(float(rope["factor"]))
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(int(original))
+        if scaling is RopeScalingType.YARN:
+            writer.add_rope_scaling_attn_factors(_attention_factor(config))
 
 
 def _speak(writer: GGUFWriter, speech: Speech) -> None:
@@ -215,6 +224,12 @@ def _rope_factors(config: PretrainedConfig) -> Tensor:
     turns = float(rope["original_max_position_embeddings"]) / lengths
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     return 1 / ((1 - smooth) / factor + smooth)
+
+
+def _attention_factor(config: PretrainedConfig) -> float:
+    """What YaRN stretches queries and keys by, over what llama.cpp stretches them by unasked (the paper's)."""
+    _, wanted = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    return wanted / (1 + 0.1 * math.log(float(_rope(config)["factor"])))
 
 
 def _head_dim(config: PretrainedConfig) -> int:
