@@ -138,7 +138,8 @@ class FoldedWeights:
             return self._instead[name]
         if name not in self._layers:
             return self._base(name)
-        weight = _folded(self._layers[name], self._base(name).float())
+        # PEFT adds in place, and what was read may be the base's own memory: of a .bin file, or of a loaded model.
+        weight = _folded(self._layers[name], self._base(name).to(torch.float32, copy=True))
         if not torch.isfinite(weight).all():
             raise CheckpointError(f"Folding makes {name} infinite or NaN.", "Use an earlier checkpoint.")
         return weight

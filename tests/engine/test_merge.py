@@ -15,7 +15,7 @@ from studio.engine import convert, merge
 from studio.engine.adapter_files import read_adapter
 from studio.engine.equality import TOLERANCE, Agreement, compare, make_reference
 from studio.engine.equivalence import expected_of, verdict_of_folder
-from studio.engine.folding import attach
+from studio.engine.folding import FoldedWeights, attach
 from studio.engine.models.load import load_base
 from studio.errors import CheckpointError, ModelError, StudioError, UnsafeFileError
 from studio.store import checkpoints as store
@@ -82,6 +82,14 @@ def test_the_sum_is_rounded_once(tmp_path: Path, base: Path, adapter: Path, dtyp
     unit = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[dtype]
     assert ((merged[f"{name}.weight"].float() - exact).abs() <= unit * exact.abs() + 1e-6).all()
     assert not torch.equal(merged[f"{name}.weight"], before[f"{name}.weight"])
+
+
+def test_reading_a_folded_weight_leaves_the_base_as_it_is(base: Path, adapter: Path) -> None:
+    """A `.bin` file is mapped into memory: what PEFT adds in place there, the next reader would find."""
+    weights, name = FoldedWeights(as_torch_file(base), read_adapter(adapter)), "model.layers.0.mlp.up_proj.weight"
+    before, folded = (found.clone() for found in (weights.before(name), weights.read(name)))
+    assert torch.equal(weights.read(name), folded) and not torch.equal(folded, before.float())
+    assert torch.equal(weights.before(name), before)
 
 
 def test_files_figures_and_record(tmp_path: Path, base: Path, adapter: Path) -> None:
