@@ -35,6 +35,7 @@ def pth_to_hf(
     dtype: DtypeOption = "",
     base: Annotated[str, typer.Option(help="The base model, where the one in an XTuner config is not here.")] = "",
     max_shard_size: ShardOption = "2GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one that lies there.")] = False,
     project: ProjectOption = "",
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder: an adapter in PEFT's format, or a full model.
@@ -48,7 +49,7 @@ def pth_to_hf(
     folder = system_folder() if is_file else chosen(project).folder
     config = str(Path(config_or_run).resolve()) if is_file else config_or_run
     args = {"config": config, "pth": str(_checkpoint(pth, folder, config_or_run)), "out": str(out.resolve())}
-    args |= {"dtype": "float32" if fp32 else dtype, "max_shard_size": max_shard_size}
+    args |= {"dtype": "float32" if fp32 else dtype, "max_shard_size": max_shard_size, "overwrite": overwrite}
     args |= {"base": base_model(base)} if base else {}
     _do(folder, "convert", args, f"convert {pth.name}")
     show.say(f"Wrote {out.resolve()}")

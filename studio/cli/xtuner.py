@@ -147,7 +147,7 @@ def _convert(shell: Shell, line: argparse.Namespace) -> None:
     place = work_folder.place_of(Path(line.pth_model))
     words = [place.run_id, place.name] if place else [_config_file(line.config), line.pth_model]
     words += [line.save_dir, *(["--fp32"] if line.fp32 else ["--dtype", xtuner_lines.XTUNERS_DTYPE])]
-    words += ["--max-shard-size", line.max_shard_size]
+    words += ["--max-shard-size", line.max_shard_size, "--overwrite"]  # as XTuner does
     base = xtuner_lines.base_of(line.cfg_options, "a checkpoint becomes what was trained")
     words += ["-p", place.project] if place else []
     return shell.run("convert", "pth_to_hf", *words, *(["--base", base] if base else []))

@@ -27,6 +27,7 @@ from studio.engine.weights import (
     on_disk,
     output_folder,
     own_dtype,
+    require_free,
     require_replaceable,
     save_tensors,
     seal,
@@ -77,19 +78,25 @@ class Source:
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Args: run_id and step, or config (a file or a run's id), pth and out; dtype, fp32, max_shard_size, base.
+    """Args: run_id and step, or config (a file or a run's id), pth and out; dtype, fp32, max_shard_size, base,
+    overwrite.
 
     `pth` may be a checkpoint of XTuner, a file or a folder of DeepSpeed, and `config` its `.py`, which is not run;
     `base` then names the base model, where the one in the config is not here. Such a checkpoint becomes float16 as in
     XTuner. Of ours, an adapter keeps the number format it was trained in (it is small, and so nothing is lost), and a
-    full model gets the base's own. `dtype` (or fp32, for float32) asks for another.
+    full model gets the base's own. `dtype` (or fp32, for float32) asks for another. What lies at `out` is replaced with
+    `overwrite` alone; a run's own folder in the project always, for it holds the same checkpoint.
     Raises CheckpointError for a damaged or foreign file; `out` then stays as it was.
     """
     limit = shard_bytes(job.args.get("max_shard_size") or DEFAULT_SHARD_SIZE)
     asked = "float32" if job.args.get("fp32") else str(job.args.get("dtype") or "")
     if asked and asked not in DTYPES:
         raise StudioError(f"Weights cannot be written as {asked!r}.", f"Allowed: {', '.join(DTYPES)}.")
-    return _convert_to(job, *_places(job.folder, job.args), dtype=asked, max_shard_bytes=limit)
+    pth, out, run_id, config = _places(job.folder, job.args)
+    require_replaceable(out)
+    if job.args.get("out"):
+        require_free(out, bool(job.args.get("overwrite")))
+    return _convert_to(job, pth, out, run_id, config, dtype=asked, max_shard_bytes=limit)
 
 
 @contextmanager
@@ -120,7 +127,6 @@ def _convert_to(
     keep: bool = True,
 ) -> dict[str, Any]:
     """`keep`: the folder stays, and is noted in the database."""
-    require_replaceable(out)
     job.phase("reading the checkpoint")
     if not manifest_path(pth).is_file() and is_foreign(pth):
         source, base = _read_foreign(pth, out, job.args, DTYPES[dtype or XTUNERS_DTYPE])

@@ -117,8 +117,9 @@ def require_replaceable(out: Path) -> None:
 
 
 def require_free(out: Path, overwrite: bool) -> None:
-    """Raise StudioError when something lies at `out` that is not to be replaced."""
-    if out.exists() and not overwrite:
+    """Raise StudioError when something lies at `out` that is not to be replaced; an empty folder is nothing."""
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty and not overwrite:
         raise StudioError(f"{out.name!r} is there already; it was not touched.", "Choose another name, or --overwrite.")
 
 

@@ -217,6 +217,7 @@ def shell_lines(project: Project, row: Row, hf_folder: Path) -> list[str]:
     each = row.checkpoint
     name = Path(each.path).name
     lines = [["retune", "convert", "pth_to_hf", each.run_id, name, str(hf_folder), "--project", project.slug]]
+    lines[0] += ["--overwrite"] if row.converted else []
     if row.method in exports.METHODS["merged"]:
         merged = project.path("merged", f"{each.run_id}-step_{each.step}")
         lines.append(["retune", "convert", "merge", row.base, str(hf_folder), str(merged)])

@@ -172,10 +172,10 @@ def test_lines_about_checkpoints_name_the_run(said: list[str], tmp_path: Path, r
     for words in (("convert", "pth_to_hf", "c.py", "theirs.pth", "hf"), ("test", "c.py", "--checkpoint", pth)):
         assert "changes nothing" in retune("xtuner", *words, "--cfg-options", "lr=1", code=1)
     assert said == [
-        "convert pth_to_hf luna-1 step_3.pth hf --fp32 --max-shard-size 1GB -p xtuner",
+        "convert pth_to_hf luna-1 step_3.pth hf --fp32 --max-shard-size 1GB --overwrite -p xtuner",
         "convert merge base hf out --max-shard-size 2GB --device cpu --dtype float16 --overwrite",
         "convert split out parts",
-        "convert pth_to_hf c.py theirs.pth hf --dtype float16 --max-shard-size 2GB --base here",
+        "convert pth_to_hf c.py theirs.pth hf --dtype float16 --max-shard-size 2GB --overwrite --base here",
         "evaluate luna-1 --step 3 -p xtuner",
         "copy-cfg internlm2_1_8b_qlora_alpaca_e3 here",
         "data arxiv a.json b.json --category cs.AI --category cs.CL --start-date 2020-01-01",

@@ -120,7 +120,7 @@ def test_a_full_model_takes_the_bases_format_unless_fp32_is_asked_for(tmp_path: 
     trained = torch.load(pth, weights_only=True)["state_dict"]
     short = tensors_of(convert_pth(tmp_path, pth))
     assert {tensor.dtype for tensor in short.values()} == {torch.bfloat16}
-    out = convert_pth(tmp_path, pth, fp32=True)
+    out = convert_pth(tmp_path, pth, fp32=True, overwrite=True)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in tensors_of(out).items())
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
@@ -170,7 +170,7 @@ def test_the_config_may_be_a_file_or_a_run(tmp_path: Path, base: Path) -> None:
     pth = lora_checkpoint(base, tmp_path / "runs" / "tiny-1" / "step_8.pth")
     save_config(tmp_path / "runs" / "tiny-1" / "config.yaml", config_for(base))
     for config in ("tiny-1", str(tmp_path / "runs" / "tiny-1" / "config.yaml")):
-        assert (convert_pth(tmp_path, pth, config=config) / "adapter_model.safetensors").is_file()
+        assert (convert_pth(tmp_path, pth, config=config, overwrite=True) / "adapter_model.safetensors").is_file()
     with pytest.raises(ConfigError, match="neither a config file nor a run"):
         convert_pth(tmp_path, pth, config="tiny-2")
 
@@ -248,7 +248,9 @@ def test_a_folder_that_it_did_not_make_is_left_alone(tmp_path: Path, base: Path)
     assert (out / "thesis.txt").read_text() == "years of work"
     (out / "thesis.txt").unlink()
     convert_pth(tmp_path, pth)
-    convert_pth(tmp_path, pth)  # its own folder may be replaced
+    with pytest.raises(StudioError, match="is there already"):
+        convert_pth(tmp_path, pth)
+    convert_pth(tmp_path, pth, overwrite=True)
     (out / "notes.txt").write_text("mine")
     with pytest.raises(StudioError, match="notes.txt"):
         convert_pth(tmp_path, pth)

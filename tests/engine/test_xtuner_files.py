@@ -113,7 +113,7 @@ def test_numbers_that_do_not_fit_and_parts_that_are_not_text_are_refused(tmp_pat
     assert converted(tmp_path, tmp_path / "iter_1.pth", config=str(config), dtype="bfloat16").is_dir()
     torch.save({"state_dict": {"llm.a": torch.ones(1), "projector.b": torch.ones(1)}}, tmp_path / "iter_2.pth")
     with pytest.raises(CheckpointError, match="projector"):
-        converted(tmp_path, tmp_path / "iter_2.pth")
+        converted(tmp_path, tmp_path / "iter_2.pth", overwrite=True)
     with pytest.raises(StudioError, match="int8"):
         converted(tmp_path, LORA, dtype="int8")
 

@@ -184,6 +184,13 @@ def test_shell_lines_are_commands_of_the_product(open_page, checkpoint):
         ["retune", "export", "ollama"],
         ["retune", "evaluate", "lora-1"],
     ]
+    assert "--overwrite" not in shown
+
+
+def test_the_shell_line_replaces_what_convert_again_would(open_page, project, checkpoint):
+    convert(project)
+    lines = [block.value for block in open_page(PAGE).code if block.value.startswith("retune")]
+    assert lines[0].splitlines()[0].endswith(" --overwrite")
 
 
 def test_chinese(open_page, checkpoint):
