@@ -115,7 +115,7 @@ def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
         expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU)
         file = folder / f"{out.name.removesuffix(f'-{form}')}-{form}.gguf"
         if kind == "ollama":
-            context = weights.config.max_position_embeddings
+            context = writer.context_length(weights.config)
             text = modelfile(file.name, expected, vocabulary.adds_bos, source.folder, context)
             atomic_write_text(folder / MODELFILE, text)
         job.check_stop()

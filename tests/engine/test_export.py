@@ -12,7 +12,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from studio import exports, scores
 from studio.data.go_template import go_template
@@ -227,16 +227,20 @@ def test_llama_cpp_python_runs_the_file(place: Path, tmp_path: Path, monkeypatch
         (LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True), "sentencepiece"),
         (LlamaConfig(**SHAPE, rope_parameters=LLAMA3), "byte_level"),
         (LlamaConfig(**SHAPE, rope_parameters=YARN), "byte_level"),
+        (MistralConfig(**SHAPE, sliding_window=128), "byte_level"),
         (Qwen2Config(**SHAPE, tie_word_embeddings=True), "byte_level"),
         (Qwen3Config(**SHAPE, head_dim=32), "byte_level"),
     ],
-    ids=["llama", "llama3", "yarn", "qwen2", "qwen3"],
+    ids=["llama", "llama3", "yarn", "mistral", "qwen2", "qwen3"],
 )
 def test_families(tmp_path: Path, config: Any, family: str) -> None:
     base = make_model(tmp_path / "base", config, family)
     found = expected_of(base, None, torch.float32, CPU)
     verdict = checking.verdict_of_file(write(tmp_path / "x.gguf", base, found), found, "f16", 1)
     assert verdict.agreement.relative_error < 0.01, verdict.message
+    place = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    context = checking.Facts(tmp_path / "x.gguf").value(f"{place}.context_length")
+    assert context == (128 if config.model_type == "mistral" else 512), "no farther than its window"
     assert not verdict.lacking_ends and (not verdict.other_prompts or family == "sentencepiece"), verdict.message
 
 

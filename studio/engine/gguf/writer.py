@@ -84,8 +84,6 @@ def require_writable(config: PretrainedConfig) -> MODEL_ARCH:
         raise _cannot(f"its architecture {config.model_type!r} is not among {', '.join(ARCHITECTURES)}")
     if getattr(config, "hidden_act", "silu") != "silu":
         raise _cannot(f"it computes with {config.hidden_act!r}, and llama.cpp's {found.name} with 'silu'")
-    if getattr(config, "use_sliding_window", False):
-        raise _cannot("it attends within a sliding window, which llama.cpp's architecture of that name does not")
     rope = _rope(config)
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "linear", "llama3", "yarn", "dynamic"):
@@ -94,6 +92,12 @@ def require_writable(config: PretrainedConfig) -> MODEL_ARCH:
         if (value := rope.get(name, fixed)) not in (None, fixed):
             raise _cannot(f"its YaRN has {name} {value!r}, where llama.cpp computes with {fixed!r}")
     return found
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Tokens that a file is good for: no more than a sliding window, which llama.cpp's architectures above lack."""
+    window = getattr(config, "sliding_window", None)
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 def write(
@@ -186,7 +190,7 @@ def _describe(writer: GGUFWriter, config: PretrainedConfig, form: Format, about:
     writer.add_file_type(form.file_type)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
