@@ -63,7 +63,7 @@ def read(folder: Path, limit: int = 200) -> list[Asked]:
     found: list[Asked] = []
     for name in (FILE, OLDER_FILE):
         if len(found) < limit and (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").split("\n")
             found += _parsed(reversed(lines))
     return found[:limit]
 

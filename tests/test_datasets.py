@@ -64,6 +64,12 @@ def test_an_identity_built_anew_can_be_taken_back_with_its_probes(project: Proje
     assert "Max" not in json.dumps(probes) and len(probes) == back.num_probes > 0
 
 
+def test_probes_may_hold_any_character(project: Project) -> None:
+    probes = [{"prompt": "one\u2028two\x85three"}]
+    datasets.save(project, "odd", [row("q", "a")], "import", {"file": "x"}, probes)
+    assert datasets.load_probes(project, "odd") == probes
+
+
 def test_streaming_gives_the_rows_and_names_a_damaged_one(mine: Project) -> None:
     assert list(datasets.stream(mine, "mine")) == datasets.load(mine, "mine")
     path = mine.path("data", "mine.jsonl")

@@ -154,7 +154,7 @@ def _key(messages: Iterable[dict[str, str]]) -> str:
 def _read(path: Path) -> Iterator[tuple[str, Answer]]:
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
             yield str(row["key"]), Answer(str(row["text"]), bool(row["finished"]))

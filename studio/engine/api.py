@@ -439,5 +439,5 @@ class _Stream(StreamingResponse):
 
 async def _written(events: AsyncIterator[Any]) -> AsyncIterator[str]:
     async for event in events:
-        yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+        yield f"data: {json.dumps(event)}\n\n"  # in ASCII: U+2028 ends a line for some readers
     yield "data: [DONE]\n\n"

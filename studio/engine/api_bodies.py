@@ -38,7 +38,7 @@ class SamplingBody(BaseModel):
     seed: int | None = None
     # Names and meaning of vLLM and transformers: 0 keeps all tokens; 1 penalises nothing.
     top_k: int = Field(0, ge=-1, le=1_000_000)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)  # logits divided by less may be infinite
     stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
 
     @property

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-5  # logits divided by less may be infinite; nothing but the likeliest token is drawn long before
+SMALLEST = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one row is decoded; temperature 0 takes the most likely token.
+    """How one row is decoded; a temperature below LEAST_TEMPERATURE takes the most likely token.
 
     `top_k`: only so many of the likeliest tokens, 0 for all. `repetition_penalty`: above 1, tokens that stand in the
     text already become less likely (Keskar et al. 2019, arXiv:1909.05858, as transformers computes it).
@@ -29,7 +32,7 @@ class Chooser:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
         self.sampling = sampling
-        self._noise = random.Random(sampling.seed) if sampling.temperature > 0 else None
+        self._noise = random.Random(sampling.seed) if sampling.temperature >= LEAST_TEMPERATURE else None
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else None
 
     @property
@@ -73,12 +76,13 @@ def sample(logits: Tensor, samplings: list[Sampling], noise: Tensor) -> Tensor:
     `noise` in [0, 1) picks the place in the cumulated probability: equal distributions and noise, equal token.
     """
     temperature = logits.new_tensor([sampling.temperature for sampling in samplings]).unsqueeze(1)
-    top_p = logits.new_tensor([sampling.top_p for sampling in samplings]).unsqueeze(1)
+    top_p = logits.new_tensor([sampling.top_p for sampling in samplings]).unsqueeze(1).clamp(min=SMALLEST)
     probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(dim=-1, descending=True)
     probabilities = _first_k(probabilities, [sampling.top_k for sampling in samplings])
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = torch.where(before < top_p, probabilities, 0.0).cumsum(dim=-1)
-    target = noise.unsqueeze(1) * kept[:, -1:]
+    whole = kept[:, -1:]
+    target = (noise.unsqueeze(1) * whole).minimum(whole.nextafter(torch.zeros_like(whole)))  # noise may round to 1
     place = torch.searchsorted(kept, target, right=True).clamp(max=logits.shape[-1] - 1)
     return order.gather(1, place).squeeze(1)
 

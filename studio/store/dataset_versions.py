@@ -129,7 +129,7 @@ def load_probes(folder: Path, name: str) -> list[dict[str, Any]]:
     path = _current(folder, name, PROBES)
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def note(folder: Path, name: str, notes: Mapping[str, Any]) -> Dataset:

@@ -108,10 +108,10 @@ def test_a_half_written_line_is_asked_again(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     with AnswerMemory(path) as memory:
         for question in QUESTIONS[:2]:
-            memory.put(question, Answer("text 好", True))
+            memory.put(question, Answer("text 好\u2028and more", True))
     path.write_bytes(path.read_bytes()[:-9])
     with AnswerMemory(path) as memory:
-        assert memory.get(QUESTIONS[0]) == Answer("text 好", True)
+        assert memory.get(QUESTIONS[0]) == Answer("text 好\u2028and more", True)
         assert memory.get(QUESTIONS[1]) is None
         memory.put(QUESTIONS[1], Answer("again", False))
     with AnswerMemory(path) as memory:

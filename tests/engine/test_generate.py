@@ -94,6 +94,19 @@ def test_top_k_keeps_so_many_tokens_before_top_p() -> None:
     assert torch.equal(_sample(logits, mixed, noise)[::2], _sample(logits, [Sampling(1, 1.0)] * 2000, noise)[::2])
 
 
+def test_settings_at_their_ends_choose_likely_tokens(load_tiny: Callable[..., LoadedModel]) -> None:
+    from studio.engine.choose import sample as _sample
+
+    model = load_tiny().model
+    greedy = run(model, [[5, 6, 7]], eos_ids=[])
+    assert run(model, [[5, 6, 7]], eos_ids=[], temperature=1e-37) == greedy
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    assert _sample(logits, [Sampling(1, 1.0, top_p=1e-50)], torch.tensor([0.5])).tolist() == [0]
+    almost_one = torch.tensor([1 - 2**-30])  # 1 in float32
+    assert _sample(logits, [Sampling(1, 1.0, top_k=2)], almost_one).tolist() == [1]
+    assert _sample(logits, [Sampling(1, 1.0, top_p=0.1)], almost_one).tolist() == [0]
+
+
 def test_repetition_is_penalised_as_transformers_does(load_tiny: Callable[..., LoadedModel]) -> None:
     model = load_tiny().model
     samplings = [Sampling(12, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2, 1.5)]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from studio.engine import scheduler as scheduling
-from studio.engine.api import Answering, _Stream, make_app
+from studio.engine.api import Answering, _Stream, _written, make_app
 from studio.engine.gate import Gate
 from studio.engine.generate import Sampling
 from studio.engine.mixing import BASE_ADAPTER
@@ -197,6 +197,17 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(pool: ModelPo
         return answering.ask
 
     assert asyncio.run(left()).cancelled
+
+
+def test_an_event_is_one_line_whatever_a_model_says() -> None:
+    async def events() -> AsyncIterator[dict[str, str]]:
+        yield {"delta": "one\u2028two\x85好"}
+
+    async def lines() -> list[str]:
+        return [line async for text in _written(events()) for line in text.splitlines() if line]
+
+    first, last = asyncio.run(lines())
+    assert json.loads(first.removeprefix("data: ")) == {"delta": "one\u2028two\x85好"} and last == "data: [DONE]"
 
 
 def test_weights_that_are_taken_out_end_their_answers(pool: ModelPool, tmp_path: Path) -> None:
