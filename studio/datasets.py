@@ -217,9 +217,12 @@ def load_probes(project: Project, name: str) -> list[dict[str, Any]]:
     return history.load_probes(project.folder, checked_name(name))
 
 
-def delete(project: Project, name: str) -> None:
-    """Forget a dataset with all its versions and delete its files; the uploaded source stays."""
-    history.delete(project.folder, get(project, name).name)
+def delete(project: Project, name: str, expected_version: int | None = None) -> None:
+    """Forget a dataset with all its versions and delete its files; the uploaded source stays.
+
+    Raises DataError when there is none, or when it is at another version than `expected_version`.
+    """
+    history.delete(project.folder, get(project, name).name, expected_version)
 
 
 def checked_name(name: str) -> str:

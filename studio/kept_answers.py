@@ -67,10 +67,10 @@ def add_probe(
 
 def take_back(project: Project, kept: KeptRow) -> None:
     """Undo `add_row`. Raises DataError when the dataset has changed since."""
-    if kept.row == 1:
-        datasets.delete(project, kept.dataset)
-    else:
+    if kept.version > 1:
         datasets.undo(project, kept.dataset, kept.version)
+    else:
+        datasets.delete(project, kept.dataset, kept.version)
 
 
 def _findings(project: Project, name: str, row: int, conversation: Conversation) -> tuple[Finding, ...]:

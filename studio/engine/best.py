@@ -1,5 +1,6 @@
 """Which checkpoint is the best one so far, and whether it is time to stop because nothing gets better."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Best:
 
         Before the first step there is nothing to save: its value is a mark to beat, not a checkpoint.
         """
-        if measure != self.measure or value != value:
+        if measure != self.measure or not math.isfinite(value):
             return False
         if self.value is not None and not self._better(value):
             self.waited += 1

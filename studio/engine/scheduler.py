@@ -56,7 +56,6 @@ class Scheduler:
         self.max_waiting = max_waiting
         self._incoming: queue.SimpleQueue[Ask | Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[Ask] = []
-        self._num_waiting = 0
         self._lanes: dict[str, _Lane] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="scheduler")
@@ -87,7 +86,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that no lane has taken yet."""
-        return self._num_waiting + self._incoming.qsize()
+        return len(self._waiting) + self._incoming.qsize()
 
     def call(self, function: Callable[[], Result]) -> "Future[Result]":
         """Run something on the thread that owns the models, between two tokens."""
@@ -177,7 +176,6 @@ class Scheduler:
                 self._lanes[name].add(asks, self.pool)
             except Exception as error:  # loading failed; others go on
                 _fail(asks, error)
-        self._num_waiting = len(self._waiting)
 
     def _advance(self, lane: "_Lane") -> None:
         """A fault in one lane ends its answers alone."""
@@ -202,13 +200,17 @@ class _Lane:
         self._answers: dict[Row, _Answer] = {}
 
     def add(self, asks: Sequence[Ask], pool: ModelPool) -> None:
-        """Newcomers; short prompts are read together."""
-        rows = [self._row(ask, pool) for ask in asks]
+        """Newcomers; short prompts are read together. What fails takes none of them in."""
+        answers = dict(_begun(ask, pool) for ask in asks)
         ready = pool.ready(asks[0].weights)  # adapters may have come or gone since the lane began
+        rows, groups = list(answers), []
         while rows:
             number = _fitting([len(row.prompt) for row in rows])
             group, rows = rows[:number], rows[number:]
-            self._reading.append(Decoding(ready.model, group, pad_id=ready.loaded.pad_id, adapters=ready.adapters))
+            groups.append(Decoding(ready.model, group, pad_id=ready.loaded.pad_id, adapters=ready.adapters))
+        self._reading.extend(groups)
+        self._answers |= answers
+        self.asks.extend(asks)
 
     def advance(self) -> None:
         """A part of the newcomers' prompts, and a token for everybody else."""
@@ -244,13 +246,6 @@ class _Lane:
         for row in [row for row in self._answers if row.ended]:
             self._answers.pop(row).finish()
 
-    def _row(self, ask: Ask, pool: ModelPool) -> Row:
-        loaded = pool.ready(ask.weights).loaded
-        row = Row(ask.prompt, ask.sampling, frozenset(loaded.eos_ids), ask.weights.adapter)
-        self._answers[row] = _Answer(ask, row, TextStream(loaded, ask.stops))
-        self.asks.append(ask)
-        return row
-
 
 class _Answer:
     """What a row says, as pieces of text for whoever asked."""
@@ -275,6 +270,12 @@ class _Answer:
     def _send(self, text: str) -> None:
         if text:
             self.ask.emit(Piece(text))
+
+
+def _begun(ask: Ask, pool: ModelPool) -> tuple[Row, _Answer]:
+    loaded = pool.ready(ask.weights).loaded
+    row = Row(ask.prompt, ask.sampling, frozenset(loaded.eos_ids), ask.weights.adapter)
+    return row, _Answer(ask, row, TextStream(loaded, ask.stops))
 
 
 def _fitting(lengths: Sequence[int]) -> int:

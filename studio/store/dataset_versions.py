@@ -142,9 +142,11 @@ def note(folder: Path, name: str, notes: Mapping[str, Any]) -> Dataset:
         return store.put(db, noted, version.made_by, version.parent, version.same_rows_as)
 
 
-def delete(folder: Path, name: str) -> None:
-    """Forget a dataset and all of its versions, and delete their files. Raises DataError when there is none."""
-    with _changing(folder, name) as (db, _):
+def delete(folder: Path, name: str, expected: int | None = None) -> None:
+    """Forget a dataset and all of its versions, and delete their files. Raises DataError when there is none, or when
+    it is not at the version `expected`."""
+    with _changing(folder, name) as (db, before):
+        _require(before, expected)
         store.remove(db, name)
         for suffix in (ROWS, PROBES):
             remove(_current(folder, name, suffix))

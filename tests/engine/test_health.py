@@ -71,6 +71,7 @@ def best(measure: str, patience: int = 0) -> Best:
 
 def test_the_best_is_the_lowest_loss_or_the_highest_score() -> None:
     lowest, highest = best("valid_loss"), best("probe_score")
+    assert not lowest.see("valid_loss", 5, math.inf) and lowest.value is None
     assert not lowest.see("valid_loss", 0, 3.0)  # before the first step there is nothing to save
     assert [lowest.see("valid_loss", 5 * n, loss) for n, loss in enumerate((2.0, 2.0, 1.5, math.nan, 1.7), 1)] == [
         True, False, True, False, False,

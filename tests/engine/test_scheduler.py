@@ -199,6 +199,18 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(pool: ModelPo
     assert asyncio.run(left()).cancelled
 
 
+def test_newcomers_that_cannot_begin_leave_nothing_behind(pool: ModelPool, scheduler: Scheduler) -> None:
+    there = Asking(pool, "tiny", [5, 6], 20)
+    scheduler.ask(there.ask)
+    there.first()
+    good, empty = Asking(pool, "tiny", [5, 6]), Asking(pool, "tiny", [])
+    scheduler.ask(good.ask, empty.ask)
+    assert "at least one token" in empty.end()[1].error and good.end()[1].error
+    assert there.end()[1].finish_reason in ("stop", "length")
+    assert scheduler.call(lambda: [lane.asks for lane in scheduler._lanes.values()]).result(30) in ([], [[]])
+    assert scheduler.status()["num_answering"] == 0
+
+
 def test_an_event_is_one_line_whatever_a_model_says() -> None:
     async def events() -> AsyncIterator[dict[str, str]]:
         yield {"delta": "one\u2028two\x85好"}
