@@ -95,15 +95,19 @@ def _ask_tuned(loaded: LoadedModel, folder: Path, tasks: list[Task], limit: int)
 
 
 def _result(values: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of "acc,none": 0.5 and "acc_stderr,none": 0.1 one metric. Raises DataError for a task that measured nothing."""
+    """Of "acc,none": 0.5 and "acc_stderr,none": 0.1 one metric. Raises DataError for a task that measured nothing.
+
+    `samples` hold each row once for every filter of the task.
+    """
     metrics: dict[str, Any] = {}
     for key, value in values.items():
-        name, _, _filter = key.partition(",")
-        if not _filter or name.endswith("_stderr") or not isinstance(value, int | float):
+        name, _, its_filter = key.partition(",")
+        if not its_filter or name.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        stderr = values.get(f"{name}_stderr,{_filter}")
-        marks = [sample[name] for sample in samples if isinstance(sample.get(name), int | float)]
-        label = name if _filter == "none" else f"{name} ({_filter})"
+        stderr = values.get(f"{name}_stderr,{its_filter}")
+        filtered = [sample for sample in samples if sample["filter"] == its_filter]
+        marks = [sample[name] for sample in filtered if isinstance(sample.get(name), int | float)]
+        label = name if its_filter == "none" else f"{name} ({its_filter})"
         metrics[label] = {
             "value": float(value),
             "stderr": float(stderr) if isinstance(stderr, int | float) else None,
