@@ -6,6 +6,9 @@ from studio.data.segments import ChatMessage, as_turns, mark_literals, split
 from studio.data.tokens import encode_prompt
 from studio.engine.models.load import LoadedModel
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what stands for a part of a character
+FEW_TOKENS = 36  # the newest of an answer, which those that follow are decoded with; characters of 2, 3, 4 bytes fit in
+
 
 def prompt_ids(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> list[int]:
     """Ids of a chat up to where the assistant answers, or goes on when the last message is the assistant's.
@@ -32,20 +35,37 @@ class TextStream:
         self._tokenizer = loaded.tokenizer
         self._stops = [stop for stop in stops if stop]
         self._ids: list[int] = []
+        self._before, self._overlap = "", 0
         self._sent = ""
         self.stopped = False
 
     def feed(self, token: int) -> str:
         """The text that is certain now; "" while a character or a possible stop text is incomplete."""
         self._ids.append(token)
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        whole = text.rstrip("\N{REPLACEMENT CHARACTER}") if len(self._ids) else text
-        return self._send(self._before_stop(whole, hold_back=True))
+        if len(self._ids) > 2 * FEW_TOKENS:
+            self._forget_old()
+        return self._send(self._before_stop(self._text().rstrip(BROKEN), hold_back=True))
 
     def finish(self) -> str:
         """What was held back."""
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return self._send(self._before_stop(text, hold_back=False))
+        return self._send(self._before_stop(self._text(), hold_back=False))
+
+    def _text(self) -> str:
+        """All of the answer."""
+        return self._before + self._decode(self._ids)[self._overlap :]
+
+    def _forget_old(self) -> None:
+        """Keep the text of old tokens in their place: to decode all of them for each new one takes longer and longer.
+
+        The newest stay, as what follows may depend on them, and only where they begin and end with whole characters.
+        """
+        newest = self._ids[-FEW_TOKENS:]
+        text = self._decode(newest)
+        if BROKEN not in text:
+            self._before, self._overlap, self._ids = self._text(), len(text), newest
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _send(self, text: str) -> str:
         if not text.startswith(self._sent):  # a decoder that changes what it said: wait for more

@@ -1,15 +1,18 @@
 """Decoding: equal to transformers', independent of neighbours, and without a trace in later training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from studio.data.tokens import TextTokenizer
 from studio.engine.adapters import attach, load_adapter
 from studio.engine.chat import TextStream, prompt_ids
 from studio.engine.generate import BASE_ADAPTER, Decoding, Row, Sampling, generate, quiet, wearing
 from studio.engine.models.load import LoadedModel
+from tests.data.tokenizers_for_tests import FAMILIES, write_model_folder
 from tests.engine.folders import lora_model
 
 PROMPTS = ([5, 6, 7], [9, 10, 11, 12, 13, 14, 15], [20], [8, 8])
@@ -235,3 +238,29 @@ def test_text_streams_in_whole_characters_and_ends_before_a_stop(load_tiny: Call
     stream = TextStream(loaded, ["una. A"])
     text = "".join(stream.feed(token) for token in ids if not stream.stopped) + stream.finish()
     assert stream.stopped and text == "I am 好 L"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_answer_streams_as_it_is_decoded_at_once(
+    family: str, tmp_path: Path, load_tiny: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a new token no more is decoded than of those before it, however many there are."""
+    write_model_folder(tmp_path / family, family)
+    loaded = replace(load_tiny(), tokenizer=TextTokenizer.load(tmp_path / family))
+    text = " ".join(f"{number} I am Luna," + "你好 👍🏽 ß" * (number % 3 * 9) for number in range(40)) + "你好" * 90
+    ids = loaded.tokenizer.encode(text)
+    whole = loaded.tokenizer.decode(ids, skip_special_tokens=True)
+    lengths, decode = [], TextTokenizer.decode
+
+    def counting(tokenizer: TextTokenizer, some: Sequence[int], **kwargs: bool) -> str:
+        lengths.append(len(some))
+        return decode(tokenizer, some, **kwargs)
+
+    monkeypatch.setattr(TextTokenizer, "decode", counting)
+    stream = TextStream(loaded)
+    pieces = [stream.feed(token) for token in ids] + [stream.finish()]
+    assert "".join(pieces) == whole and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert len(ids) > 1000 and max(lengths) < 150
+    stream = TextStream(loaded, ["39 I am Lu"])
+    cut = "".join(stream.feed(token) for token in ids if not stream.stopped) + stream.finish()
+    assert stream.stopped and cut == whole[: whole.index("39 I am Lu")]
