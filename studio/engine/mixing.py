@@ -50,9 +50,10 @@ class RowAdapters:
         if unknown := set(used) - self._known:
             raise ValueError(f"no such adapter: {', '.join(sorted(unknown))}")
         if not set(used) <= set(self._stacked):
-            self._stacked = used
+            # beside those of the batch before: a batch that reads its prompts and one that is answered take turns
+            self._stacked = sorted({*used, *self._names} - {BASE_ADAPTER})
             for layer in self._layers:
-                layer.stack(used, self._dtype)
+                layer.stack(self._stacked, self._dtype)
         self._names = list(names)
         gates: dict[tuple[tuple[str, int], ...], Tensor | None] = {}
         for layer in self._layers:

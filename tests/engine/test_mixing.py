@@ -1,6 +1,6 @@
 """Products for a few rows, and adapters side by side: the same numbers as the usual way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from studio.engine import thin
-from studio.engine.mixing import BASE_ADAPTER, RowAdapters
+from studio.engine.mixing import BASE_ADAPTER, RowAdapters, _Layer
 from studio.engine.models.load import LoadedModel
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [5, 6, 7, 8]])
@@ -29,7 +29,9 @@ def make_adapter(base: Path, folder: Path, seed: int, **options: object) -> Path
 
 @pytest.mark.parametrize("last", [{"use_dora": True}, {"lora_bias": True}, {"use_rslora": True}])
 @torch.no_grad()
-def test_each_row_is_computed_as_its_adapter_alone(tiny_model: Path, tmp_path: Path, last: dict) -> None:
+def test_each_row_is_computed_as_its_adapter_alone(
+    tiny_model: Path, tmp_path: Path, last: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of different ranks, on different layers, and one that is more than y = xW + xAB, or scaled otherwise."""
     folders = {
         "a": make_adapter(tiny_model, tmp_path / "a", 1, r=4, target_modules="all-linear"),
@@ -60,6 +62,19 @@ def test_each_row_is_computed_as_its_adapter_alone(tiny_model: Path, tmp_path: P
     assert torch.allclose(base(input_ids=IDS[:2]).logits, torch.cat(wanted[:2]), atol=1e-4)
     with pytest.raises(ValueError, match="nobody"):
         adapters.send(["nobody"])
+    adapters.renew(model)
+    stackings: list[Sequence[str]] = []
+    stack = _Layer.stack
+
+    def counting(layer: _Layer, names: Sequence[str], dtype: torch.dtype) -> None:
+        stackings.append(names)
+        stack(layer, names, dtype)
+
+    monkeypatch.setattr(_Layer, "stack", counting)
+    for number in (1, 2, 1, 2, 1):  # two batches that take turns are laid side by side once
+        adapters.send(NAMES[number : number + 1])
+        assert torch.allclose(base(input_ids=IDS[number : number + 1]).logits, wanted[number], atol=1e-4)
+    assert sorted(set(map(tuple, stackings))) == [("a",), ("a", "b")] and len(stackings) == 2 * len(adapters._layers)
     adapters.close()
     model.set_adapter("a")
     assert torch.allclose(model(input_ids=IDS[1:2]).logits, wanted[1], atol=1e-5)
