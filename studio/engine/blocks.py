@@ -1,8 +1,8 @@
 """Attention on a CPU over a row of tokens that holds many examples: blocks of like size, a few matrix products for all.
 
 A row is cut into blocks of tokens that see the same ones before them. Blocks are padded to the largest of their group
-and computed together: a product of each alone is so small that calling it costs more than computing it
-(benchmarks/attention.py).
+and computed together: two threads share one product of all better than one of each after another. Milliseconds by
+length of the segments: benchmarks/results/attention.md.
 """
 
 from collections.abc import Iterator, Sequence
