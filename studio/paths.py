@@ -54,8 +54,12 @@ def models_root() -> Path:
     chosen = os.environ.get("RETUNE_MODELS")
     if chosen:
         return Path(chosen).expanduser().resolve()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "retune" / "models"
+    return cache_folder() / "models"
+
+
+def cache_folder() -> Path:
+    """What can be fetched or made again, for all projects of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retune"
 
 
 def slugify(name: str, taken: Collection[str] = ()) -> str:

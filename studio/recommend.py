@@ -45,8 +45,9 @@ class Sign:
 
     @property
     def sentence(self) -> str:
-        one_of = f" It is one of {self.looks} checkpoints that were scored." if self.looks > 1 else ""
-        return self._measured if self.sure else self._measured + one_of
+        if self.sure or self.looks == 1:
+            return self._measured
+        return f"{self._measured} It is one of {self.looks} checkpoints that were scored."
 
     @property
     def _measured(self) -> str:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from studio.config import zero
 from studio.config.schema import RunConfig
+from studio.engine import extensions
 from studio.errors import CheckpointError, ConfigError, Problem
 
 BUCKET_ELEMENTS = 8 * 2**20  # gradients travel in pieces of this size
@@ -177,6 +178,7 @@ class Sharded(Copies):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         super().join(device)
         deepspeed = _import_deepspeed()
+        extensions.prepare()
         deepspeed.init_distributed(dist_backend=distributed.get_backend())
 
     def wrap(self, model: nn.Module, optimizer: Optimizer, loss: Loss, config: RunConfig, dtype: torch.dtype) -> None:
