@@ -34,6 +34,7 @@ class Alone:
     partitions_weights = False  # a weight is whole only while its module computes
     takes_steps = False  # clips, steps and saves by itself
     stage: int | None = None  # of ZeRO
+    _num_full: int | None = None  # processes whose memory ran out in this try; None: not asked yet
 
     @property
     def is_first(self) -> bool:
@@ -65,11 +66,26 @@ class Alone:
         """Add up what the processes have computed."""
 
     def begin_try(self) -> None:
-        """A step is taken, perhaps not for the first time."""
+        """A step is taken or an evaluation made, perhaps not for the first time."""
+        self._num_full = None
+
+    def require_all_fit(self) -> None:
+        """Asked by each process that has computed its part, before anything is made of the parts.
+
+        Raises MemoryError when another one could not.
+        """
+        self._ask_who_is_full(own=0)
+        if self._num_full:
+            raise MemoryError(f"in {self._num_full} of the other processes")
 
     def all_try_again(self) -> bool:
-        """Asked once memory has run out: whether the step can be taken again, by every process."""
-        return True
+        """Asked once memory has run out: whether every process can take the step again, for nothing came of it yet."""
+        if self._num_full is None:
+            self._ask_who_is_full(own=1)
+        return bool(self._num_full)  # 0: all had computed their parts, and weights may have changed
+
+    def _ask_who_is_full(self, own: int) -> None:
+        self._num_full = int(self.sums(own)[0])
 
     def leave(self) -> None:
         """Part from the others."""
@@ -87,7 +103,6 @@ class Copies(Alone):
         self.world = int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._device = torch.device("cpu")
-        self._num_full: int | None = None  # processes whose memory ran out in this try; None: not asked yet
 
     def join(self, device: torch.device) -> None:
         self._device = device
@@ -131,22 +146,7 @@ class Copies(Alone):
         distributed.all_gather(found, own)
         return [each.to(tensor.device) for each in found]
 
-    def begin_try(self) -> None:
-        self._num_full = None
-
-    def all_try_again(self) -> bool:
-        if self._num_full is None:
-            self._ask_who_is_full(own=1)
-        return bool(self._num_full)  # 0: the others have taken the step
-
-    def _ask_who_is_full(self, own: int) -> None:
-        self._num_full = int(self.sums(own)[0])
-
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Raises MemoryError when another process could not compute its part."""
-        self._ask_who_is_full(own=0)
-        if self._num_full:
-            raise MemoryError(f"in {self._num_full} of the other processes")
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

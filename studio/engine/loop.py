@@ -134,6 +134,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
             losses = [self.forward.backward(batch.to(self._device), num_trained, scale) for batch in batches]
+            self.ranks.require_all_fit()
             self.ranks.sum_gradients(self._parameters)
             return losses
         num_pieces = [-(-len(batch.targets) // HEAD_ROWS) for batch in batches]
@@ -168,6 +169,7 @@ class Trainer:
                 for batch in self._batches(examples[start : start + size]):
                     num_trained += batch.num_trained_tokens
                     total += self.forward.loss(batch.to(self._device), in_pieces)
+        self.ranks.require_all_fit()
         total, num_trained = self.ranks.sums(total, num_trained)
         return total / num_trained if num_trained else math.nan
 

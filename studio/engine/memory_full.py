@@ -27,7 +27,8 @@ def is_memory_full(error: BaseException) -> bool:
 def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
     """What `call` returns, with trainer.micro_batch_size halved until it fits: in all processes, when one is short.
 
-    Raises MemoryFullError when one example at a time is too much, or a step cannot be taken again.
+    Raises MemoryFullError when one example at a time is too much, and when a step cannot be taken again: once the
+    optimizer has begun, some weights may have changed, and would change twice.
     """
     while True:
         trainer.ranks.begin_try()
@@ -39,18 +40,29 @@ def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
             reason = " ".join(str(error).split())[:160]
         free_memory(trainer)  # only here: while the error is handled, its frames hold on to their tensors
         if not trainer.ranks.all_try_again():
-            raise MemoryFullError(
-                f"Out of memory with train.micro_batch_size {trainer.micro_batch_size} ({reason}), in a step that the "
-                "processes cannot take again together.",
-                "Try a smaller train.micro_batch_size with more gradient_accumulation_steps, or "
-                "train.gradient_checkpointing.",
-            )
+            raise _cannot_try_again(trainer, reason)
         if trainer.micro_batch_size == 1:
             raise MemoryFullError(
                 f"Out of memory with one example at a time ({reason}).",
                 "Try train.gradient_checkpointing, a smaller data.max_length, method qlora or a smaller base model.",
             )
         trainer.micro_batch_size //= 2
+
+
+def _cannot_try_again(trainer: Trainer, reason: str) -> MemoryFullError:
+    if trainer.ranks.takes_steps:
+        return MemoryFullError(
+            f"Out of memory with train.micro_batch_size {trainer.micro_batch_size} ({reason}), where processes that "
+            "share out their weights cannot try again together.",
+            "Try a smaller train.micro_batch_size with more gradient_accumulation_steps, or "
+            "train.gradient_checkpointing.",
+        )
+    return MemoryFullError(
+        f"Out of memory while the weights were being changed ({reason}). Some of them may have changed already, so the "
+        "step is not taken again; earlier checkpoints are unharmed.",
+        "A smaller micro-batch does not help there: try train.optimizer adamw_8bit, a lower lora.rank, method lora "
+        "instead of full, or a smaller base model.",
+    )
 
 
 def what_fits(wanted: int, fitting: int, examples_per_step: int, step: int) -> MemoryFullError:

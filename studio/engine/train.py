@@ -364,10 +364,7 @@ class Training:
         if not self.corpus.valid or not self.config.record.evaluate_every_steps or self._evaluated_step == self.step:
             return
         self.phase("evaluating")
-        if self.ranks.world > 1:
-            loss = self.trainer.evaluate(self.corpus.valid)
-        else:
-            loss = self._that_fits(lambda: self.trainer.evaluate(self.corpus.valid), self.step)
+        loss = self._that_fits(lambda: self.trainer.evaluate(self.corpus.valid), self.step)
         self.recorder.measured(self.step, {"valid/loss": loss})
         self._evaluated_step = self.step
         self._save_due |= self.best.see("valid_loss", self.step, loss)

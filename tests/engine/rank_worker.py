@@ -107,7 +107,7 @@ def resume(model: Path, case: str, world: int, folder: Path) -> dict[str, Any]:
 
 
 def short_of_memory(model: Path, case: str, world: int) -> dict[str, Any]:
-    """As `train`, but the second process runs out of memory in the middle of the third step."""
+    """As `train`, but the second process runs out of memory in the middle of the third step, and of an evaluation."""
     trainer = start(model, case, world)
     trainer.join(trainer.ranks)
     results = steps(trainer, 0, 2)
@@ -126,7 +126,20 @@ def short_of_memory(model: Path, case: str, world: int) -> dict[str, Any]:
     ]
     sizes = trainer.ranks.gather(torch.tensor(trainer.micro_batch_size))
     return {"losses": [each.loss for each in results], "sizes": [int(each) for each in sizes],
-            "weights": learned(trainer.model, trainer.ranks)}  # fmt: skip
+            "valid": valid_at_second_try(trainer), "weights": learned(trainer.model, trainer.ranks)}  # fmt: skip
+
+
+def valid_at_second_try(trainer: Trainer) -> float:
+    whole, calls = trainer.forward.loss, []
+
+    def loss(*arguments: Any) -> float:
+        calls.append(arguments)
+        if trainer.ranks.rank == 1 and len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(*arguments)
+
+    trainer.forward.loss, trainer.micro_batch_size = loss, 2
+    return until_it_fits(trainer, lambda: trainer.evaluate(rows_of(99)))
 
 
 def learned(model: torch.nn.Module, ranks: Alone) -> dict[str, torch.Tensor]:

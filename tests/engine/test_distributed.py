@@ -79,6 +79,7 @@ def test_all_processes_take_the_step_again_when_one_is_short_of_memory(together:
     found, expected = together[SHORT], alone["lora-tree-float32"]
     assert found["sizes"] == [1, 1]
     assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
+    assert found["valid"] == pytest.approx(expected["valid"], rel=WITHIN)
     assert distance(found["weights"], expected["weights"]) < WITHIN
 
 

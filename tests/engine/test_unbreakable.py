@@ -156,6 +156,26 @@ def test_one_example_that_does_not_fit_says_what_to_try(
     assert job.state == "failed" and "one example at a time" in job.cause and "max_length" in job.cause
 
 
+def test_weights_that_may_have_changed_are_not_changed_again(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out while the optimizer works: the first of its groups has taken the step by then."""
+    real, calls = torch.optim.AdamW._init_group, []
+
+    def in_the_second_group(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2 * 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "_init_group", in_the_second_group)
+    settings = {"train.on_out_of_memory": "smaller_micro_batch", "record.save_every_steps": 2}
+    run_id = add_run(training_project, tiny_config(method="full", **settings))
+    job = train_here(training_project, run_id)
+    assert job.state == "failed" and "while the weights were being changed" in job.cause
+    assert len(calls) == 2 * 3 and saved_steps(training_project, run_id) == [2]
+
+
 def test_what_counts_as_no_memory() -> None:
     full = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried")
     assert is_memory_full(full) and is_memory_full(MemoryError()) and is_memory_full(torch.OutOfMemoryError("no"))
