@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from studio import faults
-from studio.engine.chat import prompt_ids
+from studio.engine.chat import TextStream, prompt_ids
 from studio.engine.generate import Decoding, Row, Sampling, quiet
 from studio.engine.models.load import LoadedModel
 from studio.models import model_fingerprint
@@ -46,6 +46,7 @@ class AnswerMemory(AbstractContextManager["AnswerMemory"]):
         """Of a base model, or of tuned `weights` (their hash) on it or in its place."""
         parts = [model_fingerprint(loaded.folder), loaded.template.fingerprint, str(loaded.dtype), max_new_tokens]
         parts += [weights] if weights else []
+        parts += [loaded.stops] if loaded.stops else []
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         return cls(system_folder() / "answers" / f"{name}.jsonl")
 
@@ -127,16 +128,26 @@ def _ask_batch(
     check_stop: Callable[[], None],
 ) -> Iterator[tuple[int, Answer]]:
     rows = [Row(prompt, Sampling(max_new_tokens), loaded.eos_ids) for prompt in ids]
+    streams = {row: TextStream(loaded, loaded.stops) for row in rows if loaded.stops}
     decoding = Decoding(model, rows, pad_id=loaded.pad_id)
     left = dict(enumerate(rows))
     while left:
         check_stop()
         with quiet(model):
-            decoding.step()
+            newest = decoding.step()
+        for row, token in newest:
+            if token is not None and row in streams:
+                streams[row].feed(token)
+                row.ended = row.ended or streams[row].stopped
         for number in [number for number, row in left.items() if row.ended]:
             row = left.pop(number)
-            text = loaded.tokenizer.decode(row.answer, skip_special_tokens=True).strip()
-            yield number, Answer(text, row.ended_by_eos)
+            yield number, _answer(loaded, row, streams.get(row))
+
+
+def _answer(loaded: LoadedModel, row: Row, stream: TextStream | None) -> Answer:
+    if stream and stream.stopped:
+        return Answer(stream.text.strip(), True)
+    return Answer(loaded.tokenizer.decode(row.answer, skip_special_tokens=True).strip(), row.ended_by_eos)
 
 
 def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:

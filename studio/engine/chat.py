@@ -28,6 +28,11 @@ def context_limit(loaded: LoadedModel) -> int:
     return limit if isinstance(limit, int) and limit > 0 else 4096
 
 
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """What stands before the first stop text; all of it when there is none."""
+    return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))]
+
+
 class TextStream:
     """Turns the tokens of one answer into pieces of text: whole characters only, ending before a stop text."""
 
@@ -49,6 +54,11 @@ class TextStream:
     def finish(self) -> str:
         """What was held back."""
         return self._send(self._before_stop(self._text(), hold_back=False))
+
+    @property
+    def text(self) -> str:
+        """All that was given out."""
+        return self._sent
 
     def _text(self) -> str:
         """All of the answer."""
@@ -75,11 +85,9 @@ class TextStream:
         return piece
 
     def _before_stop(self, text: str, hold_back: bool) -> str:
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return text[: min(found)]
-        return text[: len(text) - self._possible_stop(text)] if hold_back else text
+        before = before_stop(text, self._stops)
+        self.stopped = self.stopped or before != text
+        return text[: len(text) - self._possible_stop(text)] if hold_back and not self.stopped else before
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop text."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from studio.config.schema import RecordSection
-from studio.engine.chat import prompt_ids
+from studio.engine.chat import before_stop, prompt_ids
 from studio.engine.generate import generate
 from studio.engine.models.load import LoadedModel
 from studio.store.samples import Sample
@@ -47,4 +47,5 @@ def _answers(
         max_new_tokens=record.sample_max_new_tokens,
         should_stop=should_stop,
     )
-    return [loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+    texts = [loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+    return [before_stop(text, loaded.stops) for text in texts]

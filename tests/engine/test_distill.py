@@ -1,9 +1,11 @@
 """Answers of the base model become rows and probes; what was answered is not asked again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from studio import jobs
 from studio.data.files import read_rows
@@ -11,7 +13,7 @@ from studio.data.formats import read_conversations
 from studio.data.general import Prompt, general_prompts
 from studio.data.tokens import fingerprint
 from studio.engine import answers
-from studio.engine.answers import Answer, AnswerMemory, ask_base
+from studio.engine.answers import Answer, AnswerMemory, ask, ask_base
 from studio.engine.devices import pick_device, pick_dtype
 from studio.engine.distill import general_probes, spread, training_rows, usable_shares, usable_text
 from studio.engine.job import StopRequested
@@ -102,6 +104,22 @@ def test_a_stopped_job_keeps_what_it_has(
     with AnswerMemory.of(loaded, 7) as memory:
         assert 1 <= sum(memory.get(question) is not None for question in QUESTIONS) < 3
     assert [answer.text[:4] for answer in ask_base(loaded, loaded.model, QUESTIONS, 7)] == [a.text[:4] for a in whole]
+
+
+def test_an_answer_ends_at_a_text_that_the_template_ends_with(load_tiny: Callable[..., LoadedModel]) -> None:
+    loaded = load_tiny()
+    torch.manual_seed(3)  # the tiny model repeats the last token of each prompt: another head says other things
+    loaded.model.lm_head.weight = torch.nn.Parameter(torch.randn_like(loaded.model.lm_head.weight))
+    whole = dict(ask(loaded, loaded.model, QUESTIONS, 12))
+    stop = whole[0].text[6:9]
+    cut = dict(ask(replace(loaded, stops=(stop,)), loaded.model, QUESTIONS, 12))
+    assert len(stop) == 3
+    for number in range(3):
+        text, _, more = whole[number].text.partition(stop)
+        assert cut[number] == (Answer(text.strip(), True) if more else whole[number])
+    assert cut[0].finished and not all(each.finished for each in cut.values())
+    with AnswerMemory.of(loaded, 7) as one, AnswerMemory.of(replace(loaded, stops=("x",)), 7) as other:
+        assert one._path != other._path
 
 
 def test_a_half_written_line_is_asked_again(tmp_path: Path) -> None:
