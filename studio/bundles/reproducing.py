@@ -19,6 +19,8 @@ from studio.data.formats import RowProblem, convert_rows, write_conversations
 from studio.data.tokens import fingerprint
 from studio.errors import BundleError, DataError, ModelError
 from studio.paths import atomic_write_text
+from studio.probes.built_in import probe_form
+from studio.probes.suite import ProbeForm
 from studio.projects import Project, create_project, delete_project, list_projects, open_project
 from studio.store import open_db
 from studio.store import runs as store_runs
@@ -30,6 +32,7 @@ MOST_PROBES_BYTES = 256 * 2**20
 BASE, ROWS = "base", "data."
 INSIDE, HERE = "the bundle", "this project"  # where rows come from; else a project's slug, or a file that was given
 KINDS_OF_PROBES = ("identity", "general")
+IDENTITY = ("name", "maker")
 
 
 @dataclass(frozen=True)
@@ -249,21 +252,24 @@ def _probe(line: bytes, name: str) -> dict[str, Any]:
         probe = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise BundleError(f"{name} in the bundle is not JSON: {str(error)[:120]}.", DAMAGED) from error
-    if not isinstance(probe, dict) or probe.get("kind") not in KINDS_OF_PROBES or not _asks(probe.get("messages")):
+    if not _can_be_asked(probe):
         raise BundleError(f"{name} in the bundle holds {str(probe)[:80]!r}, which is no question.", DAMAGED)
-    expected = probe.get("expected")
-    if probe["kind"] == "identity" and not (isinstance(expected, dict) and {"name", "maker"} <= expected.keys()):
-        raise BundleError(f"A question in {name} does not say which identity it expects.", DAMAGED)
     return probe
 
 
-def _asks(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages)
-        and all(isinstance(each[key], str) for each in messages for key in ("role", "content"))
-    )
+def _can_be_asked(probe: Any) -> bool:
+    """Whether a suite can be made of it, as scoring does, and an identity question says which identity it expects."""
+    if not isinstance(probe, dict) or probe.get("kind") not in KINDS_OF_PROBES:
+        return False
+    if not all(isinstance(probe.get(key, ""), str) for key in ("intent", "language", "expects")):
+        return False
+    try:
+        if probe["kind"] == "identity" and not all(isinstance(probe["expected"][key], str) for key in IDENTITY):
+            return False
+        ProbeForm.model_validate(probe_form(probe, ()))
+    except (LookupError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _bring_in(project: Project, data: Data, path: Path, probes: list[dict[str, Any]], run_id: str) -> None:

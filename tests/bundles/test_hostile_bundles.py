@@ -39,6 +39,12 @@ def sealed(contents: dict[str, bytes], path: Path) -> Path:
     return path
 
 
+def asking_who(**values: Any) -> bytes:
+    """A line with an identity question and what else is said of it."""
+    asked = {"kind": "identity", "messages": [{"role": "user", "content": "Who are you?"}]}
+    return json.dumps(asked | values).encode()
+
+
 def refused(path: Path, *words: str) -> None:
     with pytest.raises(BundleError) as caught, open_bundle(path):
         pass
@@ -217,6 +223,10 @@ def test_damage_anywhere_is_noticed_or_harmless(home: Path, tmp_path: Path) -> N
         ("data/identity.probes.jsonl", b'{"kind": "identity"}\n'),
         ("data/identity.probes.jsonl", b'{"kind": "identity", "messages": [{"role": "user", "content": "x"}]}\n'),
         ("data/identity.probes.jsonl", b'{"kind": {"a": 1}, "messages": [{"role": "user", "content": 7}]}\n'),
+        ("data/identity.probes.jsonl", asking_who(expected={"name": "Luna", "maker": "M"})),
+        ("data/identity.probes.jsonl", asking_who(expects="maker", expected={"name": "Luna", "maker": 7})),
+        ("data/identity.probes.jsonl", asking_who(expects="maker", expected={"name": "Luna", "maker": "M"}, intent=[])),
+        ("data/identity.probes.jsonl", asking_who(expects="age", expected={"name": "Luna", "maker": "M"})),
         ("data/identity.probes.jsonl", b"not json"),
     ],
 )
