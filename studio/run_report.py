@@ -131,12 +131,19 @@ def _failures(found: Comparison) -> str:
 
 def _failure_row(question: tuple[str, str], by_run: Mapping[str, Answer], found: Comparison) -> str:
     kind, prompt = question
-    base = next(iter(by_run.values())).base_answer
     cells = "".join(_answer(by_run.get(run.id)) for run in found.runs)
     return (
         f"<tr><td class='faint'>{text(kind)}</td><td class='text'>{text(prompt)}</td>"
-        f"<td class='text'>{text(base)}</td>{cells}</tr>"
+        f"<td class='text'>{text(_base_answer(by_run))}</td>{cells}</tr>"
     )
+
+
+def _base_answer(by_run: Mapping[str, Answer]) -> str:
+    """What the base said, of each run where that differs: runs may have different bases."""
+    said = {run_id: answer.base_answer for run_id, answer in by_run.items()}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "\n".join(f"{run_id}: {answer}" for run_id, answer in said.items())
 
 
 def _answer(answer: Answer | None) -> str:

@@ -98,6 +98,20 @@ def test_the_report_is_one_file_that_runs_and_fetches_nothing(found: comparison.
     assert HOSTILE in parser.texts
 
 
+def test_the_report_says_whose_base_answered_what(project: Project) -> None:
+    with open_db(project.folder) as db:
+        for run_id, base_answer in (("lora-1", "I am SmolLM."), ("other-1", "I am Qwen.")):
+            add_run(project, run_id)
+            evaluation, answers = card(10, hits(0, 2), hits(0, 2), run_id=run_id)
+            for answer in answers:
+                answer.base_answer = base_answer
+            store(db, (evaluation, answers))
+    page = run_report.as_html(comparison.compare(project, ["lora-1", "other-1"]), "Luna", MADE_AT)
+    assert "<td class='text'>lora-1: I am SmolLM.\nother-1: I am Qwen.</td>" in page
+    alone = run_report.as_html(comparison.compare(project, ["lora-1"]), "Luna", MADE_AT)
+    assert "<td class='text'>I am SmolLM.</td>" in alone
+
+
 def test_the_report_has_failures_before_all_else_and_plots_inside(found: comparison.Comparison) -> None:
     page = run_report.as_html(found, "Luna", MADE_AT)
     order = ["Failures (40)", "Scorecards", "What was learnt", "Curves", "Settings that differ", "Data that differs"]
