@@ -55,9 +55,12 @@ class ModelSection(Section):
     dtype: Dtype = Field(
         "auto", description="Number format of weights and arithmetic; auto takes what the device does best."
     )
-    attention: Literal["auto", "blocks", "sdpa", "eager", "flash_attention_2"] = Field(
+    attention: Literal["auto", "blocks", "sdpa", "eager", "varlen", "flex", "flash_attention_2"] = Field(
         "auto",
-        description="Attention kernel; auto takes the fastest one that works here.",
+        description=(
+            "Attention kernel; auto takes the fastest one that works here, on a GPU after measuring once. varlen, flex "
+            "and flash_attention_2 need a GPU."
+        ),
         json_schema_extra=ADVANCED,
     )
     continue_from: str = Field(

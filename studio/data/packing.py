@@ -16,6 +16,7 @@ from studio.errors import DataError
 
 PACKS = ("none", "sequence", "tree")
 TREE_NODES = 1024  # in one row, unless an example is longer: beyond that a forward pass gains nothing on a CPU
+SMALLEST_ROOM = 64  # rows of a fixed size have a multiple of this many tokens
 Ints = NDArray[np.int64]
 MicroBatch = list[list[int]]  # rows of a batch; a row is a list of examples, by index
 
@@ -100,6 +101,22 @@ def grow_tree(examples: Sequence[Example]) -> PrefixTree:
         *_counted(np.concatenate(places), np.concatenate(targets)),
         sum(len(example.input_ids) for example in examples),
     )
+
+
+def filler(trees: Sequence[PrefixTree]) -> PrefixTree:
+    """What makes the row of these trees one of few sizes: a last chain of nodes that nothing of them sees or trains.
+
+    It has one node at least, and edges of weight zero from its first.
+    """
+    num_nodes, num_edges = sum(map(len, trees)), sum(len(tree.targets) for tree in trees)
+    nodes, edges = (np.zeros(size, np.int64) for size in (room(num_nodes + 1) - num_nodes, room(num_edges) - num_edges))
+    return PrefixTree(nodes, nodes, np.full_like(nodes, len(nodes)), edges, edges, edges, 0)
+
+
+def room(number: int) -> int:
+    """The next of a few sizes: multiples of SMALLEST_ROOM, and at most a quarter larger than a large `number`."""
+    step = max(SMALLEST_ROOM, 1 << max(0, number.bit_length() - 3))
+    return -(-number // step) * step
 
 
 def _num_equal(one: Ints, other: Ints) -> int:

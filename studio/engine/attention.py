@@ -2,11 +2,13 @@
 
 Token i of a row sees j <= i where i < ends[j]: a prefix tree in depth-first order, or several one after another. On a
 CPU the row is cut into blocks for plain matrix products (blocks.py), on CUDA into chains for kernels of sequences of
-different lengths; elsewhere it runs with a mask.
+different lengths, or it goes to FlexAttention (cuda/flex.py), whichever is faster there; elsewhere it runs with a mask.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,20 +19,26 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from studio.data.packing import Ints
+from studio.data.packing import Ints, room
 from studio.engine.blocks import Blocks, cut, hidden_from
+from studio.engine.cuda import measured
+from studio.engine.cuda.flex import Flex
 
 NAME = "retune"  # under which transformers finds this attention
 ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+GPU_KINDS = ("varlen", "flash_attention_2", "flex")  # what each needs: models/load.py
+TRIAL_TOKENS = 4096  # in the row on which kinds are compared
 
 
 class Layout(Protocol):
     """Who sees whom in a row of tokens, ready to compute with: by `attend`, or by a kernel that takes the `mask`.
 
-    `mask`: (1, 1, tokens, tokens), true where a token sees another.
+    `mask`: (1, 1, tokens, tokens), true where a token sees another. `tensors`: what `attend` and the kernel read of it;
+    of two layouts with tensors of the same shapes one can stand for the other once it has the other's numbers.
     """
 
     mask: Tensor | None
+    tensors: Sequence[Tensor]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """(tokens, heads, width) from a query (heads, tokens, width), key and value (key heads, tokens, width)."""
@@ -41,6 +49,7 @@ class Masked:
 
     def __init__(self, ends: Ints, device: torch.device) -> None:
         self.mask: Tensor | None = ~hidden_from(ends, 0, len(ends))[None, None].to(device)
+        self.tensors = [self.mask]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         num_groups = query.shape[0] // key.shape[0]
@@ -53,31 +62,41 @@ class Chains:
     """For kernels of sequences of different lengths: each chain of the tree is one, its keys led by its ancestors'.
 
     `kernel` gets query, key, value (tokens, heads, width), where queries and keys of a sequence begin and end, the
-    longest of each, and the scaling; it is causal from a sequence's last key backwards.
+    longest of each, and the scaling; it is causal from a sequence's last key backwards. `fixed`: the row ends in a
+    filler, and the numbers of keys and of sequences are filled up to one of few, too: by keys that the filler sees, and
+    by sequences of no token.
     """
 
     mask: Tensor | None = None
 
-    def __init__(self, ends: Ints, device: torch.device, kernel: Callable[..., Tensor]) -> None:
+    def __init__(self, ends: Ints, device: torch.device, kernel: Callable[..., Tensor], fixed: bool = False) -> None:
         blocks = sorted(cut(ends, 1, len(ends)), key=lambda block: block.start)
         keys = [np.arange(start, end) for block in blocks for start, end in (*block.before, (block.start, block.end))]
-        self._places = torch.from_numpy(np.concatenate(keys)).to(device)
-        self._shares = len(self._places) > len(ends)
-        self._queries, self._longest_query = _borders([block.size for block in blocks], device)
-        self._keys, self._longest_keys = _borders([block.num_keys for block in blocks], device)
+        sizes, num_keys = [block.size for block in blocks], [block.num_keys for block in blocks]
+        self._longest = max(sizes), max(num_keys)
+        if fixed:
+            more = room(sum(num_keys)) - sum(num_keys)
+            keys.insert(-1, np.zeros(more, np.int64))
+            num_keys[-1] += more
+            nobody = [0] * (room(len(sizes)) - len(sizes))
+            sizes, num_keys = [*sizes, *nobody], [*num_keys, *nobody]
+            self._longest = len(ends), sum(num_keys)
+        places = torch.from_numpy(np.concatenate(keys))
+        self._shares = fixed or len(places) > len(ends)
+        self.tensors = [each.to(device) for each in (places, _borders(sizes), _borders(num_keys))]
         self._kernel = kernel
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         query, key, value = (each.transpose(0, 1) for each in (query, key, value))
+        places, *borders = self.tensors
         if self._shares:
-            key, value = key.index_select(0, self._places), value.index_select(0, self._places)
-        borders = (self._queries, self._keys, self._longest_query, self._longest_keys)
-        return self._kernel(query.contiguous(), key.contiguous(), value.contiguous(), *borders, scaling)
+            key, value = key.index_select(0, places), value.index_select(0, places)
+        return self._kernel(query.contiguous(), key.contiguous(), value.contiguous(), *borders, *self._longest, scaling)
 
 
-def _borders(sizes: list[int], device: torch.device) -> tuple[Tensor, int]:
-    """Where sequences of these sizes begin and end in one row, int32, and the largest size."""
-    return torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32)).to(device), max(sizes)
+def _borders(sizes: list[int]) -> Tensor:
+    """Where sequences of these sizes begin and end in one row, int32."""
+    return torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32))
 
 
 def choices(
@@ -92,34 +111,73 @@ def choices(
     if any(window is not None and window < longest for window in windows):
         return
     if not any(getattr(config, each, 0) for each in ATTENTION_DROPOUTS):
-        yield from _own_choices(name, dtype, device)
+        if name in GPU_KINDS:
+            yield name, "as configured"
+        if name == "blocks" or name == "auto" and device.type == "cpu":
+            yield "blocks", "a CPU computes short segments fastest as plain matrix products"
+        if name == "auto" and device.type == "cuda":
+            yield from _measured(config, longest, dtype, device)
     if name == "eager":
         yield "eager", "as configured"
     elif name in ("auto", "sdpa", "blocks"):
         yield "sdpa", "as configured" if name == "sdpa" else "PyTorch's kernel with a mask, which any device has"
 
 
-def _own_choices(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, str]]:
-    if name == "flash_attention_2":
-        yield "flash_attention_2", "as configured"
-    if name == "blocks" or name == "auto" and device.type == "cpu":
-        yield "blocks", "a CPU computes short segments fastest as plain matrix products"
-    if name == "auto" and _has_varlen(dtype, device):
-        yield "varlen", "PyTorch's kernel for sequences of different lengths needs no mask"
+def _measured(config: Any, longest: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, str]]:
+    """The kinds that this GPU computes, the fastest first."""
+    heads = getattr(config, "num_attention_heads", 8)
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 64 * heads) // heads
+    what = f"attention, {heads} heads and {groups} for keys, {width} wide, {dtype}, examples of {longest} tokens"
+    shapes = [(number, TRIAL_TOKENS, width) for number in (heads, groups, groups)]
+    ways = {kind: _trial(kind, typical_row(longest), shapes, dtype, device) for kind in _gpu_kinds(dtype, device)}
+    choice = measured.fastest(what, ways, device)
+    yield from ((kind, choice.why) for kind in choice.ranked)
 
 
-def _has_varlen(dtype: torch.dtype, device: torch.device) -> bool:
-    """Its flash kernels compute 16-bit numbers on GPUs from compute capability 8.0."""
-    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+def _trial(
+    kind: str, ends: Ints, shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
+) -> measured.Way:
+    """What computes a row forward and backward; its layout is made when that is first called."""
+    layout = cache(partial(make_layout, kind, ends, device))
+
+    def run() -> tuple[Tensor, ...]:
+        inputs = [torch.ones(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+        out = layout().attend(*inputs, shapes[0][-1] ** -0.5)
+        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    return run
 
 
-def make_layout(kind: str, ends: Ints, device: torch.device) -> Layout:
-    """The layout of a row for a kind of attention."""
+def _gpu_kinds(dtype: torch.dtype, device: torch.device) -> list[str]:
+    """What may run here. Flash kernels compute 16-bit numbers on GPUs from compute capability 8.0."""
+    flash = dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+    here = {"varlen": flash, "flash_attention_2": flash and _has("flash_attn"), "flex": _has("triton"), "sdpa": True}
+    return [kind for kind, may_run in here.items() if may_run]
+
+
+def _has(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def typical_row(longest: int) -> Ints:
+    """`ends` of a row to compare kinds on: examples of half the longest length, a quarter of that seen by all."""
+    length = min(max(longest // 2, 8), TRIAL_TOKENS)
+    shared = length // 4
+    places = np.arange(TRIAL_TOKENS - shared)
+    own_ends = np.minimum((places // (length - shared) + 1) * (length - shared) + shared, TRIAL_TOKENS)
+    return np.concatenate([np.full(shared, TRIAL_TOKENS), own_ends]).astype(np.int64)
+
+
+def make_layout(kind: str, ends: Ints, device: torch.device, fixed: bool = False) -> Layout:
+    """The layout of a row for a kind of attention; `fixed` rows end in a filler."""
     if kind == "blocks":
         return Blocks(ends)
-    if kind == "varlen":
-        return Chains(ends, device, _varlen)
-    return Chains(ends, device, _flash) if kind == "flash_attention_2" else Masked(ends, device)
+    if kind == "flex":
+        return Flex(ends, device)
+    if kind in ("varlen", "flash_attention_2"):
+        return Chains(ends, device, _varlen if kind == "varlen" else _flash, fixed)
+    return Masked(ends, device)
 
 
 def _varlen(

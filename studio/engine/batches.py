@@ -13,7 +13,7 @@ from studio.config.schema import DataSection, RunConfig
 from studio.data import mix
 from studio.data.cache import TokenCache
 from studio.data.named import Template
-from studio.data.packing import Ints, MicroBatch, PrefixTree, grow_tree, packing_report, plan_rank, plan_step
+from studio.data.packing import Ints, MicroBatch, PrefixTree, filler, grow_tree, packing_report, plan_rank, plan_step
 from studio.data.split import split
 from studio.data.tokens import IGNORE_INDEX, Example, TextTokenizer
 from studio.engine.attention import Layout
@@ -60,6 +60,12 @@ class Batch:
     @property
     def num_trained_tokens(self) -> int:
         return int(self.weights.sum())
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a pass over the batch reads; those of a row of a fixed size have a fixed shape."""
+        own = [self.input_ids, self.position_ids, self.places, self.targets, self.weights]
+        return [*own, *(self.layout.tensors if self.layout else ())]
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; layouts are made where they are used. From pinned memory the copy does not wait."""
@@ -134,16 +140,18 @@ def make_rows(
     layout: Callable[[Ints], Layout],
     most_tokens: int | None = None,
     place: Place = (0, 1),
+    fixed: bool = False,
 ) -> list[Batch]:
     """The micro-batches of one step, each a single row without padding; `layout` is made from a row's `ends`.
 
     Lines of a micro-batch follow one another; they become several rows when they have more than `most_tokens` tokens
-    together. Without that limit a process has as many rows as any other.
+    together. Without that limit a process has as many rows as any other. `fixed` rows are filled up to few sizes.
     """
     batches = []
     for lines in plan_place(examples, pack, max_length, micro_batch_size, place):
         trees = [_trees([examples[index] for index in line], pack) for line in lines]
-        batches += [join(row, layout) for row in _rows_of(trees, most_tokens)] or [blank(0)]
+        rows = [[*row, filler(row)] if fixed else row for row in _rows_of(trees, most_tokens)]
+        batches += [join(row, layout) for row in rows] or [blank(0)]
     return batches
 
 

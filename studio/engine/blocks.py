@@ -110,6 +110,7 @@ class Blocks:
     """Attends along a row; documents of more than LONG_TOKENS go through PyTorch's causal kernel."""
 
     mask: Tensor | None = None
+    tensors: tuple[Tensor, ...] = ()  # its blocks are of other shapes for every row
 
     def __init__(self, ends: Ints) -> None:
         found = list(cut(ends, BLOCK_TOKENS, BLOCK_TOKENS, LONG_TOKENS))

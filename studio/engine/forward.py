@@ -179,18 +179,18 @@ class Forward:
 
     def _follows_layouts(self, expected: list[Tensor]) -> bool:
         """Take the first kind of attention with which the nodes of the second example have its states."""
-        name, longest = self._config.model.attention, self._config.data.max_length
+        name, longest, failed = self._config.model.attention, self._config.data.max_length, ""
         for kind, why in attention.choices(name, self._core.config, longest, self._dtype, self.device):
             try:
                 self.kind, self.why = attention.adopt(self._core, kind), why
                 [tree] = make_rows([FIRST, SECOND], "tree", 64, 2, self._layout)
                 if self._close([each[:, NODES_OF_SECOND] for each in self._states(tree)], expected):
                     return True
-            except (RuntimeError, ValueError, TypeError, IndexError):  # an architecture that takes no such thing
-                continue
+            except (RuntimeError, ValueError, TypeError, IndexError, ImportError) as error:
+                failed = f" ({kind}: {' '.join(str(error).split())[:120]})"  # an architecture that takes no such thing
         is_eager = name == "eager" or not getattr(self._core, "_supports_sdpa", True)  # Gemma 2 caps its scores
         self.kind = attention.adopt(self._core, "eager" if is_eager else "sdpa")
-        self.why = "as transformers computes it: this model follows no layout of ours"
+        self.why = f"as transformers computes it: this model follows no layout of ours{failed}"
         return False
 
     def _close(self, found: list[Tensor], expected: list[Tensor]) -> bool:

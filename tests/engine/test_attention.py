@@ -8,13 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from studio.data.packing import Ints, grow_tree
+from studio.data.packing import Ints, PrefixTree, filler, grow_tree
 from studio.data.tokens import Example
 from studio.engine import attention, blocks
 from studio.engine.attention import Chains, Layout, Masked
 from studio.engine.blocks import Blocks, cut, hidden_from
+from studio.engine.cuda import flex, measured
+from studio.engine.cuda.flex import Flex
+from studio.engine.models.load import pick_attention
+from studio.errors import ModelError
 
 CPU = torch.device("cpu")
 
@@ -22,13 +28,21 @@ CPU = torch.device("cpu")
 @st.composite
 def rows(draw: st.DrawFn) -> Ints:
     """`ends` of one or more trees in a row."""
-    forest, start = [], 0
+    return ends_of(draw(forests()))
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> list[PrefixTree]:
+    trees = []
     for _ in range(draw(st.integers(1, 3))):
         ids = draw(st.lists(st.lists(st.integers(1, 2), min_size=2, max_size=30), min_size=1, max_size=8))
-        tree = grow_tree([Example(each, each) for each in sorted(ids)])
-        forest.append(tree.ends + start)
-        start += len(tree)
-    return np.concatenate(forest)
+        trees.append(grow_tree([Example(each, each) for each in sorted(ids)]))
+    return trees
+
+
+def ends_of(trees: list[PrefixTree]) -> Ints:
+    starts = np.cumsum([0, *(len(tree) for tree in trees[:-1])])
+    return np.concatenate([tree.ends + start for tree, start in zip(trees, starts, strict=True)])
 
 
 def chains(*lengths: int) -> Ints:
@@ -70,6 +84,24 @@ def varlen_in_plain_words(
     return out
 
 
+def flex_in_plain_words(
+    query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float, enable_gqa: bool
+) -> Tensor:
+    """What `flex_attention` documents: blocks with the mask, blocks computed whole, and no other."""
+    size, num_tokens = block_mask.BLOCK_SIZE[0], query.shape[2]
+    places = torch.arange(num_tokens)
+    seen = torch.zeros(num_tokens, num_tokens, dtype=torch.bool)
+    for kind in ("", "full_"):
+        for row, count in enumerate(getattr(block_mask, f"{kind}kv_num_blocks")[0, 0]):
+            for column in getattr(block_mask, f"{kind}kv_indices")[0, 0, row, :count]:
+                asking, other = places[row * size : (row + 1) * size, None], places[column * size : (column + 1) * size]
+                sees = torch.ones(len(asking), len(other), dtype=torch.bool)
+                seen[asking, other] = sees if kind else block_mask.mask_mod(None, None, asking, other)
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+    )
+
+
 def states(num_tokens: int, dtype: torch.dtype) -> list[Tensor]:
     """Query of 6 heads, key and value of 2."""
     generator = torch.Generator().manual_seed(num_tokens)
@@ -96,6 +128,66 @@ def check(layout: Layout, ends: Ints, dtype: torch.dtype = torch.float32, tolera
 def test_each_kind_of_attention_equals_float32_sdpa(ends: Ints) -> None:
     check(Blocks(ends), ends)
     check(Chains(ends, CPU, varlen_in_plain_words), ends)
+    check(Flex(ends, CPU, flex_in_plain_words), ends)
+
+
+@settings(deadline=None, max_examples=30)
+@given(forests())
+def test_a_filler_changes_nothing_for_the_others(trees: list[PrefixTree]) -> None:
+    """Rows of a fixed size: what the filler gets has no weight, and the others see what they saw."""
+    ends, filled = ends_of(trees), ends_of([*trees, filler(trees)])
+    assert len(filled) % 64 == 0 and len(filled) > len(ends)
+    inputs = states(len(ends), torch.float32)
+    expected = attended(Masked(ends, CPU), inputs)
+    longer = [torch.cat([each, torch.randn(len(each), len(filled) - len(ends), 16)], 1) for each in inputs]
+    for layout in (
+        Masked(filled, CPU),
+        Chains(filled, CPU, varlen_in_plain_words, fixed=True),
+        Flex(filled, CPU, flex_in_plain_words),
+    ):
+        whole = layout.attend(*longer, scaling=0.25)
+        out, shapes = whole[: len(ends)], [each.shape for each in layout.tensors]
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        found = [out, *torch.autograd.grad((out * weights).sum() + 0 * whole.sum(), inputs)]
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
+        assert all(shape[-1] in (1, 65) or shape[-1] % 64 == 0 for shape in shapes), shapes
+
+
+@pytest.mark.parametrize("lengths", [(300, 700, 3), (128, 128), (500,), (64, 1, 400)], ids=str)
+def test_flex_leaves_out_what_nobody_sees(lengths: tuple[int, ...]) -> None:
+    """Every block that somebody sees is computed, with the mask where not all see all; and the same backwards."""
+    ends = chains(*lengths)
+    check(Flex(ends, CPU, flex_in_plain_words), ends)
+    mask = Flex(ends, CPU).block_mask
+    padding = -len(ends) % flex.BLOCK
+    seen = functional.pad(~hidden_from(ends, 0, len(ends)), (0, padding, 0, padding))
+    tiles = seen.unflatten(0, (-1, flex.BLOCK)).unflatten(2, (-1, flex.BLOCK))
+    assert mask.to_dense()[0, 0].bool().equal(tiles.any(3).any(1))
+    for numbers, which, transposed in (("kv_num_blocks", "kv_indices", False), ("q_num_blocks", "q_indices", True)):
+        whole = dense(getattr(mask, f"full_{numbers}"), getattr(mask, f"full_{which}"))
+        assert not (whole & dense(getattr(mask, numbers), getattr(mask, which))).any()
+        everywhere = tiles.all(3).all(1)
+        assert whole.equal((everywhere.T if transposed else everywhere) & whole) and (len(ends) < 400 or whole.any())
+
+
+def dense(numbers: Tensor, which: Tensor) -> Tensor:
+    found = torch.zeros(which.shape[2:], dtype=torch.bool)
+    for row, count in enumerate(numbers[0, 0]):
+        found[row, which[0, 0, row, :count].long()] = True
+    return found
+
+
+def test_pytorch_itself_reads_the_blocks_and_compiles_few_times() -> None:
+    """Forward only: PyTorch has no backward pass of FlexAttention on a CPU."""
+    counter = CompileCounter()
+    kernel = torch.compile(flex_attention, backend=counter)
+    with torch.no_grad():
+        for lengths in [(300, 20), (100, 220), (50, 60, 210), (700,), (10, 900), (500, 77)]:
+            ends = chains(*lengths)
+            inputs = [each.detach() for each in states(len(ends), torch.float32)]
+            found = Flex(ends, CPU, kernel).attend(*inputs, 0.25)
+            assert torch.allclose(found, Masked(ends, CPU).attend(*inputs, 0.25), atol=1e-5)
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -135,3 +227,33 @@ def test_a_cpu_computes_blocks_and_others_what_they_have() -> None:
     assert kinds("sdpa") == ["sdpa"] and kinds("eager") == ["eager"]
     assert kinds("auto", attention_dropout=0.1) == kinds("auto", attn_pdrop=0.1) == ["sdpa"]
     assert kinds("auto", sliding_window=256) == [] and kinds("auto", sliding_window=512) == ["blocks", "sdpa"]
+
+
+def test_a_gpu_takes_the_kind_that_was_measured_to_be_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"varlen": 2.0, "flex": 1.0, "sdpa": 3.0}
+    monkeypatch.setattr(attention, "_gpu_kinds", lambda dtype, device: list(times))
+    monkeypatch.setattr(measured, "_key", lambda device: "a card")
+    asked = iter(times.values())
+    monkeypatch.setattr(measured, "seconds", lambda way, device: next(asked) / 1000)
+    config = type("Config", (), {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 96})
+    gpu = torch.device("cuda")
+    for _ in range(2):  # the second time from memory: nothing more is measured
+        found = dict(attention.choices("auto", config, 512, torch.bfloat16, gpu))
+        assert list(found) == ["flex", "varlen", "sdpa"]
+    assert "flex 1 ms" in found["flex"] and "varlen 2 ms" in found["flex"]
+    assert dict(attention.choices("flex", config, 512, torch.bfloat16, gpu)) == {"flex": "as configured"}
+
+
+def test_a_trial_computes_forward_and_backward() -> None:
+    ends = attention.typical_row(64)
+    shapes = [(heads, len(ends), 16) for heads in (6, 2, 2)]
+    run = attention._trial("blocks", ends, shapes, torch.float32, CPU)
+    assert [each.shape for each in run()] == shapes
+    assert (ends[:8] == len(ends)).all() and set(np.diff(np.unique(ends[8:-24]))) == {24}
+
+
+@pytest.mark.parametrize("name", attention.GPU_KINDS)
+def test_what_needs_a_gpu_is_refused_without(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name} cannot run on cpu"):
+        pick_attention(name, CPU)
+    assert pick_attention("auto", CPU) == "sdpa"

@@ -107,12 +107,14 @@ def load_base(
 def pick_attention(name: str, device: torch.device) -> str:
     """What transformers loads a model with, by a config's name; training chooses its own kernel later.
 
-    Raises ModelError for flash_attention_2 where it cannot run.
+    Raises ModelError for a kernel that cannot run here.
     """
-    if name == "flash_attention_2" and (device.type != "cuda" or find_spec("flash_attn") is None):
+    needed = {"varlen": "", "flex": "triton", "flash_attention_2": "flash_attn"}.get(name)
+    if needed is not None and (device.type != "cuda" or needed and find_spec(needed) is None):
         raise ModelError(
-            f"flash_attention_2 cannot run on {device.type} here.",
-            "Set model.attention to auto, or install flash-attn on a machine with an NVIDIA GPU.",
+            f"model.attention {name} cannot run on {device.type} here" + (f", it needs {needed}." if needed else "."),
+            "Set model.attention to auto, or train on a machine with an NVIDIA GPU"
+            + (f" and {needed.replace('_', '-')} installed." if needed else "."),
         )
     return "eager" if name == "eager" else "sdpa"
 
