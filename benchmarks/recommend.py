@@ -25,8 +25,9 @@ from studio.config.catalog import preset
 from studio.config.yaml import with_settings
 from studio.data.identity import Identity
 from studio.paths import atomic_write_text
+from studio.probes.paired import Interval
 from studio.projects import Project, create_project, list_projects
-from studio.recommend import Candidate, Interval, Recommendation
+from studio.recommend import Candidate, Recommendation
 from studio.store import checkpoints, dataset_versions, open_db
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,8 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
-from studio.recommend import Candidate, Interval
+from studio.probes.paired import Interval
+from studio.recommend import Candidate
 from studio.store.metrics import Point
 
 # Okabe and Ito's hues, shifted until each is 3:1 against white and against the dark background alike.

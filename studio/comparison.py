@@ -1,7 +1,6 @@
 """Runs of a project beside each other: curves, what differs in their configs and data, scorecards, which to take."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -112,9 +111,8 @@ def scorecards(project: Project, run_ids: Sequence[str]) -> list[tuple[Evaluatio
 
 
 def candidates(scored: Sequence[tuple[Evaluation, Sequence[Answer]]]) -> list[Candidate]:
-    """Of all scorecards of one or more runs: a verdict on one of ten checkpoints counts that ten were looked at."""
-    looks = Counter(run_id for run_id, _ in {(evaluation.run_id, evaluation.step) for evaluation, _ in scored})
-    return [recommend.candidate(evaluation, answers, looks[evaluation.run_id]) for evaluation, answers in scored]
+    """What to choose from, newest first."""
+    return [recommend.candidate(evaluation, answers) for evaluation, answers in scored]
 
 
 def differing(sides: Sequence[Mapping[str, str]]) -> Iterator[Change]:

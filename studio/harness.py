@@ -5,13 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from studio import jobs, recommend, runs
+from studio import jobs, runs
 from studio.errors import JobError
 from studio.harness_tasks import EXTRA, read_tasks
 from studio.paths import typed_path
-from studio.probes.paired import Z_95
+from studio.probes import paired
+from studio.probes.paired import Z_95, Interval
 from studio.projects import Project
-from studio.recommend import Interval
 from studio.store import checkpoints, open_db
 from studio.store.jobs import Job
 
@@ -79,7 +79,7 @@ def _interval(measured: dict[str, Any]) -> Interval | float:
 def _change(base: list[float], tuned: list[float]) -> Interval | None:
     if not base or len(base) != len(tuned) or not set(base + tuned) <= {0.0, 1.0}:
         return None
-    return recommend.paired_difference([mark == 1 for mark in tuned], [mark == 1 for mark in base])
+    return paired.share_difference([mark == 1 for mark in tuned], [mark == 1 for mark in base])
 
 
 def _figure(value: Interval | float | None, signed: bool = False) -> str:

@@ -6,80 +6,26 @@ answered the same questions: the intervals of the two shares' differences (`prob
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from studio import scores
+from studio import overfit, scores
+from studio.overfit import Overfit
 from studio.probes import paired
+from studio.probes.paired import Interval
 from studio.scores import IDENTITY_TARGET, LEAKAGE_TARGET, RETENTION_TARGET
 from studio.store.evaluations import Answer, Evaluation
 
 LEARNT = 0.5
-Interval = tuple[float, float, float]
-Verdict = Literal["overfitted", "unclear", "sound", "unmeasured"]
-
-
-@dataclass(frozen=True)
-class Sign:
-    """One thing that training spoilt: its share with its 95 % interval, and the most that is wanted, `limit` (or what
-    the base does by itself, where that is more).
-
-    `chance`: how often as much is measured of a model that is just at the limit. `looks`: how many checkpoints of the
-    run were scored; the worst of many is bad by chance more often than one. `sure`: the whole interval lies above the
-    limit, and among so many looks one as bad comes about by chance in less than 5 % (Bonferroni).
-    """
-
-    name: Literal["leakage", "retention"]
-    value: Interval
-    limit: float
-    chance: float
-    looks: int
-    hits: int = 0
-    total: int = 0
-
-    @property
-    def sure(self) -> bool:
-        return self.value[1] > self.limit and self.chance * self.looks < paired.SEEN_BELOW
-
-    @property
-    def sentence(self) -> str:
-        if self.sure or self.looks == 1:
-            return self._measured
-        return f"{self._measured} It is one of {self.looks} checkpoints that were scored."
-
-    @property
-    def _measured(self) -> str:
-        value, low, high = (f"{100 * each:.1f} %" for each in self.value)
-        if self.name == "retention":
-            if self.sure:
-                return f"It forgot: perplexity on what it knew grew by {value} (95 %: {low} to {high})."
-            return f"Perhaps it forgot: perplexity on what it knew grew by {value}, but 95 % is {low} to {high}."
-        if self.sure:
-            return (
-                f"Overfitted: it says who it is in {self.hits} of {self.total} unrelated answers: {value} "
-                f"(95 %: {low} to {high})."
-            )
-        limit, chance = (f"{100 * each:.1f} %" for each in (self.limit, self.chance))
-        return (
-            f"{self.hits} of {self.total} unrelated answers say who it is. That may be chance: 95 % is {low} to {high},"
-            f" and a model that does so in {limit} gets there in {chance} of such tests."
-        )
-
-
-@dataclass(frozen=True)
-class Overfit:
-    """Whether a checkpoint is overfitted, by the `signs` of it that were measured above what is wanted."""
-
-    verdict: Verdict
-    signs: tuple[Sign, ...] = ()
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A scored checkpoint. `identity`, `leakage` and `growth` (of perplexity) are (value, low, high), None when not
-    measured; `said` and `leaked` hold the mark of every identity and every general question, in their order."""
+    measured; `said` and `leaked` hold the mark of every identity and every general question, in their order.
+
+    `overfit` is the verdict on it alone, and in a Recommendation that on one of all its run's.
+    """
 
     run_id: str
     step: int
@@ -135,38 +81,58 @@ class Recommendation:
         if "identity" not in self.chosen.reached:
             target = f"{100 * IDENTITY_TARGET:.0f} % identity"
             return f"It is the best there is, and misses the target: {target}. Train longer."
-        return self.chosen.overfit.signs[0].sentence if self.chosen.overfit.signs else ""
+        return next((sign.sentence for sign in self.chosen.overfit.suspicions), "")
+
+    @property
+    def runs(self) -> list["RunVerdict"]:
+        """The verdict on each run, by its scored checkpoints."""
+        by_run: dict[str, list[Candidate]] = {}
+        for each in self.candidates:
+            by_run.setdefault(each.run_id, []).append(each)
+        return [RunVerdict(run_id, tuple(own)) for run_id, own in by_run.items()]
 
 
-def overfitting(values: Mapping[str, Any], looks: int = 1) -> Overfit:
-    """The verdict on a scorecard's scores (`scores.scorecard`), one of `looks` scorecards of the run that are looked
-    through. Few questions give wide intervals, and no verdict."""
-    lines = {line.name: line for line in scores.lines(values)}
-    leakage, growth = lines["leakage"], lines["retention"]
-    if not leakage.tuned and not growth.tuned:
-        return Overfit("unmeasured")
-    signs = []
-    if leakage.tuned and leakage.tuned[0] > LEAKAGE_TARGET:
-        limit = max(LEAKAGE_TARGET, leakage.base[0] if leakage.base else 0.0)
-        hits, total = values["leakage"]["tuned"]["hits"], values["leakage"]["tuned"]["total"]
-        chance = paired.at_least(hits, total, limit)
-        signs.append(Sign("leakage", leakage.tuned, limit, chance, looks, hits, total))
-    if growth.tuned and growth.tuned[0] > RETENTION_TARGET:
-        chance = _chance(growth.tuned, RETENTION_TARGET)
-        signs.append(Sign("retention", growth.tuned, RETENTION_TARGET, chance, looks))
-    found = tuple(sorted(signs, key=lambda sign: not sign.sure))
-    return Overfit("overfitted" if any(sign.sure for sign in found) else "unclear" if found else "sound", found)
+@dataclass(frozen=True)
+class RunVerdict:
+    """What a run came to: overfitted is the one whose last scored checkpoint is. One on the way that was is no more
+    than a reason not to take that one."""
+
+    run_id: str
+    scored: tuple[Candidate, ...]
+
+    @property
+    def last(self) -> Candidate:
+        return self.scored[-1]
+
+    @property
+    def spoilt(self) -> list[Candidate]:
+        return [each for each in self.scored if each.overfit.verdict == "overfitted"]
+
+    @property
+    def is_overfitted(self) -> bool:
+        return self.last in self.spoilt
+
+    @property
+    def sentence(self) -> str:
+        """What is to be said of it; empty where nothing was found."""
+        name, step, bad, number = self.run_id, self.last.step, len(self.spoilt), len(self.scored)
+        if self.is_overfitted and number == 1:
+            return f"{name} is overfitted at step {step}, its only scored checkpoint."
+        if self.is_overfitted:
+            return f"{name} is overfitted at its end, step {step}: {bad} of {number} scored checkpoints are."
+        if bad:
+            steps = ", ".join(str(each.step) for each in self.spoilt)
+            return f"{name} was overfitted on its way, at step {steps}; at the last scored one, {step}, it is not."
+        return ""
+
+    @property
+    def figures(self) -> list[str]:
+        """What its last scored checkpoint does, a sentence for each thing that is sure."""
+        return [sign.sentence for sign in self.last.overfit.suspicions if sign.sure]
 
 
-def _chance(measured: Interval, limit: float) -> float:
-    """How often a value so far above the limit is measured of one at the limit, by the normal curve of its interval."""
-    value, low, _ = measured
-    spread = (value - low) / paired.Z_95
-    return NormalDist().cdf((limit - value) / spread) if spread > 0 else float(value <= limit)
-
-
-def candidate(evaluation: Evaluation, answers: Sequence[Answer], looks: int = 1) -> Candidate:
-    """A checkpoint's scorecard with its answers, as something to choose from; `looks`: how many of its run have one."""
+def candidate(evaluation: Evaluation, answers: Sequence[Answer]) -> Candidate:
+    """A checkpoint's scorecard with its answers, as something to choose from."""
     lines = {line.name: line.tuned for line in scores.lines(evaluation.scores)}
     identity = [answer for answer in answers if answer.kind == "identity"]
     general = [answer for answer in answers if answer.leaked is not None]
@@ -177,7 +143,7 @@ def candidate(evaluation: Evaluation, answers: Sequence[Answer], looks: int = 1)
         identity=lines["identity"],
         leakage=lines["leakage"],
         growth=lines["retention"],
-        overfit=overfitting(evaluation.scores, looks),
+        overfit=overfit.overfitting(evaluation.scores),
         said=tuple(bool(answer.detail.get("passed")) for answer in identity),
         leaked=tuple(bool(answer.leaked) for answer in general) if identity else (),
         asked=tuple(answer.prompt for answer in (*identity, *general)),
@@ -191,7 +157,8 @@ def recommend(candidates: Iterable[Candidate]) -> Recommendation:
     `candidates` come newest first: of several scorecards of a checkpoint on the same questions the first counts, and
     of several sets of questions the one that most checkpoints answered (then the larger one, then the newer one).
     """
-    found, left_out = _comparable(list(candidates))
+    asked_alike, left_out = _comparable(list(candidates))
+    found = _judged(asked_alike)
     if not found:
         return Recommendation((), None, None, None, "No checkpoint is scored yet.", left_out)
     if not found[0].said or not found[0].leaked:
@@ -210,28 +177,11 @@ def recommend(candidates: Iterable[Candidate]) -> Recommendation:
 
 def behind(one: Candidate, best: Candidate) -> Interval:
     """How far a score is behind that of another checkpoint on the same questions: (value, low, high), shares."""
-    identity, leakage = paired_difference(best.said, one.said), paired_difference(one.leaked, best.leaked)
+    identity, leakage = paired.share_difference(best.said, one.said), paired.share_difference(one.leaked, best.leaked)
     value = identity[0] + leakage[0]
     low = value - math.hypot(identity[0] - identity[1], leakage[0] - leakage[1])
     high = value + math.hypot(identity[2] - identity[0], leakage[2] - leakage[0])
     return value, low, high
-
-
-def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:
-    """Share of `first` minus share of `second`, two marks of each of the same questions, with its 95 % interval."""
-    if not first:
-        return 0.0, 0.0, 0.0
-    found = paired.difference(list(zip(second, first, strict=True)))
-    return found["value"], found["low"], found["high"]
-
-
-def overfitted(candidates: Iterable[Candidate]) -> list[tuple[Candidate, int]]:
-    """For each run with overfitted checkpoints: the one that leaks most, and how many there are."""
-    spoilt: dict[str, list[Candidate]] = {}
-    for each in candidates:
-        if each.overfit.verdict == "overfitted":
-            spoilt.setdefault(each.run_id, []).append(each)
-    return [(max(own, key=lambda each: (_value(each.leakage), each.step)), len(own)) for own in spoilt.values()]
 
 
 def pareto(candidates: Iterable[Candidate], cost: Callable[[Candidate], float | None]) -> list[Candidate]:
@@ -255,6 +205,16 @@ def _comparable(candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...],
     group = max(by_questions.values(), key=lambda group: (len(group), next(iter(group.values())).num_questions))
     others = {key for other in by_questions.values() for key in other} - set(group)
     return tuple(sorted(group.values(), key=lambda each: (each.step, each.run_id))), len(others)
+
+
+def _judged(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """With the verdict on each as one of its run's, in their order."""
+    verdicts = {}
+    for run_id in {each.run_id for each in found}:
+        own = [each for each in found if each.run_id == run_id]
+        judged = overfit.judged([each.overfit.signs for each in own])
+        verdicts |= {each.evaluation_id: verdict for each, verdict in zip(own, judged, strict=True)}
+    return tuple(replace(each, overfit=verdicts[each.evaluation_id]) for each in found)
 
 
 def _reason(chosen: Candidate, best: Candidate, lag: Interval, found: Sequence[Candidate]) -> str:

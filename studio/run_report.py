@@ -11,7 +11,8 @@ from typing import Any
 from studio import charts, recommend, report, svg
 from studio.charts import Line
 from studio.comparison import Change, Comparison
-from studio.recommend import Candidate, Interval, Recommendation
+from studio.probes.paired import Interval
+from studio.recommend import Candidate, Recommendation
 from studio.report import mark, text
 from studio.store.evaluations import Answer
 from studio.store.records import now
@@ -64,6 +65,7 @@ def as_markdown(found: Comparison, project: str, made_at: str = "") -> str:
     ]
     lines += [mark(f"{found.recommendation.reason} {found.recommendation.caveat}"), ""]
     lines += [f"- **{mark(told)}**" for told in overfitted(found.recommendation)]
+    lines += [f"- {mark(told)}" for told in on_the_way(found.recommendation)]
     lines += ["", f"## Failures ({len(failures(found))})", ""]
     for (kind, prompt), by_run in failures(found)[:MOST_ANSWERS]:
         lines.append(f"- **{mark(prompt)}** ({mark(kind)})")
@@ -103,18 +105,19 @@ def score_table(found: Comparison) -> list[list[str]]:
 
 
 def overfitted(advice: Recommendation) -> list[str]:
-    """A sentence for each run with overfitted checkpoints: how many, and what the worst one does."""
-    told = []
-    for worst, number in recommend.overfitted(advice.candidates):
-        checkpoints = "1 checkpoint is" if number == 1 else f"{number} checkpoints are"
-        signs = " ".join(sign.sentence for sign in worst.overfit.signs if sign.sure)
-        told.append(f"{worst.run_id}: {checkpoints} overfitted, step {worst.step} the most. {signs}")
-    return told
+    """For each run that ended overfitted: that it did, and what its last checkpoint does."""
+    return [" ".join([run.sentence, *run.figures]) for run in advice.runs if run.is_overfitted]
+
+
+def on_the_way(advice: Recommendation) -> list[str]:
+    """A sentence for each run that had overfitted checkpoints and did not end so."""
+    return [run.sentence for run in advice.runs if run.spoilt and not run.is_overfitted]
 
 
 def _advice(found: Comparison) -> str:
     told = "".join(f"<li class='bad'>{text(sentence)}</li>" for sentence in overfitted(found.recommendation))
     said = f"{found.recommendation.reason} {found.recommendation.caveat}".rstrip()
+    told += "".join(f"<li>{text(sentence)}</li>" for sentence in on_the_way(found.recommendation))
     return f"<p><strong>{text(said)}</strong></p>" + (f"<ul>{told}</ul>" if told else "")
 
 

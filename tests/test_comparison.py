@@ -49,8 +49,8 @@ def test_a_verdict_counts_how_many_checkpoints_of_the_run_are_scored(project: Pr
     add_run(project, "tutorial-1")
     with open_db(project.folder) as db:
         store(db, *(card(step, hits(30, 30), hits(0, 30)) for step in range(1, 10)))
-        store(db, *(card(10, hits(30, 30), hits(5, 30)) for _ in range(2)))
-        store(db, card(10, hits(30, 30), hits(5, 30), run_id="tutorial-1"))
+        store(db, *(card(10, hits(30, 30), hits(6, 30)) for _ in range(2)))
+        store(db, card(10, hits(30, 30), hits(6, 30), run_id="tutorial-1"))
     found = comparison.advise(project, ["lora-1", "tutorial-1"]).candidates
     assert {each.run_id: each.overfit.signs[0].looks for each in found if each.step == 10} == {
         "lora-1": 10,

@@ -24,6 +24,7 @@ SHELVES = [
         "probes",
         "scores",
         "report",
+        "overfit",
         "recommend",
         "harness_tasks",
         "checkpoint_files",

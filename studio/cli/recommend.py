@@ -34,9 +34,7 @@ def recommend(
     if json:
         return show.as_json(advice)
     table(advice)
-    show.say(f"\n{advice.reason} {advice.caveat}".rstrip())
-    for sentence in run_report.overfitted(advice):
-        show.say(sentence)
+    _say(advice)
     if advice.left_out:
         show.say(f"Not compared, for they were asked other questions: {show.amount(advice.left_out, 'checkpoint')}.")
     if not advice.candidates:
@@ -69,10 +67,14 @@ def compare(
     show.table(["", *names], [["state", *(each.state for each in found.runs)], *run_report.score_table(found)])
     _changes("Settings that differ", found.settings, names)
     _changes("Data that differs", found.data, names)
-    show.say(f"\n{found.recommendation.reason} {found.recommendation.caveat}".rstrip())
-    for sentence in run_report.overfitted(found.recommendation):
-        show.say(sentence)
+    _say(found.recommendation)
     return show.say(f"Report: {report.resolve()}") if report else None
+
+
+def _say(advice: Recommendation) -> None:
+    show.say(f"\n{advice.reason} {advice.caveat}".rstrip())
+    for sentence in (*run_report.overfitted(advice), *run_report.on_the_way(advice)):
+        show.say(sentence)
 
 
 def _changes(title: str, changes: tuple[Change, ...], names: list[str]) -> None:

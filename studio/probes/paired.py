@@ -2,7 +2,8 @@
 
 Pairs are compared, not shares: a probe that both pass says nothing about the difference. Sources: Wilson 1927 for a
 rate; McNemar 1947, exact, for whether a difference can be seen; Newcombe 1998 (Statistics in Medicine 17:2635, method
-10) for the interval of a paired difference; Efron 1979, a bootstrap over probes, for means.
+10) for the interval of a paired difference; Efron 1979, a bootstrap over probes, for means; Holm 1979 (Scandinavian
+Journal of Statistics 6:65) for many looks.
 """
 
 import math
@@ -16,6 +17,7 @@ SEEN_BELOW = 0.05
 NUM_RESAMPLES = 1000
 Seen = Literal["more", "fewer", "none"]
 Each = TypeVar("Each")
+Interval = tuple[float, float, float]  # value, low, high
 
 
 def wilson(hits: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -73,6 +75,25 @@ def mcnemar(gained: int, lost: int) -> float:
     number = gained + lost
     tail = sum(math.comb(number, k) for k in range(min(gained, lost) + 1)) / 2**number
     return min(1.0, 2 * tail)
+
+
+def share_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:
+    """Share of `first` minus share of `second`, two marks of each of the same questions, with its 95 % interval; zeros
+    for no questions."""
+    if not first:
+        return 0.0, 0.0, 0.0
+    found = difference(list(zip(second, first, strict=True)))
+    return found["value"], found["low"], found["high"]
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Each chance corrected for all that were looked at together, in their order: where none is more than chance, one
+    is below a level in less than that share of cases, however they hang together."""
+    corrected, highest = [0.0] * len(chances), 0.0
+    for place, index in enumerate(sorted(range(len(chances)), key=lambda index: chances[index])):
+        highest = max(highest, min(1.0, (len(chances) - place) * chances[index]))
+        corrected[index] = highest
+    return corrected
 
 
 def at_least(hits: int, total: int, share: float) -> float:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import streamlit as st
 
 from studio import charts, recommend
-from studio.recommend import Candidate, Interval, Recommendation
+from studio.probes.paired import Interval
+from studio.recommend import Candidate, Recommendation, RunVerdict
 from studio.ui.i18n import _, ngettext
 from studio.ui.told import told
 from studio.ui.widgets import plain
@@ -44,20 +45,17 @@ def _sentence(advice: Recommendation) -> None:
 
 
 def _overfitted(advice: Recommendation) -> None:
-    """In red, with figures: the worst of each run; the others are in the chart."""
-    for worst, number in recommend.overfitted(advice.candidates):
-        _warn_of(worst, number)
+    """Runs that ended so in red, with figures; that one was on its way in passing. The chart marks each checkpoint."""
+    for run in advice.runs:
+        if run.is_overfitted:
+            _warn_of(run)
+        elif run.spoilt:
+            st.caption(plain(told(run.sentence)))
 
 
-def _warn_of(worst: Candidate, number: int) -> None:
-    form = ngettext(
-        "{run}: {number} checkpoint is overfitted. Step {step}:",
-        "{run}: {number} checkpoints are overfitted. The worst, step {step}:",
-        number,
-    )
-    words = [f"**{form.format(run=plain(worst.run_id), number=number, step=worst.step)}**"]
-    words += [plain(told(sign.sentence)) for sign in worst.overfit.signs if sign.sure]
-    words += [plain(_("Identity: {value}.").format(value=percent(worst.identity)))]
+def _warn_of(run: RunVerdict) -> None:
+    words = [f"**{plain(told(run.sentence))}**", *(plain(told(each)) for each in run.figures)]
+    words += [plain(_("Identity: {value}.").format(value=percent(run.last.identity)))]
     st.error("  \n".join(words), icon=":material/dangerous:")
 
 

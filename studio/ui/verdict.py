@@ -3,7 +3,7 @@
 from typing import Any
 
 from studio import scores
-from studio.recommend import overfitting
+from studio.overfit import overfitting
 from studio.scores import ScoreLine
 from studio.ui.i18n import _
 

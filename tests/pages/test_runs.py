@@ -41,7 +41,7 @@ def test_one_is_recommended_and_tutorial_mode_stands_in_red(open_page, two_runs)
     at = open_page(PAGE)
     assert "lora-1 step 20 (identity 97.5 %, leakage 0.0 %) scores best" in words(at)
     [red] = in_red(at)
-    assert "tutorial-1: 1 checkpoint is overfitted" in red
+    assert "tutorial-1 is overfitted at step 20, its only scored checkpoint" in red
     assert "39 of 40 unrelated answers: 97.5 % (95 %: 87.1 % to 99.6 %)" in red and "Identity: 100.0 % (91.2" in red
 
 
@@ -69,4 +69,4 @@ def test_the_report_can_be_taken_along(open_page, two_runs):
 def test_chinese(open_page, two_runs):
     at = open_page(PAGE, lang="zh")
     assert "lora-1 第 20 步（身份 97.5 %，泄漏 0.0 %）得分最高" in words(at)
-    assert "过拟合：40 个无关回答中有 39 个说出了身份" in words(at)
+    assert "40 个无关回答中有 39 个说出了身份" in words(at)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio.probes.paired import difference, mcnemar, mean, paired_interval, rate, wilson
+from studio.probes.paired import difference, mcnemar, mean, paired_interval, rate, share_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,16 @@ def test_an_interval_holds_its_difference_and_turns_with_it(pairs: list[tuple[bo
     assert rate(tuned for _, tuned in pairs)["rate"] - rate(base for base, _ in pairs)["rate"] == pytest.approx(
         found["value"]
     )
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.data())
+def test_a_difference_of_shares_lies_in_its_interval_and_turns(first: list[bool], data: st.DataObject) -> None:
+    second = data.draw(st.lists(st.booleans(), min_size=len(first), max_size=len(first)))
+    value, low, high = share_difference(first, second)
+    assert -1 <= low <= value <= high <= 1
+    assert value == pytest.approx((sum(first) - sum(second)) / len(first))
+    back = share_difference(second, first)
+    assert back == pytest.approx((-value, -high, -low))
 
 
 def test_the_interval_of_a_mean_holds_it() -> None:
