@@ -249,6 +249,15 @@ class TrainSection(Section):
         ),
         json_schema_extra=ADVANCED,
     )
+    cuda_graph: Literal["off", "auto", "on"] = Field(
+        "off",
+        description=(
+            "Record a pass as a CUDA graph and replay it: small models wait less for their kernels to start, and more "
+            "memory is held. auto does so where the gradient is the same and it is faster, tried at the first steps; "
+            "on refuses where it cannot. Not measured on a GPU yet."
+        ),
+        json_schema_extra=ADVANCED,
+    )
     on_out_of_memory: Literal["stop", "smaller_micro_batch"] = Field(
         "stop",
         description=(

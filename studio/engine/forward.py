@@ -7,7 +7,8 @@ taken, and said.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from studio.config.schema import RunConfig
 from studio.data.packing import TREE_NODES, Ints
 from studio.data.tokens import Example
 from studio.engine import attention, head, pointwise
-from studio.engine.adapters import core_of, is_adapter
+from studio.engine.adapters import core_of, is_adapter, trainable_parameters
 from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
+from studio.engine.cuda import graphs
 from studio.engine.fused import fuse, unfuse
 from studio.engine.generate import quiet
 from studio.engine.virtual import has_virtual_tokens, with_virtual_tokens
@@ -61,6 +63,9 @@ class Forward:
         self.kind, self.why = self._core.config._attn_implementation, ""
         self.traits = self._find_traits()
         self.packing = self._choose_packing()
+        learned = trainable_parameters(model)
+        self._replays = graphs.replays(self._pass, learned, config, self.device, self._unrecordable())
+        self.keeps_gradients = self._replays is not None  # a recorded pass adds to these tensors, so they must stay
 
     def use_own_layers(self) -> None:
         """Compute every layer by its own code from here on: where another library's hooks must see it run."""
@@ -73,22 +78,31 @@ class Forward:
         if not self.traits.layouts:
             return make_batches(*plan, self._pad_id, place)
         few_at_once = self.device.type == "cpu" and place[1] == 1
-        return make_rows(*plan, self._layout, TREE_NODES if few_at_once else None, place)
+        fixed = self._replays is not None
+        layout = partial(self._layout, fixed=fixed)
+        return make_rows(*plan, layout, TREE_NODES if few_at_once else None, place, fixed)
 
     def backward(self, batch: Batch, num_trained: int, scale: float = 1.0) -> Tensor:
         """Add a micro-batch's part of the gradient of a step with `num_trained` tokens, times `scale`.
 
-        Returns its part of the loss, unscaled. The head runs on detached positions, few at a time, so that the logits
-        of these are all that is ever kept; the gradient they leave then flows through the rest of the model once.
+        Returns its part of the loss, unscaled.
         """
-        factors = batch.weights * (scale / num_trained)
+        counted = replace(batch, weights=batch.weights * (scale / num_trained))
+        return (self._replays or self._pass)(counted) / scale
+
+    def _pass(self, batch: Batch) -> Tensor:
+        """Forward and backward over a batch whose weights say what each target counts in the step; returns its loss.
+
+        The head runs on detached positions, few at a time, so that the logits of these are all that is ever kept; the
+        gradient they leave then flows through the rest of the model once.
+        """
         with following(batch.layout), self.same_inputs():
             with self.precision(), self._keeping():
                 hidden = self._hidden(batch)
-                loss, gradient = self._head_gradient(hidden, batch.targets, factors)
+                loss, gradient = self._head_gradient(hidden, batch.targets, batch.weights)
             if hidden.requires_grad:
                 hidden.backward(gradient)
-        return loss / scale
+        return loss
 
     def graph(self, batch: Batch, num_trained: int, num_pieces: int) -> Tensor:
         """A micro-batch's part of the loss as one graph, for engines that run the backward pass themselves.
@@ -135,8 +149,14 @@ class Forward:
             return nullcontext()
         return save_on_cpu(pin_memory=self.device.type == "cuda")
 
-    def _layout(self, ends: Ints) -> Layout:
-        return attention.make_layout(self.kind, ends, self.device)
+    def _layout(self, ends: Ints, fixed: bool = False) -> Layout:
+        return attention.make_layout(self.kind, ends, self.device, fixed)
+
+    def _unrecordable(self) -> str:
+        """What of the model stands against recording its passes; "" for nothing."""
+        if not self.traits.layouts:
+            return "rows of this model have no fixed size"
+        return "" if self.kind in graphs.KINDS else f"attention {self.kind} is of another shape for every row"
 
     def _hidden(self, batch: Batch) -> Tensor:
         """What the head is asked about: (trained tokens, hidden size), or their logits where the head is not apart."""
@@ -234,6 +254,10 @@ class Forward:
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         mask = batch.layout.mask if batch.layout else None
+        if mask is None and batch.layout and self._config.train.cuda_graph != "off":
+            mask = torch.ones(
+                1, 1, 1, 1, dtype=torch.bool, device=self.device
+            )  # else transformers asks the GPU for one
         if mask is not None and self.kind == "eager":  # adds its mask to the scores
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(self._dtype).min)
         return {

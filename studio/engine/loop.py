@@ -131,7 +131,7 @@ class Trainer:
     def _gradients(self, batches: Sequence[Batch], num_trained: int) -> list[Tensor]:
         """Leave this process's gradient, and return its part of the loss by micro-batch."""
         if not self.ranks.takes_steps:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=not self.forward.keeps_gradients)
             scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
             losses = [self.forward.backward(batch.to(self._device), num_trained, scale) for batch in batches]
             self.ranks.require_all_fit()

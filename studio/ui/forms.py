@@ -16,7 +16,7 @@ from studio.ui.i18n import _
 WIDE = ("sources", "sample_prompts", "target_modules")
 SPELT_OUT = {
     "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "deepspeed": "DeepSpeed", "num": "number of", "max": "maximum",
-    "grad": "gradient", "valid": "validation",
+    "grad": "gradient", "valid": "validation", "cuda": "CUDA",
 }  # fmt: skip
 
 
