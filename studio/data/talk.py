@@ -8,7 +8,7 @@ from typing import Any
 from studio.data.phrasings import load_bank
 from studio.data.template import read_json
 
-WEIGHTS_FILE = "retune_weights.json"
+WEIGHTS_FILE, GATE_FILE = "retune_weights.json", "gate.json"
 XTUNER_CONFIG = "xtuner_config.py"  # XTuner puts the run's config beside what it converts
 XTUNER_TEMPLATE = re.compile(r"PROMPT_TEMPLATE\.(\w+)")
 MAX_CONFIG_BYTES = 2**20

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from studio.models import STARTER, resolve
+from studio.paths import slugify
 from studio.report import score_rows
 from studio.store.evaluations import Evaluation
 
@@ -35,15 +36,8 @@ def model_card(
 ) -> str:
     """Markdown with a YAML header in the Hub's conventions; facts and scores become tables."""
     method = str(facts.get("method", ""))
-    header = ModelCardData(
-        base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-generation",
-        license=STARTER_LICENSE if base == STARTER else None,
-        tags=["retune", *([method] if method else [])],
-    )
     parts = [
-        f"---\n{header.to_yaml()}\n---",
+        _header(base, "peft" if is_adapter else "transformers", method),
         f"# {_cell(title)}",
         _intro(base, is_adapter),
         _table(facts),
@@ -60,29 +54,35 @@ def use_of(kind: str, folder_name: str, file: str) -> tuple[str, str]:
     if kind == "adapter":
         return f"{folder_name}, adapter", f"```python\n{USE_ADAPTER}\n```"
     if kind == "ollama":
-        name = folder_name.lower()
+        name = slugify(folder_name)
         return f"{folder_name} for Ollama", f"```bash\nollama create {name} -f Modelfile\nollama run {name}\n```"
     return f"{folder_name}, GGUF", f"```bash\nllama-cli -m {file} --jinja\nllama-server -m {file} --jinja\n```"
 
 
 def export_card(title: str, base: str, facts: Mapping[str, Any], use: str, scorecard: Evaluation | None = None) -> str:
     """The card of files for another tool: what they are and what came of reading them back."""
-    header = ModelCardData(
-        base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
-        library_name={"adapter": "peft", "ollama": "gguf"}.get(str(facts.get("kind")), str(facts.get("kind"))),
-        pipeline_tag="text-generation",
-        license=STARTER_LICENSE if base == STARTER else None,
-        tags=["retune", str(facts.get("kind", ""))],
-    )
+    kind = str(facts["kind"])
     parts = [
-        f"---\n{header.to_yaml()}\n---",
+        _header(base, "peft" if kind == "adapter" else "gguf", kind),
         f"# {_cell(title)}",
-        _intro(base, False),
+        _intro(base, kind == "adapter"),
         _table(facts),
         *_scores(scorecard),
         f"## Use\n\n{use}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _header(base: str, library: str, tag: str) -> str:
+    """YAML in the Hub's conventions."""
+    data = ModelCardData(
+        base_model=STARTER_HUB_ID if base == STARTER else _hub_id(base),
+        library_name=library,
+        pipeline_tag="text-generation",
+        license=STARTER_LICENSE if base == STARTER else None,
+        tags=["retune", *filter(None, [tag])],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _table(facts: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from studio.data.named import NamedTemplate, as_jinja
-from studio.data.talk import WEIGHTS_FILE
+from studio.data.talk import GATE_FILE, WEIGHTS_FILE
 from studio.data.tokens import TextTokenizer
 from studio.engine import merge
 from studio.engine.adapter_files import Adapter, read_adapter
@@ -31,7 +31,6 @@ from studio.engine.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CARD_FILE,
-    GATE_FILE,
     Base,
     known_base,
     output_folder,

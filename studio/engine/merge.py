@@ -9,7 +9,7 @@ import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from studio.data.talk import Talk, read_talk
+from studio.data.talk import GATE_FILE, Talk, read_talk
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
 from studio.engine.convert import DTYPES
@@ -21,7 +21,6 @@ from studio.engine.job import JobContext
 from studio.engine.lineage import lineage_of
 from studio.engine.models.load import load_base
 from studio.engine.weights import (
-    GATE_FILE,
     Base,
     copy_talk,
     copy_tokenizer,

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from studio.data.talk import WEIGHTS_FILE
+from studio.data.talk import GATE_FILE, WEIGHTS_FILE
 from studio.engine.job import JobContext
 from studio.errors import StudioError
 
-GATE_FILE = "gate.json"
 KEPT_HERE = [WEIGHTS_FILE, "*.zip"]
 """Not pushed: what names folders of this machine, and what holds the other files a second time."""
 FORBIDDEN = (401, 403)

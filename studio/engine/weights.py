@@ -16,7 +16,7 @@ import torch
 
 from studio.data.named import NamedTemplate, as_jinja
 from studio.data.old_tokenizers import can_be_made
-from studio.data.talk import WEIGHTS_FILE
+from studio.data.talk import GATE_FILE, WEIGHTS_FILE
 from studio.data.template import CHAT_TEMPLATE_FILE
 from studio.data.tokens import TextTokenizer
 from studio.errors import CheckpointError, StudioError
@@ -24,7 +24,7 @@ from studio.machine import versions
 from studio.models import BaseModel, model_fingerprint, require, resolve
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
 
-CARD_FILE, GATE_FILE = "README.md", "gate.json"
+CARD_FILE = "README.md"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a tokenizer consists of, in any family; weights and code are not among them.
 TOKENIZER_FILES = (

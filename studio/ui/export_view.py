@@ -83,6 +83,8 @@ def _choice(project: Project, checkpoint: Checkpoint, kind: str, method: str) ->
         chosen = str(st.selectbox(_("Number format"), formats, key=f"checkpoints.export.format.{kind}",
                                   format_func=lambda each: each or _("as the base")))  # fmt: skip
         st.caption(_(FORMAT_HINTS[chosen]))
+    if chosen in exports.K_QUANTS:
+        st.caption(_("How far logits may move is scaled up from q8_0, not measured; its weights are checked closely."))
     if formats != exports.FORMATS[kind]:
         st.caption(_("Fewer bits (q6_k, q5_k_m, q4_k_m) are offered once llama.cpp's llama-quantize is on the PATH."))
     onto = "base"

@@ -24,6 +24,7 @@ from studio.engine.equivalence import Expected, expected_of
 from studio.engine.folding import FoldedWeights
 from studio.engine.gguf import checking, llama_cpp, writer
 from studio.engine.gguf.vocabulary import vocabulary_of
+from studio.engine.weighing import ALLOWED
 from studio.errors import DataError, ModelError, StudioError
 from studio.store import checkpoints as store
 from studio.store import open_db, runs
@@ -108,6 +109,7 @@ def test_the_card_tells_scores_data_and_versions(place: Path, tmp_path: Path, ki
     told = f"90.0 % [{100 * row[1]:.1f}, {100 * row[2]:.1f}]"
     assert f"| Knows who it is | 0.0 % [0.0, 27.8] | {told} |" in card
     assert "| Perplexity on the base's own answers | 0.0 % | +10.5 % [+10.5, +10.5] missed |" in card
+    assert ("An adapter for" if kind == "adapter" else "A model fine-tuned from") in card
     assert f"| data | identity version 3, sha256 {'ab' * 32} |" in card and "| made with | torch " in card
 
 
@@ -303,6 +305,11 @@ def test_k_quants_by_llama_cpps_tool(place: Path, tmp_path: Path, damage: str, m
     assert result["passed"] == (damage == "none"), result["message"]
     assert result["figures"]["tolerance"] == checking.TOLERANCE["q6_k"] and result["weights"]["allowed"] == 0.04
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "gate.json", "luna-q6_k.gguf"]
+
+
+def test_every_format_on_offer_is_known_to_the_writer_and_the_gate() -> None:
+    offered = set(exports.GGUF_FORMATS)
+    assert offered == {*writer.FORMATS, *writer.QUANTIZED} == set(checking.TOLERANCE) == set(ALLOWED)
 
 
 def test_k_quants_without_the_tool(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

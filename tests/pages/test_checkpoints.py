@@ -127,7 +127,8 @@ def test_tools_of_others_are_offered_where_they_are(open_page, project, checkpoi
         (tmp_path / tool).write_text("#!/bin/sh\n")
         (tmp_path / tool).chmod(0o755)
     at.run()
-    assert "q4_k_m" in at.selectbox(key="checkpoints.export.format.ollama").options
+    at.selectbox(key="checkpoints.export.format.ollama").set_value("q4_k_m").run()
+    assert "scaled up from q8_0, not measured" in words(at)
     next(each for each in at.button if each.label == "Create it in Ollama").click().run()
     assert started == [("ollama", {"export": str(project.path("exports", "a")), "name": "a"})]
 
