@@ -65,16 +65,25 @@ def show_(conversation: WhichArgument = NEWEST, json: JsonOption = False, projec
 
 @app.command()
 def export(
-    file: Annotated[
-        Path, typer.Argument(help="The file to write: .html for one page, .md, or .json with all branches.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[CONVERSATION] FILE",
+            help="The file to write: .html for one page, .md, or .json with all branches. Before it the conversation's "
+            "id, or the beginning of it; the newest when left out.",
+        ),
     ],
-    conversation: Annotated[str, typer.Option(help="Which one, as `retune conversations list` names it.")] = NEWEST,
+    conversation: Annotated[str, typer.Option(help="The same as CONVERSATION.")] = NEWEST,
     project: ProjectOption = "",
 ) -> None:
     """Write a conversation to a file that opens anywhere.
 
     Example: retune conversations export before-and-after.html
     """
+    *named, last = words
+    if len(named) > 1:
+        raise StudioError(f"Too much is named: {' '.join(words)}.", "Give one conversation, or none, and one file.")
+    file, conversation = Path(last), named[0] if named else conversation
     kind = ENDINGS.get(file.suffix.lower())
     if kind is None:
         raise StudioError(f"{file.name!r} says no format.", "Allowed endings: .html, .md, .json.")
