@@ -1,15 +1,17 @@
 """A run held against the one that it reproduces: losses step by step, the weights it learned, scores in intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from studio import runs, scores
-from studio.bundles.content import Expected, Interval, Numbers, Score, Scorecard
+from sqlite_utils import Database
+
+from studio import runs, suites
+from studio.bundles.content import Expected, Interval, Numbers, Score, Scorecard, scores_of
 from studio.bundles.reproducing import Difference, differences, expected_of
 from studio.projects import Project
 from studio.store import checkpoints, evaluations, metrics, open_db
 from studio.store import jobs as store_jobs
-from studio.store.evaluations import Evaluation
+from studio.store.evaluations import STANDARD, Evaluation
 
 # Numbers that two equal runs share; those that measure time or memory are not among them.
 COMPARED = ("train/loss", "train/grad_norm", "train/learning_rate", "valid/loss", "probe/identity", "probe/leakage")
@@ -47,20 +49,32 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Due:
-    """A scorecard of the bundle that the second run has not got yet; `limit` probes of each kind, 0 for all."""
+    """A scorecard of the bundle that the second run has not got yet; `limit` probes of each group, 0 for all."""
 
     step: int
     limit: int
+    suite: str = STANDARD
 
 
 def scorecards_due(project: Project, run_id: str) -> list[Due]:
-    """Scorecards to make before the scores can be compared; of steps whose checkpoint is here."""
+    """Scorecards to make before the scores can be compared; of steps whose checkpoint is here, by suites that are."""
     expected = expected_of(project, run_id)
-    with open_db(project.folder) as db:
-        made = {card.step for card in evaluations.of_run(db, run_id)}
-        kept = {checkpoint.step for checkpoint in checkpoints.listed(db, run_id)}
     cards = expected.manifest.scorecards if expected else ()
-    return [Due(card.step, card.limit) for card in cards if card.step in kept - made]
+    with open_db(project.folder) as db:
+        made = _made(db, run_id, cards)
+        kept = {checkpoint.step for checkpoint in checkpoints.listed(db, run_id)}
+    known = suites.names(project)
+    return [
+        Due(card.step, card.limit, card.suite)
+        for card in cards
+        if card.step in kept and card.suite in known and (card.suite, card.step) not in made
+    ]
+
+
+def _made(db: Database, run_id: str, cards: Iterable[Scorecard]) -> dict[tuple[str, int], Evaluation]:
+    """The run's own scorecards by (suite, step), of the suites that the bundle's are by."""
+    asked = {card.suite for card in cards}
+    return {(suite, each.step): each for suite in asked for each in evaluations.of_run(db, run_id, suite)}
 
 
 def compare(project: Project, run_id: str) -> Comparison | None:
@@ -71,14 +85,14 @@ def compare(project: Project, run_id: str) -> Comparison | None:
     run = runs.get_run(project, run_id)
     with open_db(project.folder) as db:
         numbers = {name: [(p.step, p.value) for p in metrics.series(db, run_id, name)] for name in COMPARED}
-        cards = {each.step: each for each in evaluations.of_run(db, run_id)}
+        cards = _made(db, run_id, expected.manifest.scorecards)
         learned = store_jobs.get(db, run.job_id).result.get("weights_sha256", "") if run.job_id else ""
     there = expected.manifest
     lines = [
         Line("steps", "steps", str(there.run.step), str(run.step), "equal" if there.run.step == run.step else "apart"),
         *_number_lines(expected.metrics, numbers),
         *_weights(there.run.learned_sha256, learned if run.step == there.run.step else ""),
-        *(line for card in there.scorecards for line in _score_lines(card, cards.get(card.step))),
+        *(line for card in there.scorecards for line in _score_lines(card, cards.get((card.suite, card.step)))),
     ]
     began = run.detail.get("began", [])
     parted = tuple(differences(there.circumstances, began[-1]["circumstances"])) if began else ()
@@ -119,11 +133,12 @@ def _weights(there: str, here: str) -> Iterator[Line]:
 
 def _score_lines(card: Scorecard, made: Evaluation | None) -> Iterator[Line]:
     """Each score of the tuned model. Close: the value lies in the other's 95 % interval."""
-    after = {line.name: line.tuned for line in scores.lines(made.scores)} if made else {}
+    after = {each.name: each.tuned for each in scores_of(made)} if made else {}
+    by = "" if card.suite == STANDARD else f"{card.suite}: "
     for score in card.scores:
         if score.tuned is None:
             continue
-        what, value = f"{score.name} at step {card.step}", after.get(score.name)
+        what, value = f"{by}{score.name} at step {card.step}", after.get(score.name)
         if value is None:
             yield Line("score", what, _interval(score.tuned), "not scored", "missing")
         else:

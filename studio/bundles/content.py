@@ -4,6 +4,7 @@
 - config.yaml: the frozen config, without places on the machine it came from
 - metrics.json: every number of every step, as {name: [[step, value], ...]}
 - data/NAME.jsonl, data/NAME.probes.jsonl, answers.jsonl, samples.jsonl: the rows, and what was said about them
+- suites/NAME.yaml: the project's own suites that scored the run, as they were asked
 - README.md: what this is and how to run it again, for people
 """
 
@@ -17,11 +18,14 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from studio import scores
 from studio.bundles.archive import DAMAGED, HOSTILE, SafeZip
 from studio.config.schema import ZERO_PRESETS, RunConfig, Slug
 from studio.config.yaml import load_text
 from studio.errors import BundleError, ConfigError
 from studio.paths import sha256_of
+from studio.probes import built_in
+from studio.store.evaluations import STANDARD, Evaluation
 
 FORMAT = "retune-bundle/1"
 MANIFEST, CONFIG, METRICS, README = "bundle.json", "config.yaml", "metrics.json", "README.md"
@@ -98,8 +102,9 @@ class Score(Part):
 
 
 class Scorecard(Part):
-    """`limit`: probes asked of each kind at most, 0 for all."""
+    """By one suite. `limit`: probes asked of each group at most, 0 for all."""
 
+    suite: Slug = STANDARD
     step: int = Field(ge=0)
     datasets: tuple[str, ...]
     limit: int = Field(ge=0)
@@ -124,6 +129,11 @@ class Manifest(Part):
     files: dict[str, File]
 
     @property
+    def own_suites(self) -> set[str]:
+        """Names of the suites that are not built in."""
+        return {card.suite for card in self.scorecards} - set(built_in.NAMES)
+
+    @property
     def has_rows(self) -> bool:
         return any(data.file for data in self.datasets)
 
@@ -135,6 +145,25 @@ class Manifest(Part):
     @property
     def is_uniform(self) -> bool:
         return all(each.circumstances == self.circumstances for each in self.began)
+
+
+def suite_file(name: str) -> str:
+    """Where a bundle has a suite of the project's own."""
+    return f"suites/{name}.yaml"
+
+
+def scores_of(card: Evaluation) -> tuple[Score, ...]:
+    """What a scorecard says, line by line; of other suites than the standard one the share passed of each group too."""
+    lines = [line for line in scores.lines(card.scores) if card.is_standard or line.num_probes]
+    found = [Score(name=each.name, base=each.base, tuned=each.tuned, num_probes=each.num_probes) for each in lines]
+    if not card.is_standard:
+        found += [_group_score(name, sides) for name, sides in card.scores.get("groups", {}).items()]
+    return tuple(found)
+
+
+def _group_score(name: str, sides: Mapping[str, Any]) -> Score:
+    base, tuned = (scores.triple(sides[side]) for side in ("base", "tuned"))
+    return Score(name=f"passed of {name}", base=base, tuned=tuned, num_probes=sides["tuned"]["total"])
 
 
 Numbers = Mapping[str, list[tuple[int, float | None]]]
@@ -197,7 +226,7 @@ def _sha256(source: Path | BinaryIO) -> str:
 
 def _require_files(archive: SafeZip, manifest: Manifest) -> None:
     """The zip holds what the manifest lists, no more, no less, byte for byte. Raises BundleError."""
-    allowed = {CONFIG, METRICS, README, SAMPLES, ANSWERS}
+    allowed = {CONFIG, METRICS, README, SAMPLES, ANSWERS, *map(suite_file, manifest.own_suites)}
     for data in manifest.datasets:
         if {data.file, data.probes_file} - {"", f"data/{data.name}.jsonl", f"data/{data.name}.probes.jsonl"}:
             raise BundleError(f"The rows of {data.name!r} are said to lie in {data.file!r}.", HOSTILE)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio import checkpoint_files, datasets, models, runs, scores
+from studio import checkpoint_files, datasets, models, runs
 from studio.bundles.archive import write_zip
 from studio.bundles.content import (
     ANSWERS,
@@ -24,9 +24,10 @@ from studio.bundles.content import (
     Numbers,
     Outside,
     RunFacts,
-    Score,
     Scorecard,
     Setting,
+    scores_of,
+    suite_file,
 )
 from studio.bundles.readme import commands, readme
 from studio.config.schema import ZERO_PRESETS, RunConfig
@@ -35,14 +36,18 @@ from studio.data.intake import HUB_PREFIXES
 from studio.data.tokens import fingerprint
 from studio.errors import BundleError, DataError, JobError
 from studio.paths import sha256_of, typed_path
+from studio.probes.library import own_names, suite_path
+from studio.probes.reading import load_suite
 from studio.projects import Project
 from studio.store import dataset_versions, evaluations, metrics, open_db, samples
 from studio.store import jobs as store_jobs
 from studio.store.datasets import Version
-from studio.store.evaluations import Evaluation
+from studio.store.evaluations import STANDARD, Evaluation
 from studio.store.runs import Run
 
 OF_THIS_MACHINE = ("raw", "source")  # parts of a dataset's origin that are places in its project
+
+SAID_OF_A_PROBE = ("probe", "kind", "intent", "language", "prompt", "base_answer", "answer")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Packed:
 def pack(project: Project, run_id: str, out: Path, rows: bool = True) -> Packed:
     """Write a run's bundle to `out`. Without `rows`, what was said about them stays out too: probes, answers, samples.
 
-    Raises BundleError for a run that has not ended or was not trained here, DataError when its rows are gone.
+    Scorecards of all suites go in. A suite of the project's own that has changed since it was asked stays out: its
+    scorecard then stands alone. Raises BundleError for a run that has not ended or was not trained here, DataError when
+    its rows are gone.
     """
     run = _ended_run(project, run_id)
     config = runs.run_config(project, run_id)
@@ -69,7 +76,7 @@ def pack(project: Project, run_id: str, out: Path, rows: bool = True) -> Packed:
         METRICS: _as_json(_numbers(project, run_id)),
     }
     if rows:
-        contents |= _rows(project, sets) | _said(project, run_id, cards)
+        contents |= _rows(project, sets) | _said(project, run_id, cards) | _suites(project, cards)
     manifest = _manifest(project, run, config, cards, [_described(each, contents) for each in sets])
     contents[README] = readme(manifest).encode()
     manifest = manifest.model_copy(update={"files": {name: _file(content) for name, content in contents.items()}})
@@ -90,9 +97,10 @@ def _ended_run(project: Project, run_id: str) -> Run:
 
 
 def _newest_scorecards(project: Project, run_id: str) -> list[tuple[Evaluation, int]]:
-    """(scorecard, limit of its probes): the newest of each step, by step."""
+    """(scorecard, limit of its probes): the newest of each suite and step; the standard suite first, by step."""
     with open_db(project.folder) as db:
-        return [(each, _limit(db, each)) for each in evaluations.of_run(db, run_id)]
+        suites = evaluations.suites_of_run(db, run_id)
+        return [(each, _limit(db, each)) for suite in suites for each in evaluations.of_run(db, run_id, suite)]
 
 
 def _limit(db: Any, evaluation: Evaluation) -> int:
@@ -141,12 +149,26 @@ def _said(project: Project, run_id: str, cards: Sequence[tuple[Evaluation, int]]
     with open_db(project.folder) as db:
         said = [[each.step, each.prompt, each.text, each.error] for each in samples.listed(db, run_id)]
         answers = [
-            [card.step, each.probe, each.kind, each.intent, each.language, each.prompt, each.base_answer, each.answer]
+            [card.suite or STANDARD, card.step, *(getattr(each, name) for name in SAID_OF_A_PROBE)]
             for card, _ in cards
             for each in evaluations.answers(db, card.id)
         ]
     files = {SAMPLES: _as_lines(said), ANSWERS: _as_lines(answers)}
     return {name: content for name, content in files.items() if content}
+
+
+def _suites(project: Project, cards: Sequence[tuple[Evaluation, int]]) -> dict[str, bytes | Path]:
+    """Files of the project's own suites, where they still ask what they asked."""
+    return {
+        suite_file(card.suite): suite_path(project.folder, card.suite)
+        for card, limit in cards
+        if card.suite in own_names(project.folder)
+        and load_suite(suite_path(project.folder, card.suite)).limited(limit).hash == _suite_hash(card)
+    }
+
+
+def _suite_hash(card: Evaluation) -> str:
+    return str(card.scores.get("setting", {}).get("suite_hash", ""))
 
 
 def _described(each: tuple[Version, bool], contents: Mapping[str, object]) -> Data:
@@ -212,15 +234,12 @@ def _base_fingerprint(config: RunConfig, began: Sequence[Began]) -> str:
 def _scorecard(card: Evaluation, limit: int, with_words: bool) -> Scorecard:
     """Without rows, the names that the questions ask for stay out too."""
     setting = card.scores.get("setting", {})
-    lines = [
-        Score(name=line.name, base=line.base, tuned=line.tuned, num_probes=line.num_probes)
-        for line in scores.lines(card.scores)
-    ]
     return Scorecard(
+        suite=card.suite or STANDARD,
         step=card.step,
         datasets=tuple(_asked(card)),
         limit=limit,
-        scores=tuple(lines),
+        scores=scores_of(card),
         weights_sha256=card.weights_hash,
         setting=setting if with_words else {key: value for key, value in setting.items() if key != "identity"},
     )

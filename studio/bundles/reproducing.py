@@ -9,17 +9,19 @@ from typing import Any
 
 import orjson
 
-from studio import checkpoint_files, datasets, machine, models, runs
+from studio import checkpoint_files, datasets, machine, models, runs, suites
 from studio.bundles.archive import DAMAGED
-from studio.bundles.content import Bundle, Data, Expected, Manifest
+from studio.bundles.content import Bundle, Data, Expected, Manifest, suite_file
 from studio.config.schema import RunConfig
 from studio.data.conversation import Conversation
 from studio.data.files import scan
 from studio.data.formats import RowProblem, convert_rows, write_conversations
 from studio.data.tokens import fingerprint
-from studio.errors import BundleError, DataError, ModelError
+from studio.errors import BundleError, ConfigError, DataError, ModelError
 from studio.paths import atomic_write_text
+from studio.probes import library
 from studio.probes.built_in import probe_form
+from studio.probes.reading import parse_suite
 from studio.probes.suite import ProbeForm
 from studio.projects import Project, create_project, delete_project, list_projects, open_project
 from studio.store import open_db
@@ -29,6 +31,7 @@ from studio.store.runs import Run
 
 EXPECTED_FILE = "reproduces.json"  # in the folder of the run that reproduces another
 MOST_PROBES_BYTES = 256 * 2**20
+MOST_SUITE_BYTES = 2**20
 BASE, ROWS = "base", "data."
 INSIDE, HERE = "the bundle", "this project"  # where rows come from; else a project's slug, or a file that was given
 KINDS_OF_PROBES = ("identity", "general")
@@ -74,6 +77,7 @@ def make_plan(bundle: Bundle, project: Project | None = None, given: Mapping[str
     base = _find_base(manifest, given.get(BASE), missing)
     rows = {data.name: _find_rows(data, project, given.get(ROWS + data.name), missing) for data in manifest.datasets}
     outside = _find_outside(manifest, given, missing)
+    _look_at_suites(bundle, project, missing)
     name = project.slug if project else manifest.run.id
     return Plan(name, project is None, base, rows, outside, tuple(_differences(manifest)), missing)
 
@@ -96,6 +100,9 @@ def start(
             for data in bundle.manifest.datasets:
                 if file := files[data.name]:
                     _bring_in(project, data, file, probes[data.name], bundle.manifest.run.id)
+            for suite_name, text in _suites(bundle).items():
+                if suite_name not in library.own_names(project.folder):
+                    suites.save_text(project, suite_name, text)
             run, job = _start_run(project, bundle, plan)
         except BaseException:
             if plan.is_new:
@@ -174,6 +181,31 @@ def _find_rows(data: Data, project: Project | None, given: Path | None, missing:
         f"the {data.num_rows} rows of {data.name!r} with fingerprint {data.fingerprint[:12]} are not in the bundle"
     )
     return ""
+
+
+def _look_at_suites(bundle: Bundle, project: Project | None, missing: dict[str, str]) -> None:
+    """Suites of the project that would be written over by the bundle's own."""
+    for name, suite in _suites(bundle).items():
+        if project and name in library.own_names(project.folder):
+            there = library.load(project.folder, name)
+            if there.hash != parse_suite(suite, name).hash:
+                missing[f"suite.{name}"] = (
+                    f"project {project.slug!r} has another suite {name!r}, with other questions; choose another project"
+                )
+
+
+def _suites(bundle: Bundle) -> dict[str, str]:
+    """Texts of the suites in the bundle by name. Raises BundleError for one that is none."""
+    found = {}
+    for name in sorted(bundle.manifest.own_suites):
+        if suite_file(name) in bundle.manifest.files:
+            content = bundle.archive.read(suite_file(name), MOST_SUITE_BYTES)
+            try:
+                found[name] = content.decode("utf-8")
+                parse_suite(found[name], name)
+            except (UnicodeDecodeError, ConfigError) as error:
+                raise BundleError(f"The suite {name!r} in the bundle cannot be used: {error}", DAMAGED) from error
+    return found
 
 
 def _dataset(project: Project, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studio.cli import show
-from studio.cli.evaluate import score
+from studio.cli.evaluate import score_all
 from studio.cli.follow import follow
 from studio.cli.lazy import comparing, content, packing, projects, reproducing
 from studio.cli.options import JsonOption, ProjectOption, chosen
@@ -82,7 +82,7 @@ def reproduce(
         show.say(f"\nRun {run.id} of project {workspace.slug}; log: {job.log_path}")
     follow(workspace.folder, job, quiet=json)
     for due in comparing.scorecards_due(workspace, run.id):
-        score(workspace, run.id, due.step, due.limit, quiet=json)
+        score_all(workspace, run.id, (due.step,), due.limit, due.suite, quiet=json)
     found = comparing.compare(workspace, run.id)
     if json:
         return show.as_json(found)

@@ -101,6 +101,12 @@ def of_run(db: Database, run_id: str, suite: str = STANDARD) -> list[Evaluation]
     return [newest for _, newest in sorted({each.step: each for each in found}.items())]
 
 
+def suites_of_run(db: Database, run_id: str) -> list[str]:
+    """The suites that checkpoints of a run were scored by: the standard one first, then by name."""
+    found = db.execute("select distinct suite from evaluations where run_id = ?", [run_id])
+    return sorted({suite or STANDARD for (suite,) in found}, key=lambda suite: (suite != STANDARD, suite))
+
+
 def measured(db: Database, setting_key: str, source_hash: str, run_id: str, step: int) -> Evaluation | None:
     """The same measurement of the same weights, when it was made before."""
     found = select(

@@ -167,5 +167,5 @@ def _score_too(project: Project, run: Run) -> None:
     if job and job.live:
         job_panel(project.folder, job, "train.reproduced.job")
     elif due and st.button(_("Score it as the bundle was"), key="train.reproduced.score"):
-        runs.start_evaluate(project, run.id, due[0].step, due[0].limit)
+        runs.start_evaluate(project, run.id, due[0].step, due[0].limit, due[0].suite)
         st.rerun()

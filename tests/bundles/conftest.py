@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from studio import jobs, runs
+from studio import jobs, runs, suites
 from studio.bundles.packing import pack
 from studio.config.schema import parse_config
 from studio.data.identity import Identity
@@ -17,6 +17,16 @@ from tests.engine.conftest import tiny_model
 
 __all__ = ["tiny_model"]
 RUN = "tiny-1"
+HOURS = """\
+max_new_tokens: 4
+groups:
+  - name: opening
+    probes:
+      - ask: When do you open?
+        assert: [{type: not-contains, value: midnight}]
+      - ask: Are you Luna?
+        assert: [{type: contains, value: "9"}]
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ def run_here(kind: str, job_dir: Path, log: Path) -> Here:
 
 @pytest.fixture(scope="session")
 def bundled_home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A home with the project Tiny, its run tiny-1 and one scorecard; beside it tiny.zip, its bundle."""
+    """A home with the project Tiny, its run tiny-1 and scorecards by two suites; beside it tiny.zip, its bundle."""
     home = tmp_path_factory.mktemp("bundled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETUNE_HOME", str(home))
@@ -52,6 +62,8 @@ def bundled_home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
         }
         runs.start_run(project, parse_config(values))
         runs.start_evaluate(project, RUN, 5, limit=2)
+        suites.save_text(project, "hours", HOURS)
+        runs.start_evaluate(project, RUN, 5, suite="hours")
         pack(project, RUN, home / "tiny.zip")
         pack(project, RUN, home / "bare.zip", rows=False)
     return home

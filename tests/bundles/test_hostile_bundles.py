@@ -78,6 +78,8 @@ def in_file(name: str, content: bytes) -> Change:
         (in_file("/etc/cron.d/evil", b"x"), ["'/etc/cron.d/evil'", "no bundle holds"]),
         (in_file("C:\\evil.exe", b"x"), ["evil.exe", "no bundle holds"]),
         (in_file("data/other.jsonl", b"{}"), ["data/other.jsonl", "no bundle holds"]),
+        (in_file("suites/other.yaml", b"{}"), ["suites/other.yaml", "no bundle holds"]),
+        (in_manifest(scorecards__1__suite="../../x"), ["scorecards.1.suite"]),
         (in_file("config.yaml", b"!!python/object/apply:os.system ['touch canary']"), ["config"]),
         (in_file("config.yaml", ALIASES.encode()), ["config", "alias"]),
         (in_file("config.yaml", b"name: [" + b"[" * 5000), ["config"]),
@@ -107,6 +109,13 @@ def test_what_no_bundle_holds(
     before = sorted(path for path in tmp_path.parent.rglob("*") if path.name in ("evil", "canary"))
     refused(sealed(contents, tmp_path / "hostile.zip"), *words)
     assert sorted(path for path in tmp_path.parent.rglob("*") if path.name in ("evil", "canary")) == before == []
+
+
+@pytest.mark.parametrize("suite", [b"!!python/object/apply:os.system ['touch canary']", ALIASES.encode(), b"\xff", b"7"])
+def test_a_suite_that_is_none(contents: dict[str, bytes], tmp_path: Path, suite: bytes) -> None:
+    path = sealed(contents | {"suites/hours.yaml": suite}, tmp_path / "hostile.zip")
+    with open_bundle(path) as bundle, pytest.raises(BundleError, match="suite 'hours' in the bundle cannot be used"):
+        make_plan(bundle)
 
 
 def test_a_manifest_that_lacks_or_hides_files(contents: dict[str, bytes], tmp_path: Path) -> None:

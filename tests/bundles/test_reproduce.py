@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from studio import datasets, runs
+from studio import datasets, runs, suites
 from studio.bundles import comparing
 from studio.bundles.content import open_bundle
 from studio.bundles.packing import pack
@@ -17,7 +17,7 @@ from studio.scores import scorecard
 from studio.store import evaluations, metrics, open_db
 from studio.store import runs as store_runs
 from studio.store.evaluations import Evaluation
-from tests.bundles.conftest import RUN
+from tests.bundles.conftest import HOURS, RUN
 from tests.cli.conftest import run as retune
 
 
@@ -33,13 +33,14 @@ def test_what_is_inside(home: Path, tiny: Project) -> None:
         everything = b"".join(archive.read(name) for name in names)
     assert names == {
         "bundle.json", "config.yaml", "metrics.json", "README.md", "samples.jsonl", "answers.jsonl",
-        "data/identity.jsonl", "data/identity.probes.jsonl",
+        "data/identity.jsonl", "data/identity.probes.jsonl", "suites/hours.yaml",
     }  # fmt: skip
     with open_bundle(home / "tiny.zip") as bundle:
         manifest = bundle.manifest
     assert manifest.run.step == 5 and len(manifest.run.learned_sha256) == 64 and manifest.has_rows
     assert {"torch", "device name", "threads", "template", "code"} <= manifest.circumstances.keys()
-    assert [card.limit for card in manifest.scorecards] == [2] and manifest.scorecards[0].scores[0].name == "identity"
+    assert [(card.suite, card.limit) for card in manifest.scorecards] == [("standard", 2), ("hours", 0)]
+    assert [card.scores[0].name for card in manifest.scorecards] == ["identity", "passed of opening"]
     assert "base: tiny\n" in config and "The rows are inside" in readme and "torch==" in readme
     assert str(tiny.folder).encode() not in everything and str(home).encode() not in everything
 
@@ -66,6 +67,7 @@ def test_bundle_and_reproduce_in_the_shell(home: Path, tiny: Project, tmp_path: 
     found = comparing.compare(project, RUN)
     assert found and found.is_exact and {line.kind for line in found.lines} == {"steps", "numbers", "weights", "score"}
     assert {line.verdict for line in found.lines} == {"equal"}
+    assert found.lines[-1].what == "hours: passed of opening at step 5" and suites.text_of(project, "hours") == HOURS
     delete_project(project.slug)
 
 
@@ -112,6 +114,26 @@ def test_another_dataset_of_that_name_is_never_overwritten(home: Path, tiny: Pro
     delete_project(other.slug)
 
 
+def test_another_suite_of_that_name_is_never_overwritten(home: Path, tiny: Project, tmp_path: Path) -> None:
+    """Nor is a suite bundled that no longer asks what the scorecard says; its scorecard stands alone then."""
+    other, edited = create_project("Other"), HOURS.replace("midnight", "noon")
+    suites.save_text(other, "hours", edited)
+    with open_bundle(home / "tiny.zip") as bundle:
+        assert "suite.hours" not in make_plan(bundle, tiny).missing
+        assert "choose another project" in make_plan(bundle, other).missing["suite.hours"]
+    delete_project(other.slug)
+    suites.save_text(tiny, "hours", edited)
+    try:
+        pack(tiny, RUN, tmp_path / "edited.zip")
+    finally:
+        suites.save_text(tiny, "hours", HOURS)
+    with open_bundle(tmp_path / "edited.zip") as bundle:
+        assert bundle.manifest.own_suites == {"hours"} and "suites/hours.yaml" not in bundle.manifest.files
+        project, run, _ = start(bundle, make_plan(bundle), name="Alone")
+    assert comparing.scorecards_due(project, run.id) == [comparing.Due(5, 2)]
+    delete_project(project.slug)
+
+
 def test_a_run_that_differs_says_how_far_and_why(home: Path, tiny: Project) -> None:
     """The second run is bent afterwards: one loss, one score outside the interval, another version of torch."""
     with open_bundle(home / "tiny.zip") as bundle:
@@ -131,7 +153,7 @@ def test_a_run_that_differs_says_how_far_and_why(home: Path, tiny: Project) -> N
     assert line.verdict == "apart" and "first unequal at step 3" in line.note and "(1.00%), at step 3" in line.note
     assert [each.what for each in found.differences] == ["torch"]
     assert any("The circumstances differ: torch" in each for each in found.sentences)
-    assert comparing.scorecards_due(project, run.id) == [comparing.Due(5, 2)]
+    assert comparing.scorecards_due(project, run.id) == [comparing.Due(5, 2), comparing.Due(5, 0, "hours")]
     assert next(line for line in found.lines if line.kind == "score").verdict == "missing"
     with open_db(project.folder) as db:
         db.table("metrics").delete_where("run_id = ?", [run.id])
