@@ -287,8 +287,9 @@ def _goes_first(folder: Path, own: Job) -> bool:
         print(f"passed over in the queue: {error}", file=sys.stderr, flush=True)
         return False
     others = (row for row in rows if row.needs_device and row.id != own.id and not (row.waiting and row.held))
-    return any(row.turn < own.turn and _may_live(row) for row in others)
+    return any(row.turn < own.turn and may_live(row) for row in others)
 
 
-def _may_live(job: Job) -> bool:
+def may_live(job: Job) -> bool:
+    """Whether the process of a job that is not marked as ended is there, or about to be."""
     return job.starting or (job.pid > 0 and processes.lives(job.pid, job.process_created))

@@ -20,6 +20,8 @@ from studio.errors import CheckpointError, UnsafeFileError
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_OPERATIONS = 5_000_000
 MAX_NODES = 5_000_000
+MAX_NUMBER_KEYS = 100_000  # a checkpoint counts parameters with them
+WHOLE_HASH = 2**61 - 1  # Python's hash of a whole number is the rest of a division by it
 COPIED_ITEM_BYTES = 64  # a value in a dictionary or set takes about so many
 MAX_DEPTH = 100
 MAX_DIMENSIONS = 16
@@ -156,6 +158,7 @@ class _Machine:
         self.aside: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.copied = 0
+        self.number_keys = 0
 
     def run(self, data: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
@@ -196,6 +199,23 @@ class _Machine:
             raise CheckpointError(f"{self.what} unfolds to more than {MAX_PICKLE_BYTES} bytes.", NEXT_MOVE)
         return values
 
+    def pairs(self, pairs: Any) -> dict[Any, Any]:
+        return {self.key(key): value for key, value in pairs}
+
+    def key(self, value: Any) -> Any:
+        """Text, bytes, None, and numbers whose hashes differ: a dictionary of keys with one hash takes quadratic time.
+
+        Hashes of text and bytes cannot be foretold; those of whole numbers can, and those of tuples be made alike.
+        """
+        if value is None or isinstance(value, str | bytes):
+            return value
+        if not isinstance(value, int | float) or abs(value) >= WHOLE_HASH:
+            raise ValueError(f"a {type(value).__name__} is used as a key")
+        self.number_keys += 1
+        if self.number_keys > MAX_NUMBER_KEYS:
+            raise CheckpointError(f"{self.what} has more than {MAX_NUMBER_KEYS} numbers as keys.", NEXT_MOVE)
+        return value
+
     def group(self) -> list[Any]:
         """What was pushed since the last mark."""
         values, self.stack = self.stack, self.aside.pop()
@@ -231,13 +251,13 @@ class _Machine:
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise self.refusal(f"items set on {type(target).__name__}")
-        target.update(_pairs(zip(values[::2], values[1::2], strict=True)))
+        target.update(self.pairs(zip(values[::2], values[1::2], strict=True)))
 
     def add(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, set):
             raise self.refusal(f"members added to {type(target).__name__}")
-        target.update(map(_key, values))
+        target.update(map(self.key, values))
 
     def stack_name(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -312,13 +332,13 @@ class _Machine:
         return _lengths(lengths)
 
     def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
-        return _pairs(self.copying(pairs))
+        return self.pairs(self.copying(pairs))
 
     def config_dict(self, values: Any = ()) -> dict[Any, Any]:
         return self.ordered(list(values.items()) if isinstance(values, dict) else values or ())
 
     def members(self, values: Any = ()) -> set[Any]:
-        return {_key(value) for value in self.copying(values)}
+        return {self.key(value) for value in self.copying(values)}
 
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
@@ -460,18 +480,6 @@ def _integer(value: Any) -> int:
 def _word(value: Any) -> str:
     """Text, shortened; of anything else its kind, for what is nested may be endless when it is spelt out."""
     return value[:40] if isinstance(value, str) else type(value).__name__
-
-
-def _pairs(pairs: Any) -> dict[Any, Any]:
-    return {_key(key): value for key, value in pairs}
-
-
-def _key(value: Any) -> Any:
-    """Flat keys only: hashing a tuple that is nested a million deep would end the process."""
-    parts = value if isinstance(value, tuple) else (value,)
-    if not all(part is None or isinstance(part, str | int | float | bytes) for part in parts):
-        raise ValueError(f"a {type(value).__name__} is used as a key")
-    return value
 
 
 def _require_plain(value: Any, what: str) -> None:

@@ -32,6 +32,7 @@ class Run:
     cause: str = ""
 
 
+UNFINISHED = "unfinished"  # in the detail of a run while it is brought in: it is listed once all of it is there
 SELECT = "select runs.*, jobs.state, jobs.phase, jobs.cause from runs left join jobs on jobs.id = runs.job_id"
 DERIVED = ("state", "phase", "cause")
 
@@ -52,12 +53,14 @@ def get(db: Database, run_id: str) -> Run:
 
 
 def listed(db: Database) -> list[Run]:
-    """Runs that are not archived, newest first."""
-    return select(
-        db,
-        Run,
-        f"{SELECT} where runs.archived_at is null or runs.archived_at = '' order by runs.created_at desc",
-    )
+    """Runs that are whole and not archived, newest first."""
+    found = select(db, Run, f"{SELECT} where coalesce(runs.archived_at, '') = '' order by runs.created_at desc")
+    return [run for run in found if not run.detail.get(UNFINISHED)]
+
+
+def unfinished(db: Database) -> list[Run]:
+    """Runs that are being brought in; those whose job is gone will never be whole."""
+    return [run for run in select(db, Run, SELECT) if run.detail.get(UNFINISHED)]
 
 
 def update(db: Database, run_id: str, **values: Any) -> None:

@@ -1,6 +1,9 @@
 """Checkpoints of the real XTuner: converted, merged and split to its own bits; imported, and continued from."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +298,27 @@ def ready(config: Any, base: Path = TINY_LLAMA) -> torch.nn.Module:
     from studio.engine.models.load import load_base
 
     return attach(load_base(base, dtype=torch.float32, device=torch.device("cpu")), config)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from studio import faults
+from studio.engine import importing_checkpoint
+from tests.engine.test_xtuner_files import import_job
+faults.arm("kill@row checkpoint")
+importing_checkpoint.run(import_job(Path(sys.argv[1])))
+"""
+
+
+def test_what_a_killed_import_left_is_not_listed_and_goes_with_the_next(tmp_path: Path) -> None:
+    """It dies with its file written and half of its rows."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with open_db(tmp_path) as db:
+        assert runs.listed(db) == [] and store.listed(db) == []
+        assert [run.id for run in runs.unfinished(db)] == ["lora-1"] and (tmp_path / "runs/lora-1").is_dir()
+    assert importing_checkpoint.run(import_job(tmp_path))["run_id"] == "lora-1"
+    with open_db(tmp_path) as db:
+        assert [run.id for run in runs.listed(db)] == ["lora-1"] and runs.unfinished(db) == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["lora-1"]

@@ -151,6 +151,13 @@ DAMAGED = {
         + (call("mmengine.config.config", "ConfigDict", b"h\x00") + b"a") * 110
     ),
     "a list as a key": pickled(b"}]K\x01s"),
+    "whole numbers that all have one hash": pickled(b"}(" + b"".join(
+        b"\x8a\x09" + (n * (2**61 - 1)).to_bytes(9, "little") + b"N" for n in range(1, 50)
+    ) + b"u"),
+    "pairs, whose hashes can be made alike": pickled(b"}K\x01K\x02\x86Ns"),
+    "more numbers as keys than there are parameters": pickled(
+        b"}(" + b"".join(b"J" + struct.pack("<i", key) + b"N" for key in range(100_001)) + b"u"
+    ),
     "a list that unfolds without end": pickled(b"]q\x00" + b"".join(
         b"]q" + bytes([n]) + b"(" + (b"h" + bytes([n - 1])) * 8 + b"e" for n in range(1, 30)
     )),
@@ -191,7 +198,7 @@ def test_plain_values_come_back_as_torch_reads_them(tmp_path: Path) -> None:
         "a": shared[2:6], "b": shared.view(3, 4).t(), "half": torch.ones(2, 3, dtype=torch.bfloat16), "none": None,
         "flags": (True, False), "big": 2**80, "minus": -7, "real": 1.5, "text": "über", 3: ["x", {"y": b"\x00\xff"}],
         "ordered": OrderedDict(z=1, a=2), "size": torch.Size([2, 3]), "dtype": torch.float16, "set": {1, 2},
-        "device": torch.device("cpu"), "empty": torch.empty(0, 3), "scalar": torch.tensor(5), ("t", 1): 0,
+        "device": torch.device("cpu"), "empty": torch.empty(0, 3), "scalar": torch.tensor(5), -7: 0, 2.5: 0,
     }  # fmt: skip
     torch.save(content, tmp_path / "x.pth")
     found = TorchFile(tmp_path / "x.pth").content
