@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from studio.projects import Project
 
 app = group("Checkpoints of a project's runs.")
+CELL_WIDTH = 80
 RunArgument = Annotated[str, typer.Argument(help="The run, as starter_lora-1.")]
 
 
@@ -140,9 +142,12 @@ def _loss(value: float | None) -> str:
 
 
 def _words(value: object) -> str:
+    """A value for a cell of a table; what is long stands on several lines."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {each}" for key, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        value = [f"{key} {each}" for key, each in value.items()]
+    if isinstance(value, list):
+        return textwrap.fill(", ".join(map(str, value)), CELL_WIDTH, break_long_words=False)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _file(workspace: Project, run: str, step: int) -> Path:

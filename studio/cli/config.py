@@ -9,7 +9,7 @@ import typer
 
 from studio.cli import show
 from studio.cli.group import group
-from studio.cli.lazy import catalog, configs, exporting, importing, projects, runs
+from studio.cli.lazy import catalog, configs, datasets, exporting, formats, importing, projects, runs
 from studio.cli.options import JsonOption, ProjectOption, SetOption, base_model, chosen
 from studio.errors import ConfigError, Problem
 from studio.paths import atomic_write_text
@@ -116,13 +116,26 @@ def export(
 ) -> None:
     """Write a config as one of XTuner's, which XTuner takes and `retune config import` reads back as it was.
 
+    Rows that XTuner cannot read where they are, those of the project's own datasets, are written beside it.
+
     Example: retune config export luna --xtuner luna.py
     """
     if xtuner.exists() and not force:
         raise ConfigError([Problem("file", f"{xtuner} is there already", "--force replaces it")], "config export")
-    loaded = with_settings(find_config(config, _project_if_any(project)), set)
-    atomic_write_text(xtuner, exporting.export_file(loaded, xtuner))
-    show.say(f"Wrote {xtuner}")
+    workspace = _project_if_any(project)
+    loaded = with_settings(find_config(config, workspace), set)
+    found = exporting.export_file(loaded, xtuner)
+    there = {dataset.name for dataset in datasets.listed(workspace)} if workspace else frozenset()
+    for name, file in found.written.items():
+        if workspace and name in there:
+            count = formats.write_turns(xtuner.parent / file, datasets.stream(workspace, name))
+            show.say(f"Wrote {xtuner.parent / file}: {count} rows")
+        else:
+            show.warn(f"XTuner will look for the rows of {name} in {xtuner.parent / file}; they are not in a project.")
+    atomic_write_text(xtuner, found.text)
+    show.say(f"Wrote {xtuner}" + (f"; run XTuner in {xtuner.resolve().parent}" if found.written else ""))
+    for note in found.notes:
+        show.say(f"Otherwise there: {note}.")
 
 
 def say_imported(found: Imported) -> None:

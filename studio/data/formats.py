@@ -1,5 +1,6 @@
 """Recognises the common layouts of chat data and turns rows and files into conversations."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from studio.data.conversation import (
     role_order_problem,
 )
 from studio.data.files import ReadOptions, read_rows, scan
-from studio.data.layouts import LAYOUT_COLUMNS, LAYOUTS, from_preference, from_turns, image_of
+from studio.data.layouts import LAYOUT_COLUMNS, LAYOUTS, from_preference, from_turns, image_of, to_turns
 from studio.data.rows import BadRow, RawRow, kind_of, place, shortened
 from studio.data.xtuner_maps import (
     ALIASES,
@@ -47,6 +48,7 @@ __all__ = [
     "to_conversation",
     "turns_to_conversation",
     "write_conversations",
+    "write_turns",
 ]
 
 FORMATS = tuple(LAYOUTS)
@@ -248,6 +250,20 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
     """Write the canonical data file; what stood there stays until the new one is complete."""
     with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
         file.writelines(map(canonical_line, conversations))
+
+
+def write_turns(path: Path, conversations: Iterable[Conversation]) -> int:
+    """Write rows in XTuner's own layout, which needs no map there; the number of rows. Raises DataError for a row that
+    has no such form; what stood there stays."""
+    count = 0
+    with atomic_path(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for count, conversation in enumerate(conversations, start=1):
+            try:
+                row = {"conversation": to_turns(conversation)}
+            except BadRow as bad:
+                raise DataError(f"row {count}: {bad}", "Leave such rows out of what XTuner is to train on.") from None
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
 
 
 def columns_of_formats() -> dict[str, tuple[str, ...]]:

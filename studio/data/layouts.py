@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from studio.data.columns import guess_columns, messages_from
-from studio.data.conversation import Message, list_of, messages_of, text_of, trained_of
+from studio.data.conversation import Conversation, Message, list_of, messages_of, text_of, trained_of
 from studio.data.rows import BadRow, defect, kind_of, shortened
 
 Row = dict[str, Any]
@@ -47,6 +47,27 @@ def from_turns(turns: Sequence[object]) -> Converted:
     if [message.role for message in messages] == ["user", "assistant"] and not messages[0].content:
         return _document(messages[1].content)
     return messages, {"turns": ends} if any(ends) else {}
+
+
+def to_turns(conversation: Conversation) -> list[dict[str, Any]]:
+    """A conversation as XTuner's turns: `from_turns` reads them back. Raises BadRow for what they have no place for."""
+    if (kind := conversation.meta.get("kind", "")) not in ("", "text"):
+        raise BadRow(f"a row of the kind {kind!r} has no form in XTuner's turns.")
+    ends = [{"need_eos_token": False}] if kind == "text" else conversation.meta.get("turns", ())
+    turns: list[dict[str, Any]] = []
+    asked: dict[str, str] = {}
+    for message in conversation.messages:
+        if message.role == "tool" or message.tool_calls:
+            raise BadRow("calls of tools have no form in XTuner's turns.")
+        if message.role != "assistant":
+            part = "system" if message.role == "system" else "input"
+            asked[part] = asked.get(part, "") + message.content
+            continue
+        trained = {} if message.trained is None else {"output_with_loss": message.trained}
+        end = ends[len(turns)] if len(turns) < len(ends) else {}
+        turns.append({"system": "", "input": ""} | asked | {"output": message.content} | trained | end)
+        asked = {}
+    return turns
 
 
 def from_instruction(row: Row) -> Converted:

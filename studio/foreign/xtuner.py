@@ -138,6 +138,7 @@ class XTunerCheckpoint:
         """What there is to know at a glance, as plain values."""
         numbers = Counter(weight.dtype for weight in self.weights.values())
         lora = {"rank": self._rank(), **self.settings.lora} if self.is_adapter else {}
+        lora.pop("r", None)
         return {
             "file": str(self.path),
             "layout": self.layout,

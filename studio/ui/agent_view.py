@@ -7,7 +7,7 @@ import streamlit as st
 
 from studio import chat_client, runs
 from studio.agent.session import Session
-from studio.agent.steps import Step
+from studio.agent.steps import Limits, Step
 from studio.agent.tools import SEARCH_KEY, search_is_on
 from studio.chat_client import Connection, Sampling
 from studio.projects import Project
@@ -97,8 +97,10 @@ def _step(step: Step) -> None:
         icon = ":material/error:" if step.failed else ":material/build:"
         with st.expander(f"{icon} {plain(step.tool)}: {plain(step.tool_input[:80])}"):
             if step.thought:
-                st.caption(plain(step.thought))
+                st.caption(f"{_('Thought')}: {plain(step.thought)}")
+            st.caption(_("Input of the tool"))
             st.code(step.tool_input or " ", language=None, wrap_lines=True)
+            st.caption(_("What came back"))
             st.text(step.result)
         return
     if step.thought:
@@ -113,7 +115,9 @@ def _ending(step: Step) -> str:
     if step.ended_by == "answer":
         return "" if step.answer else _("It said nothing.")
     ends = {
-        "steps": _("It ended without an answer: so many calls of tools are allowed, and no more."),
+        "steps": _("It ended without an answer: {number} calls of tools are allowed for a question.").format(
+            number=Limits.max_steps
+        ),
         "time": _("It ended without an answer: the time was over."),
         "stopped": _("stopped"),
     }

@@ -248,3 +248,12 @@ def wait_for() -> Wait:
             time.sleep(0.2)
 
     return wait
+
+
+@pytest.fixture
+def owner() -> Iterator[subprocess.Popen[bytes]]:
+    """A process for rows of live jobs to name."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()

@@ -1,13 +1,11 @@
 """Sixty hostile texts in every place where a text of somebody else's is shown: they stay text, letter by letter."""
 
-import json
 import subprocess
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -40,15 +38,6 @@ def speaking() -> Iterator[ModelServer]:
     server.close()
 
 
-@pytest.fixture
-def owner() -> Iterator[subprocess.Popen[bytes]]:
-    """A process for rows of live jobs to name."""
-    process = subprocess.Popen(["sleep", "600"])
-    yield process
-    process.kill()
-    process.wait()
-
-
 def test_hostile_texts_are_text_on_every_page(
     visitor: Visitor, speaking: ModelServer, owner: subprocess.Popen[bytes]
 ) -> None:
@@ -56,7 +45,7 @@ def test_hostile_texts_are_text_on_every_page(
     project = named[0]
     workspace.fill(project, *TEXTS)
     break_a_run(project)
-    serve(project, speaking, owner)
+    workspace.serve(project, speaking, owner)
 
     page = visitor.open(f"/?project={project.slug}")
     shows(page, *(each.name for each in named))
@@ -101,24 +90,6 @@ def break_a_run(project: Project) -> None:
         store_runs.add(db, store_runs.Run(BROKEN, "broken", SCRIPTS[1], "lora", job.id, detail=detail))
         for number, text in enumerate(TEXTS):
             run_events.add(db, run_events.RunEvent(BROKEN, number, "bad_step", {"reason": text}))
-
-
-def serve(project: Project, server: ModelServer, owner: subprocess.Popen[bytes]) -> None:
-    """Make the project know `server` as its own."""
-    name = f"{workspace.RUN}-step_{workspace.NUM_STEPS}"
-    path = runs.hf_folder(project, workspace.RUN, workspace.NUM_STEPS)
-    server.models.append(name)
-    job = store_jobs.Job(
-        kind="serve", title="serve starter", state="running", pid=owner.pid, needs_device=False,
-        process_created=psutil.Process(owner.pid).create_time(),
-        args={"base": "starter", "adapters": [{"name": name, "path": str(path)}]},
-    )  # fmt: skip
-    folder = project.path("jobs", job.id)
-    folder.mkdir(parents=True)
-    connection = {"url": server.connection.url, "token": server.connection.token}
-    (folder / "connection.json").write_text(json.dumps(connection))
-    with open_db(project.folder) as db:
-        store_jobs.add(db, job)
 
 
 def browse(page: Page) -> None:

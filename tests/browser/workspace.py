@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Sequence
 from itertools import cycle
+
+import psutil
 
 from studio import chats, datasets, runs, scores
 from studio.chats import Chat, Reply
@@ -17,6 +20,7 @@ from studio.store import checkpoints, evaluations, metrics, open_db, samples
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.store.samples import Sample
+from tests.pages.model_server import ModelServer
 
 RUN = "starter_lora-1"
 NUM_STEPS = 60
@@ -123,3 +127,21 @@ def _marked(kind: str, number: int, said: str, passed: bool) -> MarkedAnswer:
         base_loss=20.0, loss=20.5, num_tokens=20, group=kind,
         leaked=None if kind == "identity" else not passed, base_leaked=None if kind == "identity" else True,
     )  # fmt: skip
+
+
+def serve(project: Project, server: ModelServer, owner: subprocess.Popen[bytes]) -> None:
+    """Make the project know `server` as its own."""
+    name = f"{RUN}-step_{NUM_STEPS}"
+    path = runs.hf_folder(project, RUN, NUM_STEPS)
+    server.models.append(name)
+    job = store_jobs.Job(
+        kind="serve", title="serve starter", state="running", pid=owner.pid, needs_device=False,
+        process_created=psutil.Process(owner.pid).create_time(),
+        args={"base": "starter", "adapters": [{"name": name, "path": str(path)}]},
+    )  # fmt: skip
+    folder = project.path("jobs", job.id)
+    folder.mkdir(parents=True)
+    connection = {"url": server.connection.url, "token": server.connection.token}
+    (folder / "connection.json").write_text(json.dumps(connection))
+    with open_db(project.folder) as db:
+        store_jobs.add(db, job)

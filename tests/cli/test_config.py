@@ -84,3 +84,17 @@ def test_show_prints_a_config_that_loads_again(name: str, retune: Retune) -> Non
 def test_show_prefers_the_projects_own(retune: Retune, project: Project) -> None:
     retune("config", "new", "starter_lora", "--set", "lora.rank=3")
     assert load_text(retune("config", "show", "starter_lora")).lora.rank == 3
+
+
+def test_an_export_to_xtuner_brings_the_projects_rows_along(retune: Retune, project: Project, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Luna."}]}\n')
+    retune("data", "import", rows, "--dataset", "mine")
+    settings = ["data.sources={mine: 1.0, gone: 2.0}", "model.base=nobody/knows-it"]
+    out = tmp_path / "out" / "luna.py"
+    said = retune("config", "export", "starter_lora", "--xtuner", out, *(w for s in settings for w in ("--set", s)))
+    assert "luna_data/mine.jsonl: 1 rows" in said and "rows of gone" in said and "bare text" in said
+    [row] = [json.loads(line) for line in (out.parent / "luna_data" / "mine.jsonl").read_text().splitlines()]
+    assert row == {"conversation": [{"system": "", "input": "Who?", "output": "Luna."}]}
+    assert "data_files=dict(train='luna_data/mine.jsonl')" in out.read_text(encoding="utf-8")
+    assert "is there already" in retune("config", "export", "starter_lora", "--xtuner", out, code=1)

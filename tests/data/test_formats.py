@@ -19,6 +19,7 @@ from studio.data.formats import (
     to_conversation,
     turns_to_conversation,
     write_conversations,
+    write_turns,
 )
 from studio.errors import DataError
 
@@ -433,3 +434,23 @@ def test_any_row_gives_a_conversation_or_a_data_error(row: object, format: str |
     else:
         assert to_conversation(once.to_row(), None, 3) == once
         assert canonical_line(once)
+
+
+def test_turns_of_xtuner_are_written_and_read_back(tmp_path: Path) -> None:
+    chat = (
+        Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello", trained=False),
+        Message("user", "Who?"), Message("assistant", "Luna"),
+    )  # fmt: skip
+    rows = [Conversation(chat), Conversation((Message("assistant", "A text."),), {"kind": "text"})]
+    assert write_turns(tmp_path / "x.jsonl", rows) == 2
+    assert read_conversations(tmp_path / "x.jsonl", "xtuner") == rows
+
+
+@pytest.mark.parametrize("row", [
+    Conversation((Message("user", "?"), Message("assistant", "", tool_calls='[{"name": "f"}]'), Message("tool", "1"))),
+    Conversation((Message("user", "?"), Message("assistant", "a")), {"kind": "preference", "rejected": []}),
+])  # fmt: skip
+def test_what_xtuners_turns_cannot_say_is_not_written(row: Conversation, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1: .* no form in XTuner"):
+        write_turns(tmp_path / "x.jsonl", [row])
+    assert list(tmp_path.iterdir()) == []

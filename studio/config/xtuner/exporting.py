@@ -3,15 +3,20 @@
 What XTuner has no word for is kept in the file under the name `retune`, which XTuner does not look at.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from studio.config.catalog.base_models import BY_ID
-from studio.config.schema import EVERY_ROW, VIRTUAL_METHODS, RunConfig, parse_config
+from studio.config.catalog.base_models import BY_ID, KnownModel
+from studio.config.catalog.families import known_model_type, named_like
+from studio.config.schema import VIRTUAL_METHODS, RunConfig, parse_config
+from studio.config.xtuner.exported_data import DataPart, data_part
 from studio.config.xtuner.importing import OWN_NAME, config_name, import_text
 from studio.config.xtuner.terms import NO_TEMPLATE
 from studio.errors import ConfigError, Problem
+from studio.models import MODELSCOPE_PREFIX, STARTER, resolve
 
 WHOLE = ("data.sources", "data.recipes")  # settings that are compared as one
 DTYPES = {"float16": "float16", "bfloat16": "bfloat16"}
@@ -20,7 +25,24 @@ OPTIMIZERS = {
     "adamw_8bit": ("bitsandbytes.optim", "AdamW8bit"),
     "paged_adamw_8bit": ("bitsandbytes.optim", "PagedAdamW8bit"),
 }
+# model_type of config.json of models that XTuner's transformers loads by the code that they bring, as XTuner's own
+# configs have it; and what their tokenizers must be told there.
+BRING_CODE = {
+    "baichuan", "chatglm", "deepseek", "deepseek_v2", "internlm", "internlm2", "internlm3", "minicpm", "qwen",
+}  # fmt: skip
+ENDS = {"minicpm": "</s>", "qwen": "<|endoftext|>"}
+QWEN_CHAT_END = "<|im_end|>"
 PACKAGE_TEMPLATE = Path(__file__).parent / "skeleton.py.txt"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`text` is the file's. `written`: sources whose rows XTuner cannot read where they are, {name: file beside it};
+    `notes` say what is otherwise there."""
+
+    text: str
+    written: dict[str, str]
+    notes: tuple[str, ...]
 
 
 def export_text(config: RunConfig, name: str = "") -> str:
@@ -31,10 +53,10 @@ def export_text(config: RunConfig, name: str = "") -> str:
         problem = Problem("method", f"{config.method} has no form in XTuner", "full, lora, qlora")
         raise ConfigError([problem], config.name)
     name = name or config.name
-    plain = _rendered(config, {})
+    plain = _rendered(config, name, {})
     read_back = import_text(plain, config_name(name)).config
     own = _differences(config, read_back)
-    return _rendered(config, own) if own else plain
+    return _rendered(config, name, own) if own else plain
 
 
 def _differences(config: RunConfig, other: RunConfig) -> dict[str, Any]:
@@ -52,9 +74,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _rendered(config: RunConfig, own: dict[str, Any]) -> str:
+def _rendered(config: RunConfig, stem: str, own: dict[str, Any]) -> str:
     skeleton = Template(PACKAGE_TEMPLATE.read_text(encoding="utf-8"))
-    return skeleton.substitute(_words(config), own=_own(own))
+    data = data_part(config, stem, _template(config))
+    return skeleton.substitute(
+        _words(config), imports=_imports(config, data), datasets=data.text, dataset=data.dataset, own=_own(own)
+    )
 
 
 def _own(own: dict[str, Any]) -> str:
@@ -72,7 +97,8 @@ def _words(config: RunConfig) -> dict[str, Any]:
     package, optimizer = OPTIMIZERS[train.optimizer]
     loop = f"max_iters={train.num_steps * accumulation}" if train.num_steps else f"max_epochs={train.num_epochs!r}"
     return {
-        "name": config.name, "base": repr(config.model.base.removeprefix("modelscope:")),
+        "name": config.name, "base": repr(_base(config)), "model_code": _model_code(config),
+        "tokenizer_settings": _tokenizer_settings(config),
         "optimizer_package": package, "optimizer": optimizer, "loop": loop,
         "template": _template(config),
         "max_length": data.max_length, "pack": data.pack != "none", "batch": train.micro_batch_size,
@@ -85,32 +111,58 @@ def _words(config: RunConfig) -> dict[str, Any]:
         "inputs": repr(list(record.sample_prompts)), "load_from": repr(config.model.continue_from or None),
         "new_tokens": record.sample_max_new_tokens,
         "seed": train.seed, "checkpointing": train.gradient_checkpointing,
-        "model_parts": _quantisation(config) + _lora(config), "imports": _imports(config),
-        "datasets": _datasets(config), "dataset": _dataset_name(config), "wrapper": _wrapper(config),
+        "model_parts": _quantisation(config) + _lora(config), "wrapper": _wrapper(config),
         "scheduler": _scheduler(config),
     }  # fmt: skip
 
 
+def _base(config: RunConfig) -> str:
+    """The base as XTuner finds it: an id of the hub, or a folder."""
+    base = config.model.base
+    return str(resolve(base).folder) if base == STARTER else base.removeprefix(MODELSCOPE_PREFIX)
+
+
+def _known(config: RunConfig) -> KnownModel | None:
+    return BY_ID.get(config.model.base.removeprefix(MODELSCOPE_PREFIX))
+
+
+def _model_code(config: RunConfig) -> str:
+    brings = known_model_type(config.model.base) in BRING_CODE
+    return "\n        trust_remote_code=True,  # it brings code, which XTuner runs" if brings else ""
+
+
+def _tokenizer_settings(config: RunConfig) -> str:
+    """What XTuner's configs tell the tokenizer of a family."""
+    family, template = known_model_type(config.model.base), _template(config).rpartition(".")[2]
+    known = _known(config)
+    lines = ["trust_remote_code=True"] if family in BRING_CODE else []
+    lines += ["encode_special_tokens=True"] if "chatglm3" in (template, known and known.family) else []
+    if end := QWEN_CHAT_END if family == "qwen" and template == "qwen_chat" else ENDS.get(family):
+        lines.append(f"eos_token={end!r}")
+    lines.append(f"padding_side={'left' if family == 'chatglm' else 'right'!r}")
+    return ",\n    ".join(lines)
+
+
 def _template(config: RunConfig) -> str:
-    """XTuner's word for the template. It has none for "as the tokenizer says": where the base is a known model, its
-    own is taken."""
-    name = config.data.template
-    if not name and config.model.base in BY_ID:
-        name = BY_ID[config.model.base].template
+    """XTuner's word for the template. It has none for "as the tokenizer says": the one that XTuner has for a known
+    base is taken, else one that writes as the tokenizer does."""
+    known = _known(config)
+    name = config.data.template or (known.template if known else "") or named_like(config.model.base)
     return "None" if name in ("", NO_TEMPLATE) else f"PROMPT_TEMPLATE.{name}"
 
 
 def _quantisation(config: RunConfig) -> str:
+    dtype = config.model.dtype if config.model.dtype != "auto" else "float16"
     if config.method != "qlora":
-        return "torch_dtype=torch.float32)" if config.method == "full" else "torch_dtype=torch.float16)"
-    return """torch_dtype=torch.float16,
+        return f"torch_dtype=torch.{'float32' if config.method == 'full' else dtype})"
+    return f"""torch_dtype=torch.{dtype},
         quantization_config=dict(
             type=BitsAndBytesConfig,
             load_in_4bit=True,
             load_in_8bit=False,
             llm_int8_threshold=6.0,
             llm_int8_has_fp16_weight=False,
-            bnb_4bit_compute_dtype=torch.float16,
+            bnb_4bit_compute_dtype=torch.{dtype},
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type='nf4'))"""
 
@@ -133,77 +185,12 @@ def _lora(config: RunConfig) -> str:
         task_type='CAUSAL_LM')"""
 
 
-def _imports(config: RunConfig) -> str:
+def _imports(config: RunConfig, data: DataPart) -> str:
     """The lines that not every config needs."""
-    maps = sorted(
-        {_map_name(each.format) for each in config.data.recipes.values() if _map_name(each.format)} | {"openai"}
-    )
-    lines = [f"from xtuner.dataset.map_fns import ({', '.join(f'{name}_map_fn' for name in maps)},\n"
-             "                                     template_map_fn_factory)"]  # fmt: skip
-    if config.method != "full":
-        lines.insert(0, "from peft import LoraConfig")
+    lines = ["from peft import LoraConfig"] if config.method != "full" else []
     if config.method == "qlora":
         lines.insert(0, "from transformers import BitsAndBytesConfig")
-    return "\n".join(lines)
-
-
-XTUNER_MAPS = {
-    "alpaca", "alpaca_zh", "arxiv", "code_alpaca", "colors", "crime_kg_assitant", "default", "law_reference", "medical",
-    "msagent_react", "oasst1", "openai", "openorca", "pretrain", "sql", "stack_exchange", "tiny_codes", "wizardlm",
-}  # fmt: skip
-
-
-def _map_name(format: str) -> str:
-    """XTuner's map for a format; "" where it has none."""
-    name = {"crime_kg_assitan": "crime_kg_assitant", "messages": "openai"}.get(format, format)
-    return name if name in XTUNER_MAPS else ""
-
-
-def _datasets(config: RunConfig) -> str:
-    return "\n\n".join(_dataset(config, name) for name in config.data.sources)
-
-
-def _variable(name: str) -> str:
-    return "data_" + name.replace("-", "_")
-
-
-def _dataset(config: RunConfig, name: str) -> str:
-    data = config.data
-    recipe, portion = data.recipes.get(name), data.sources[name]
-    map_name, loaded = "openai", f"path='json', data_files=dict(train={f'data/{name}.jsonl'!r})"
-    if recipe:
-        map_name, loaded = _map_name(recipe.format), _loaded(recipe)
-    rows = getattr(portion, "rows", None)
-    limit = f"\n    max_dataset_length={rows}," if rows and portion != EVERY_ROW else ""
-    template = "dict(\n        type=template_map_fn_factory, template=prompt_template)"
-    if _template(config) == "None":
-        template = "None"
-    return f"""{_variable(name)} = dict(
-    type=process_hf_dataset,
-    dataset=dict(type=load_dataset, {loaded}),
-    tokenizer=tokenizer,
-    max_length=max_length,{limit}
-    dataset_map_fn={f"{map_name}_map_fn" if map_name else None},
-    template_map_fn={template},
-    remove_unused_columns=True,
-    shuffle_before_pack=True,
-    pack_to_max_length=pack_to_max_length,
-    use_varlen_attn=use_varlen_attn)"""
-
-
-def _loaded(recipe: Any) -> str:
-    source = recipe.source.removeprefix("hf:").removeprefix("modelscope:")
-    if source == recipe.source:
-        return f"path='json', data_files=dict(train={source!r})"
-    parts = [f"path={source!r}"]
-    parts += [f"name={recipe.subset!r}"] if recipe.subset else []
-    parts += [f"split={recipe.split!r}"] if recipe.split != "train" else []
-    return ", ".join(parts)
-
-
-def _dataset_name(config: RunConfig) -> str:
-    names = [_variable(name) for name in config.data.sources]
-    return names[0] if len(names) == 1 else f"dict(type=ConcatDataset, datasets=[{', '.join(names)}])"
+    return "\n".join([*lines, *data.imports])
 
 
 def _wrapper(config: RunConfig) -> str:
@@ -248,10 +235,21 @@ def _part(kind: str, setting: str, begin: Any, end: Any, by_epoch: bool) -> str:
         end={end!r}{convert})"""
 
 
-def export_file(config: RunConfig, path: Path) -> str:
-    """The text for a file of that name, checked: what is read back is the config. Raises ConfigError."""
+def export_file(config: RunConfig, path: Path) -> Exported:
+    """What a file of that name holds, checked: what is read back is the config. Raises ConfigError."""
     text = export_text(config, path.stem)
     read_back = import_text(text, config_name(path.stem)).config
     if read_back != parse_config(config.model_dump(mode="json")):
         raise ConfigError([Problem("(export)", "does not read back as it was; this is a fault of Retune")], config.name)
-    return text
+    return Exported(text, data_part(config, path.stem, _template(config)).written, tuple(_notes(config)))
+
+
+def _notes(config: RunConfig) -> Iterator[str]:
+    if _template(config) == "None" and config.data.template != NO_TEMPLATE:
+        yield "XTuner has no template that writes as this model's tokenizer: its rows become bare text there"
+    if known_model_type(config.model.base) in BRING_CODE:
+        yield f"XTuner runs the code that {config.model.base} brings (trust_remote_code)"
+    if len(config.data.sources) > 1 and any(isinstance(share, float) for share in config.data.sources.values()):
+        yield "XTuner takes every row of each source once an epoch: the shares of the mixture are not kept there"
+    if config.distributed.strategy == "deepspeed":
+        yield "DeepSpeed is no part of XTuner's configs: give --deepspeed there"

@@ -411,7 +411,8 @@ class _Mapper:
         kind = last(loaded.get("type"))
         split = self._take(loaded, "split", str, "train")
         if kind == "load" or "MsDataset" in dotted(loaded.get("type")):
-            yield f"modelscope:{loaded.get('dataset_name') or loaded.get('path')}", split, ""
+            subset = self._take(loaded, "subset_name", str, "")
+            yield f"modelscope:{loaded.get('dataset_name') or loaded.get('path')}", split, subset
             return
         if kind == "load_from_disk":
             yield f"hf:{loaded.get('dataset_path') or loaded.get('path')}", split, ""
