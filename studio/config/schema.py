@@ -249,6 +249,14 @@ class TrainSection(Section):
         ),
         json_schema_extra=ADVANCED,
     )
+    liger: Literal["auto", "off"] = Field(
+        "auto",
+        description=(
+            "Kernels of liger-kernel, where it is installed: auto takes those that give the same result and measure "
+            "faster on this GPU, for what is not one pass already."
+        ),
+        json_schema_extra=ADVANCED,
+    )
     cuda_graph: Literal["off", "auto", "on"] = Field(
         "off",
         description=(

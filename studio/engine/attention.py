@@ -125,14 +125,19 @@ def choices(
 
 def _measured(config: Any, longest: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, str]]:
     """The kinds that this GPU computes, the fastest first."""
-    heads = getattr(config, "num_attention_heads", 8)
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 64 * heads) // heads
+    heads, groups, width = head_shape(config)
     what = f"attention, {heads} heads and {groups} for keys, {width} wide, {dtype}, examples of {longest} tokens"
     shapes = [(number, TRIAL_TOKENS, width) for number in (heads, groups, groups)]
     ways = {kind: _trial(kind, typical_row(longest), shapes, dtype, device) for kind in _gpu_kinds(dtype, device)}
     choice = measured.fastest(what, ways, device)
     yield from ((kind, choice.why) for kind in choice.ranked)
+
+
+def head_shape(config: Any) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys, and the width of one, by a model's config."""
+    heads = getattr(config, "num_attention_heads", 8)
+    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 64 * heads) // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, width
 
 
 def _trial(

@@ -24,7 +24,7 @@ from studio.engine import attention, head, pointwise
 from studio.engine.adapters import core_of, is_adapter, trainable_parameters
 from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
-from studio.engine.cuda import graphs
+from studio.engine.cuda import graphs, liger
 from studio.engine.fused import fuse, unfuse
 from studio.engine.generate import quiet
 from studio.engine.virtual import has_virtual_tokens, with_virtual_tokens
@@ -60,6 +60,8 @@ class Forward:
             print(f"Not compiled (train.compile), and computed as without: {why}", flush=True)
         unfused = fuse(model) if is_adapter(model) else 1
         self._casts = dtype != torch.float32 and unfused > 0
+        with self.precision():
+            liger.use(self._core, config.train.liger, dtype, self.device)
         self.kind, self.why = self._core.config._attn_implementation, ""
         self.traits = self._find_traits()
         self.packing = self._choose_packing()

@@ -36,7 +36,7 @@ def fuse(model: nn.Module) -> int:
                 module.forward = MethodType(_lora_forward, module)
             else:
                 left += 1
-        elif _is_frozen_rms_norm(module) and _agree(module, _norm_forward, module.weight):
+        elif is_rms_norm(module) and not module.weight.requires_grad and _agree(module, _norm_forward, module.weight):
             module.forward = MethodType(_norm_forward, module)
     for module in model.modules():
         if _is_gated_mlp(module) and _agree(module, _mlp_forward, module.gate_proj.lora_A[_name(module)].weight):
@@ -198,14 +198,14 @@ class _GatedMlp(torch.autograd.Function):
         return d_flat.view(ctx.shape), None, None, *d_lora
 
 
-def _is_frozen_rms_norm(module: nn.Module) -> bool:
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether transformers computes it as Llama's: x / sqrt(mean(x²) + epsilon) · weight."""
     weight = getattr(module, "weight", None)
     return (
         type(module).__name__.endswith("RMSNorm")
         and isinstance(getattr(module, "variance_epsilon", None), float)
         and isinstance(weight, Tensor)
         and weight.ndim == 1
-        and not weight.requires_grad
     )
 
 
