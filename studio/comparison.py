@@ -111,8 +111,8 @@ def scorecards(project: Project, run_ids: Sequence[str]) -> list[tuple[Evaluatio
 
 
 def candidates(scored: Sequence[tuple[Evaluation, Sequence[Answer]]]) -> list[Candidate]:
-    """What to choose from, newest first."""
-    return [recommend.candidate(evaluation, answers) for evaluation, answers in scored]
+    """What to choose from, in the same order."""
+    return [recommend.candidate(*card) for card in scored]
 
 
 def differing(sides: Sequence[Mapping[str, str]]) -> Iterator[Change]:

@@ -21,6 +21,12 @@ MEANINGS = {
     "retention": "against the base, on held-out general questions; less is better",
     "changed": "held-out general questions answered in other words than the base's",
 }
+BREAKDOWNS = {
+    "identity_by_intent": "Identity by intent",
+    "identity_by_language": "Identity by language",
+    "leakage_by_intent": "Leakage by intent",
+    "leakage_by_language": "Leakage by language",
+}
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --faint: #888; --base: #8a8f98; --tuned: #0072b2; --bad: #d55e00; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -56,8 +62,8 @@ def as_html(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
 <tbody>{"".join(_score_row(line) for line in lines)}</tbody></table>
 <p class="faint">Values in brackets are 95 % intervals: Wilson's for shares, a bootstrap for perplexity.</p>
 {_groups(evaluation.scores)}
-{_answers("Failures", [answer for answer in answers if not _passed(answer)], "No probe failed.")}
-{_answers("Other answers", [answer for answer in answers if _passed(answer)], "There are none.")}
+{_answers("Failures", [answer for answer in answers if answer.failed], "No probe failed.")}
+{_answers("Other answers", [answer for answer in answers if not answer.failed], "There are none.")}
 <h2>How it was measured</h2><pre>{text(json.dumps(setting(evaluation), ensure_ascii=False, indent=2))}</pre>
 """
     return page(title, body)
@@ -81,7 +87,7 @@ def as_markdown(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
         f"- **{mark(answer.prompt)}** ({mark(answer.kind)}, {mark(answer.intent)})\n"
         f"  - base: {mark(answer.base_answer)}\n  - tuned: {mark(answer.answer)}"
         for answer in answers
-        if not _passed(answer)
+        if answer.failed
     ]
     head = [
         f"# {mark(evaluation.subject)}",
@@ -132,11 +138,11 @@ def _bar(value: tuple[float, float, float], colour: str, top: int) -> str:
 
 
 def _groups(values: dict[str, Any]) -> str:
-    """Rates by kind of question, where there is more than one kind."""
+    """Rates by kind and language of the question, where there is more than one."""
     parts = []
-    for key, title in (("identity_by_intent", "Identity by intent"), ("leakage_by_intent", "Leakage by intent")):
+    for key, title in BREAKDOWNS.items():
         rows = [
-            f"<tr><td>{text(name)}</td><td class='number'>{_share(one['rate'])}</td>"
+            f"<tr><td>{text(name)}</td><td class='number'>{_rate(scores.triple(one))}</td>"
             f"<td class='number'>{one['hits']} of {one['total']}</td></tr>"
             for name, one in values.get(key, {}).items()
         ]
@@ -171,10 +177,6 @@ def setting(evaluation: Evaluation) -> dict[str, Any]:
     return about | evaluation.scores.get("setting", {})
 
 
-def _passed(answer: Answer) -> bool:
-    return bool(answer.detail.get("passed", True))
-
-
 def _verdict(line: ScoreLine) -> str:
     return {True: "", False: "  missed", None: ""}[line.met]
 
@@ -184,14 +186,18 @@ def _value(line: ScoreLine, value: tuple[float, float, float] | None) -> str:
     if value is None:
         return "–"
     if line.name != "retention":
-        return f"{_share(value[0])} [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+        return _rate(value)
     if value == (0.0, 0.0, 0.0):
         return "0.0 %"
     return f"{100 * value[0]:+.1f} % [{100 * value[1]:+.1f}, {100 * value[2]:+.1f}]"
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def _rate(value: tuple[float, float, float] | None) -> str:
+    return "–" if value is None else f"{_share(value[0])} [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def text(value: str) -> str:

@@ -70,7 +70,7 @@ def as_markdown(found: Comparison, project: str, made_at: str = "") -> str:
     for (kind, prompt), by_run in failures(found)[:MOST_ANSWERS]:
         lines.append(f"- **{mark(prompt)}** ({mark(kind)})")
         lines += [
-            f"  - {'failed' if _failed(a) else 'passed'}, {mark(run)}: {mark(a.answer)}" for run, a in by_run.items()
+            f"  - {'failed' if a.failed else 'passed'}, {mark(run)}: {mark(a.answer)}" for run, a in by_run.items()
         ]
     lines += ["", "## Scorecards", "", *_table(["", *names], score_table(found))]
     if found.tasks:
@@ -92,8 +92,9 @@ def failures(found: Comparison) -> list[tuple[tuple[str, str], Mapping[str, Answ
     for run in found.runs:
         for answer in found.cards[run.id][1] if run.id in found.cards else ():
             asked.setdefault((answer.kind, answer.prompt), {})[run.id] = answer
-    failed = [(question, by_run) for question, by_run in asked.items() if any(map(_failed, by_run.values()))]
-    return sorted(failed, key=lambda pair: (-sum(map(_failed, pair[1].values())), pair[0][0] != "identity"))
+    number = {question: sum(answer.failed for answer in by_run.values()) for question, by_run in asked.items()}
+    failed = [(question, by_run) for question, by_run in asked.items() if number[question]]
+    return sorted(failed, key=lambda pair: (-number[pair[0]], pair[0][0] != "identity"))
 
 
 def score_table(found: Comparison) -> list[list[str]]:
@@ -152,7 +153,7 @@ def _base_answer(by_run: Mapping[str, Answer]) -> str:
 def _answer(answer: Answer | None) -> str:
     if answer is None:
         return "<td class='faint'>not asked</td>"
-    return f"<td class='text{' failed' if _failed(answer) else ''}'>{text(answer.answer)}</td>"
+    return f"<td class='text{' failed' if answer.failed else ''}'>{text(answer.answer)}</td>"
 
 
 def _cards(found: Comparison) -> str:
@@ -253,10 +254,6 @@ def _measured(found: Comparison) -> str:
 
 def _colors(found: Comparison) -> dict[str, str]:
     return {run.id: color for run, color in zip(found.runs, charts.RUN_COLORS, strict=False)}
-
-
-def _failed(answer: Answer) -> bool:
-    return answer.judged and not answer.passed
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from studio import report, scores
+from studio.probes import paired
 from studio.store.evaluations import Answer, Evaluation
 from tests.marked import mark
 
@@ -68,6 +69,19 @@ def test_html_shows_scores_failures_first(evaluation: Evaluation, answers: list[
     assert "100.0 % [20.7, 100.0]" in page
     assert "+13.3 %" in page and "missed" in page
     assert "ab" * 32 in page and "float32" in page
+
+
+def test_what_no_judge_decided_is_no_failure(evaluation: Evaluation, answers: list[Answer]) -> None:
+    undecided = {"passed": False, "judged": False}
+    answers.append(Answer(evaluation.id, 2, "other", "", "en", "Be polite?", "No.", "Yes.", undecided))
+    page = report.as_html(evaluation, answers)
+    assert "Failures (1)" in page and "Other answers (2)" in page
+    assert "Be polite" not in report.as_markdown(evaluation, answers)
+
+
+def test_rates_by_intent_have_intervals(evaluation: Evaluation, answers: list[Answer]) -> None:
+    evaluation.scores["identity_by_intent"] = {"name": paired.rate([True, False]), "maker": paired.rate([True])}
+    assert "<td>name</td><td class='number'>50.0 % [9.5, 90.5]</td>" in report.as_html(evaluation, answers)
 
 
 def test_markdown_keeps_its_tables(evaluation: Evaluation, answers: list[Answer]) -> None:

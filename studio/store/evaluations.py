@@ -77,6 +77,11 @@ class Answer:
         """Whether there was something to pass that could be decided."""
         return bool(self.detail.get("judged", True))
 
+    @property
+    def failed(self) -> bool:
+        """Whether it does not hold what it must; an answer that could not be decided did not fail."""
+        return self.judged and not self.passed
+
 
 def add(db: Database, evaluation: Evaluation, answers: list[Answer]) -> Evaluation:
     with writing(db):

@@ -12,12 +12,12 @@ ROW_HEIGHT = 68
 
 def answer_table(answers: Sequence[Answer]) -> None:
     """Failures first: what went wrong is what one wants to read."""
-    failed = [answer for answer in answers if not answer.passed]
+    failed = [answer for answer in answers if answer.failed]
     st.markdown(
         f"**{_('Answers')}** · " + _("{failed} of {total} failed").format(failed=len(failed), total=len(answers))
     )
     shown = _filtered(answers)
-    shown.sort(key=lambda answer: (answer.passed, answer.kind != "identity", answer.probe))
+    shown.sort(key=lambda answer: (not answer.failed, answer.kind != "identity", answer.probe))
     if not shown:
         st.caption(_("None."))
         return
@@ -60,8 +60,8 @@ def _filtered(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _is_wanted(answer: Answer, only: str | None) -> bool:
-    pair = (answer.base_passed, answer.passed)
-    wanted = {"failed": not answer.passed, "gained": pair == (False, True), "lost": pair == (True, False)}
+    pair = (answer.base_passed, answer.passed) if answer.judged else ()
+    wanted = {"failed": answer.failed, "gained": pair == (False, True), "lost": pair == (True, False)}
     return wanted.get(only or "all", True)
 
 
@@ -71,7 +71,7 @@ def _group_word(name: str) -> str:
 
 def _answer_row(answer: Answer) -> dict[str, str]:
     marks = answer.detail.get("marks") or []
-    word = _("passed") if answer.passed else _("failed")
+    word = _("failed") if answer.failed else _("passed")
     return {
         "mark": word if answer.judged else "–",
         "group": _group_word(answer.group),

@@ -119,6 +119,14 @@ def _value(line: ScoreLine, triple: tuple[float, float, float] | None) -> str:
     return "–" if triple is None else _number(line, triple[0])
 
 
+def _with_interval(line: ScoreLine) -> str:
+    """'93.1 % (85.0 to 97.0)'."""
+    if line.tuned is None:
+        return "–"
+    value, low, high = (_number(line, each).removesuffix(" %") for each in line.tuned)
+    return _("{value} % ({low} to {high})").format(value=value, low=low, high=high)
+
+
 def _number(line: ScoreLine, share: float) -> str:
     return signed(share) if line.name == "retention" else f"{100 * share:.1f} %"
 
@@ -231,7 +239,7 @@ def _by_checkpoint(found: Sequence[Evaluation], chosen: Evaluation) -> None:
 
 def _checkpoint_row(evaluation: Evaluation) -> dict[str, Any]:
     row: dict[str, Any] = {"step": evaluation.step}
-    row |= {line.name: _value(line, line.tuned) for line in scores.lines(evaluation.scores)}
+    row |= {line.name: _with_interval(line) for line in scores.lines(evaluation.scores)}
     if passed := evaluation.scores.get("all"):
         row |= {"passed": _counted(passed["tuned"]) if passed["tuned"]["total"] else "–"}
         row |= {"words": told(scores.in_words(passed["difference"]))}
