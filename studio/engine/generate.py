@@ -282,7 +282,7 @@ def _is_four_bit(kind: type) -> bool:
 @contextmanager
 def wearing(model: nn.Module, adapter: str | None) -> Iterator[None]:
     """All rows through one adapter. In float32 it is folded into the weights for the time of the block: that is faster,
-    and exact within rounding."""
+    and exact within rounding. In other formats it is computed as a server computes it."""
     if adapter is None or not is_adapter(model):
         yield
         return
@@ -290,13 +290,18 @@ def wearing(model: nn.Module, adapter: str | None) -> Iterator[None]:
     is_lora = not has_virtual_tokens(model)
     in_float32 = next(model.parameters()).dtype == torch.float32
     folded = is_lora and in_float32 and not any(_is_four_bit(type(m)) for m in model.modules())
+    mixing = RowAdapters(model) if is_lora and not folded else None
     if folded:
         model.merge_adapter()
+    elif mixing:
+        mixing.wear(adapter)
     try:
         yield
     finally:
         if folded:
             model.unmerge_adapter()
+        elif mixing:
+            mixing.close()
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

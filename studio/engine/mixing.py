@@ -61,6 +61,11 @@ class RowAdapters:
                 gates[layer.ranks] = _gate(layer.ranks, self._names, layer.device, self._dtype)
             layer.send(self._names, gates[layer.ranks])
 
+    def wear(self, name: str) -> None:
+        """All rows of all batches wear the adapter that the model wears too; what is not plain stays PEFT's."""
+        for layer in self._layers:
+            layer.wear(name, self._dtype)
+
     def close(self) -> None:
         """Every layer is PEFT's again."""
         for layer in self._layers:
@@ -75,7 +80,7 @@ class _Layer:
         self._module = module
         self._forward = type(module).forward
         self._names: list[str] = []
-        self._is_used = self._is_plain = False
+        self._is_used = self._is_plain = self._is_left = False
         self._gate: Tensor | None = None
         self.ranks: tuple[tuple[str, int], ...] = ()  # (adapter, columns of the stack) in their order
         self.device = next(module.parameters()).device
@@ -96,12 +101,17 @@ class _Layer:
             self._down, self._up = down.to(dtype).t().contiguous(), up.to(dtype).t().contiguous()
 
     def send(self, names: list[str], gate: Tensor | None) -> None:
-        self._names, self._gate = names, gate
+        self._names, self._gate, self._is_left = names, gate, False
         here = {name for name, _ in self.ranks}
         self._is_used = any(name in here for name in names)
 
+    def wear(self, name: str, dtype: torch.dtype) -> None:
+        self.stack([name], dtype)
+        self.send([name], None)
+        self._is_left = not self._is_plain
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._names:
+        if not self._names or self._is_left:
             return self._forward(self._module, x, *args, **kwargs)
         if not isinstance(self._module, LoraLayer):
             return self._forward(self._module, x, *args, adapter_names=self._names, **kwargs)

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from studio.engine import thin
+from studio.engine.generate import wearing
 from studio.engine.mixing import BASE_ADAPTER, RowAdapters, _Layer
 from studio.engine.models.load import LoadedModel
 
@@ -102,3 +103,23 @@ def test_nothing_is_exchanged_where_it_is_not_faster(
     monkeypatch.setattr(thin, "_is_faster", lambda layers: False)
     assert not thin.thin_out(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+@torch.no_grad()
+def test_one_adapter_for_all_rows_is_computed_as_a_server_does(tiny_model: Path, tmp_path: Path, options: dict) -> None:
+    """In bfloat16 as near to float32 as PEFT's own product; what is not plain stays PEFT's. Any batch will do."""
+    folder = make_adapter(tiny_model, tmp_path / "a", 1, r=4, target_modules=["q_proj", "down_proj"], **options)
+
+    def put_on(dtype: torch.dtype) -> PeftModel:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
+        return PeftModel.from_pretrained(base, str(folder), adapter_name="a").eval()
+
+    true = put_on(torch.float32)(input_ids=IDS).logits
+    model = put_on(torch.bfloat16)
+    alone = model(input_ids=IDS).logits
+    with wearing(model, "a"):
+        worn, one = model(input_ids=IDS).logits, model(input_ids=IDS[:1]).logits
+    assert (worn - true).norm() <= 1.1 * (alone - true).norm() < 0.1 * true.norm()
+    assert torch.allclose(one, worn[:1], atol=0.05)
+    assert torch.equal(model(input_ids=IDS).logits, alone)
