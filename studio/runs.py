@@ -44,7 +44,7 @@ UNTRAINED = {
 
 def list_configs(project: Project) -> list[str]:
     """Names of the project's configs."""
-    return sorted(path.stem for path in project.path("configs").glob("*.yaml"))
+    return sorted(path.stem for path in project.path("configs").glob("[!.]*.yaml"))
 
 
 def preset_text(project: Project, name: str) -> str:

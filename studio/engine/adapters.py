@@ -78,11 +78,6 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model.load_state_dict(state)
 
 
-def is_finite(model: nn.Module) -> bool:
-    """Whether no trained weight is NaN or infinite."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in trainable_parameters(model))
-
-
 def adapter_config(model: nn.Module) -> dict[str, Any] | None:
     """PEFT's LoraConfig as plain JSON values; None for full training."""
     if not isinstance(model, PeftModel):

@@ -64,7 +64,7 @@ class CheckpointFolder:
     def save(self, step: int, content: dict[str, Any], keep: Collection[int] = ()) -> Path:
         """Commit a checkpoint that is one file, `content`; as `commit`."""
         num_bytes = num_tensor_bytes(content)
-        return self.commit(step, lambda temporary: _write(temporary, content), num_bytes, keep)
+        return self.commit(step, lambda temporary: write_pth(temporary, content), num_bytes, keep)
 
     def commit(self, step: int, write: Callable[[Path], None], num_bytes: int = 0, keep: Collection[int] = ()) -> Path:
         """Let `write` make a file or a folder at the path that it gets, verify and register it as the checkpoint of
@@ -123,6 +123,11 @@ class CheckpointFolder:
         for step, path in there.items():
             if not checkpoint_files.glance(path) and registered.get(step) != read_manifest(path)["sha256"]:
                 self._register(step, path, read_manifest(path))
+
+    def mark_best(self, step: int, measure: str, value: float) -> None:
+        """This step's checkpoint is the best one by `measure`. Raises StoreError."""
+        with open_db(self._folder) as db:
+            store.mark_best(db, self._run_id, step, measure, value)
 
     def _clear_manifests(self) -> None:
         """Manifests whose file never got its name, or is gone already."""
@@ -207,6 +212,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_pth(path: Path, content: dict[str, Any]) -> None:
+    """torch.save into an open file, then read it back against the checksums taken from memory. Raises OSError."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(content, faults.watched(file, path))
+    except RuntimeError as error:
+        # torch dresses a failed write as an error of its own; the cause says whether the disk is full.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise OSError(errno.EIO, f"{path.name} did not reach the disk as written ({damaged})")
+
+
 def rng_state() -> dict[str, Any]:
     """State of every random generator, as plain values and tensors."""
     kind, keys, position, has_gauss, cached = numpy.random.get_state()
@@ -244,22 +268,3 @@ def _tensors(content: Any) -> Iterator[Tensor]:
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _tensors(value)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """torch.save into an open file, then read it back against the checksums taken from memory."""
-    try:
-        with open(path, "wb") as file:
-            torch.save(content, faults.watched(file, path))
-    except RuntimeError as error:
-        # torch dresses a failed write as an error of its own; the cause says whether the disk is full.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        damaged = str(error)
-    if damaged is not None:
-        raise OSError(errno.EIO, f"{path.name} did not reach the disk as written ({damaged})")

@@ -5,10 +5,13 @@ tokens of all processes: each divides its sum by the global count, and what they
 writes to the database, the log and (but for ZeRO's own files) the disk; what it decides, the others are told.
 """
 
+import contextlib
+import errno
 import json
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from torch.optim import Optimizer
 from studio.config import zero
 from studio.config.schema import RunConfig
 from studio.engine import extensions
+from studio.engine.checkpoint import write_pth
 from studio.errors import CheckpointError, ConfigError, Problem
 
 BUCKET_ELEMENTS = 8 * 2**20  # gradients travel in pieces of this size
@@ -64,6 +68,14 @@ class Alone:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up what the processes have computed."""
+
+    def are_finite(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether no weight is NaN or infinite, in all processes; they ask it together."""
+        found = [self._is_finite(parameter) for parameter in parameters]
+        return not self.largest(int(not all(found)))
+
+    def _is_finite(self, parameter: nn.Parameter) -> bool:
+        return bool(torch.isfinite(parameter).all())
 
     def begin_try(self) -> None:
         """A step is taken or an evaluation made, perhaps not for the first time."""
@@ -205,8 +217,20 @@ class Sharded(Copies):
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
+    def _is_finite(self, parameter: nn.Parameter) -> bool:
+        """A weight that is shared out is put together first: what stands in its place here has no elements."""
+        if not self.partitions_weights:
+            return super()._is_finite(parameter)
+        with _import_deepspeed().zero.GatheredParameters([parameter]):
+            return super()._is_finite(parameter)
+
     def save(self, folder: Path, content: dict[str, Any], only_learned: bool) -> None:
-        """DeepSpeed's files of every process in `folder`, which all of them see. `content`: plain values, tensors."""
+        """DeepSpeed's files of every process in `folder`, which all of them see. `content`: plain values, tensors.
+
+        Raises OSError, in every process, when a file of any of them could not be written.
+        """
+        files = self._engine.checkpoint_engine
+        files.failure = 0
         self._engine.save_checkpoint(
             str(folder.parent),
             tag=folder.name,
@@ -214,6 +238,8 @@ class Sharded(Copies):
             save_latest=False,
             exclude_frozen_parameters=only_learned,
         )
+        if failure := self.largest(files.failure):
+            raise OSError(failure, os.strerror(failure), folder.name)
 
     def load(self, folder: Path, only_learned: bool) -> None:
         """Weights, masters and optimizer of every process, as `save` left them in as many processes."""
@@ -276,13 +302,35 @@ def _safe_checkpoints() -> Any:
     allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
     class SafeCheckpoints(TorchCheckpointEngine):
+        """`failure`: errno of the first thing that could not be written, 0 while all could.
+
+        It is not raised: DeepSpeed has the processes meet after their files are written, and those that could write
+        theirs would wait there for ever.
+        """
+
+        failure = 0
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            with self._noting_failure():
+                super().makedirs(path, exist_ok)
+
+        def save(self, state_dict: dict[str, Any], path: str) -> None:
+            with self._noting_failure():
+                write_pth(Path(path), state_dict)
+
+        @contextlib.contextmanager
+        def _noting_failure(self) -> Iterator[None]:
+            try:
+                yield
+            except OSError as error:
+                print(f"a file of this process could not be written: {error}", file=sys.stderr, flush=True)
+                self.failure = self.failure or error.errno or errno.EIO
+
         def load(self, path: str, map_location: Any = None) -> Any:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location=map_location, weights_only=True)
 
-    engine = SafeCheckpoints()
-    engine.zipfile_serialization = True  # with a checksum for every member
-    return engine
+    return SafeCheckpoints()
 
 
 def _learned(optimizer: Optimizer) -> Iterator[nn.Parameter]:

@@ -25,7 +25,7 @@ from studio.data.named import load_template
 from studio.data.tokens import TextTokenizer
 from studio.engine.job import JobContext
 from studio.engine.tokenize import reporting, stored_sources, tokenise
-from studio.errors import JobError
+from studio.errors import JobError, StoreBusyError
 from studio.models import require
 from studio.paths import REPOSITORY, inside, remove
 from studio.store import jobs as store
@@ -122,14 +122,25 @@ def _spawn(line: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes
 
 def _wait(job: JobContext, children: list[Started], reports: Path) -> None:
     """Until all have ended, or one has failed. A stop signal becomes a request that rank 0 reads at a step border."""
+    is_asked = False
     while any(child.process.poll() is None for child in children):
         if any(child.process.poll() for child in children) or _failures(reports):
             return
-        if job.stop_signals:
-            with open_db(job.folder) as db:
-                if not store.get(db, job.id).stop_request:
-                    store.request(db, job.id, stop_request="save")
+        if job.stop_signals and not is_asked:
+            is_asked = _ask_to_stop(job)
         time.sleep(POLL_SECONDS)
+
+
+def _ask_to_stop(job: JobContext) -> bool:
+    """Whether the request is written; while the database cannot be, the ranks go on, and it is tried again."""
+    try:
+        with open_db(job.folder) as db:
+            if not store.get(db, job.id).stop_request:
+                store.request(db, job.id, stop_request="save")
+        return True
+    except StoreBusyError as error:
+        print(f"the stop is not passed on yet: {error}", flush=True)
+        return False
 
 
 def _end(children: list[Started]) -> None:
@@ -189,7 +200,7 @@ def _cause(children: list[Started], reports: Path) -> str:
 
 def _failures(reports: Path) -> list[dict[str, Any]]:
     """What failed ranks said of themselves, the earliest first."""
-    found = [_read(path) for path in reports.glob("*.json")]
+    found = [_read(path) for path in reports.glob("[0-9]*.json")]  # a report that is being written begins with a dot
     return sorted((each for each in found if each.get("state") == "failed"), key=lambda each: each.get("at", 0.0))
 
 

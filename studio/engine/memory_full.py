@@ -10,7 +10,7 @@ from studio.engine.loop import Trainer
 from studio.errors import StudioError
 
 Result = TypeVar("Result")
-SAYINGS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class MemoryFullError(StudioError):
@@ -18,7 +18,7 @@ class MemoryFullError(StudioError):
 
 
 def is_memory_full(error: BaseException) -> bool:
-    """Whether torch, CUDA or Python could not get memory; the CPU's allocator raises a plain RuntimeError."""
+    """Whether torch, CUDA or Python could not get memory; many allocators raise a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)

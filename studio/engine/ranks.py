@@ -39,7 +39,8 @@ class RankContext(JobContext):
     def __enter__(self) -> "RankContext":
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._handlers[each] = signal.signal(each, self._on_signal)
-        if leader := os.environ.get("RETUNE_JOB_PID"):
+        leader = os.environ.get("RETUNE_JOB_PID")
+        if leader and "SLURM_PROCID" not in os.environ:  # srun's tasks are on other machines, and srun ends them
             threading.Thread(target=self._watch, args=(int(leader),), daemon=True, name="leader").start()
         return self
 
@@ -85,7 +86,7 @@ class RankContext(JobContext):
 
     def _watch(self, leader: int) -> None:
         """A rank does not outlive the job that leads it, whatever it is waiting for."""
-        while psutil.pid_exists(leader) or os.environ.get("SLURM_PROCID"):
+        while psutil.pid_exists(leader):
             time.sleep(PARENT_LOOK_SECONDS)
         os._exit(1)
 

@@ -1,9 +1,7 @@
 """The `train` verb: a run from its frozen config to its last checkpoint, with numbers and samples on the way."""
 
-import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +17,7 @@ from studio.engine.beginning import begin
 from studio.engine.best import Best
 from studio.engine.checkpoint import CheckpointFolder, Found
 from studio.engine.circumstances import circumstances, weights_sha256
-from studio.engine.distributed import Alone, ranks_of
+from studio.engine.distributed import ranks_of
 from studio.engine.health import Health
 from studio.engine.job import JobContext
 from studio.engine.launch import configured
@@ -29,42 +27,16 @@ from studio.engine.models.load import LoadedModel
 from studio.engine.prepare import Prepared, prepare
 from studio.engine.probing import Prober
 from studio.engine.record import Recorder, Silence
+from studio.engine.requests import Requests
 from studio.engine.sampling import take_samples
+from studio.engine.saving import Saver
 from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
-from studio.engine.zero_folder import read_own, write_state
-from studio.errors import DiskFullError, StoreBusyError
+from studio.engine.zero_folder import read_own
 from studio.models import model_fingerprint
 from studio.paths import clear_leftovers, inside, typed_path
-from studio.store import checkpoints as store_checkpoints
 from studio.store import open_db, runs
 
 Result = TypeVar("Result")
-ADAMW_BYTES_PER_WEIGHT_BYTE = 3  # the weight, and two moments of its gradient
-SPACE_LOOK_SECONDS = 3.0
-SAVE_AGAIN_SECONDS = 10.0
-
-
-@dataclass
-class Requests:
-    """What a person asked for and has not got yet; `stop` is "", "save" or "discard"."""
-
-    stop: str = ""
-    save: bool = False
-    sample: bool = False
-
-    def read(self, job: JobContext) -> None:
-        asked = job.requests()
-        self.stop = asked.stop_request or self.stop
-        self.save |= bool(asked.save_request)
-        self.sample |= bool(asked.sample_request)
-
-    def agree(self, ranks: Alone) -> None:
-        """All ranks do the same: what rank 0 was asked for, and a stop that the system asked any of them for."""
-        if ranks.world == 1:
-            return
-        asked = (self.stop == "save", self.stop == "discard", self.save, self.sample)
-        save, discard, self.save, self.sample = (bool(each) for each in ranks.sums(*map(float, asked)))
-        self.stop = "discard" if discard else "save" if save else ""
 
 
 def run(job: JobContext) -> dict[str, Any]:
@@ -98,8 +70,8 @@ class Training:
     ) -> None:
         self.job, self.config = job, config
         self.loaded, self.model, self.trainer, self.corpus = loaded, model, trainer, corpus
-        self.requests = Requests()
         self.ranks = trainer.ranks
+        self.requests = Requests(job, self.ranks)
         first = self.ranks.is_first
         self.recorder = Recorder(job.folder, job.run_id, loaded.device) if first else Silence()
         run_dir = inside(job.folder, job.args["config"]).parent
@@ -109,9 +81,8 @@ class Training:
         self.health, self.best = Health.of(config.train), Best.of(config)
         self.step, self.num_steps = 0, trainer.num_steps
         self.tokens_seen = 0
-        self.saved: Path | None = None
-        self._save_due, self._save_tried_at = False, -SAVE_AGAIN_SECONDS
-        self._saved_step = self._sampled_step = self._evaluated_step = self._probed_step = -1
+        self.saver = Saver(trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase)
+        self._sampled_step = self._evaluated_step = self._probed_step = -1
 
     @classmethod
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
@@ -144,8 +115,7 @@ class Training:
         self.recorder.began(self.step, circumstances(self.loaded, self.trainer))
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
-        if self.ranks.is_first:
-            self._require_space()
+        self.saver.require_space()
 
     def run(self) -> None:
         """Train to the last step, or to the border where a person asked to stop or nothing gets better."""
@@ -161,17 +131,18 @@ class Training:
             print(self.best.why_stopped(), flush=True)
         if self.requests.stop != "discard":
             self._save(must=True)
-            self._settle()
+            self.saver.settle()
 
     def result(self, seconds: float) -> dict[str, Any]:
         """What the job's row keeps."""
         latest = self.recorder.latest()
         stopped_early = self.best.should_stop and self.step < self.num_steps
+        saved = self.saver.path
         return {
             "steps": self.step,
             "final_loss": latest.get("train/loss"),
             "valid_loss": latest.get("valid/loss"),
-            "checkpoint": str(self.saved.relative_to(self.job.folder.resolve())) if self.saved else "",
+            "checkpoint": str(saved.relative_to(self.job.folder.resolve())) if saved else "",
             "weights_sha256": "" if self.ranks.takes_steps else weights_sha256(adapters.trainable_state(self.model)),
             "bad_steps": self.health.num_bad,
             "micro_batch_size": self.trainer.micro_batch_size,
@@ -180,8 +151,12 @@ class Training:
             "seconds": seconds,
         }
 
-    def state(self, rng: dict[str, Any]) -> RunState:
-        """All that is needed to go on after this step. Raises StoreBusyError while rows wait to be stored."""
+    def state(self) -> RunState:
+        """All that is needed to go on after this step; all ranks ask for it together.
+
+        Raises StoreBusyError while rows wait to be stored, once every rank has told what it has.
+        """
+        rng = self._rng()
         return RunState(
             about=self._about(),
             weights={} if self.ranks.takes_steps else adapters.trainable_state(self.model),
@@ -212,11 +187,8 @@ class Training:
         self.best.restore(counters.best)
         self.step, self.tokens_seen = saved.step, saved.data.tokens_seen
         # Saving comes last at a border: everything else that was due at this step is done and stored.
-        self._saved_step = self._sampled_step = self._evaluated_step = self._probed_step = self.step
-        self.saved = path
-        if self.ranks.is_first:
-            self.checkpoints.go_on_from(self.step, path, self.best.kept)
-            self._mark_best()
+        self._sampled_step = self._evaluated_step = self._probed_step = self.step
+        self.saver.go_on_from(self.step, path)
         return notices
 
     def _restore_weights(self, saved: RunState, path: Path) -> list[str]:
@@ -330,7 +302,7 @@ class Training:
         """What is due after a step. Saving comes last: a checkpoint means that everything up to its step is stored."""
         record, last = self.config.record, self.step == self.num_steps
         self._measure(everything=last)
-        if last or _due(self.step, record.save_every_steps) or self.requests.save or self._save_due:
+        if last or _due(self.step, record.save_every_steps) or self.requests.save or self.saver.due:
             self._save(must=last)
         if not last:
             self._training_phase()
@@ -345,13 +317,15 @@ class Training:
         if everything or _due(self.step, record.sample_every_steps) or self.requests.sample:
             self._sample()
 
+    def _save(self, must: bool) -> None:
+        self.saver.save(self.step, self.state, must)
+
     def _stop_asked(self) -> bool:
-        self.requests.read(self.job)
-        self.requests.agree(self.ranks)
+        self.requests.read_together()
         return bool(self.requests.stop)
 
     def _training_phase(self) -> None:
-        if self._save_due and not self.health.suspicious:
+        if self.saver.is_put_off and not self.health.suspicious:
             self.phase("training; a checkpoint waits for disk space")
         else:
             self.phase("training")
@@ -367,7 +341,7 @@ class Training:
         loss = self._that_fits(lambda: self.trainer.evaluate(self.corpus.valid), self.step)
         self.recorder.measured(self.step, {"valid/loss": loss})
         self._evaluated_step = self.step
-        self._save_due |= self.best.see("valid_loss", self.step, loss)
+        self.saver.due |= self.best.see("valid_loss", self.step, loss)
         print(f"step {self.step}/{self.num_steps}  valid loss {loss:.4f}", flush=True)
 
     def _probe(self) -> None:
@@ -378,7 +352,7 @@ class Training:
             found = self.ranks.share(self.prober.measure(self.model) if self._generates else {})
         self.recorder.measured(self.step, found)
         self._probed_step = self.step
-        self._save_due |= self.best.probed(self.step, found)
+        self.saver.due |= self.best.probed(self.step, found)
         shown = "  ".join(f"{name.split('/')[1]} {share:.0%}" for name, share in found.items())
         print(f"step {self.step}/{self.num_steps}  {shown}", flush=True)
 
@@ -404,112 +378,6 @@ class Training:
             print(f"step {self.step}: a stop was asked for, so its samples were left out", flush=True)
         else:
             self.recorder.samples(self.step, texts)
-
-    def _save(self, must: bool) -> None:
-        """Save this step; while there is no space, training goes on, or waits when there is nothing else to do."""
-        self._save_due, self.requests.save = self._save_due or self.requests.save, False
-        if self._saved_step == self.step or self.step == 0:
-            self._save_due = False
-            return
-        if self.health.in_a_row and not adapters.is_finite(self.model):
-            print(f"step {self.step} is not saved: its weights are not finite", flush=True)
-            return
-        soon = self.ranks.share(time.monotonic() - self._save_tried_at < SAVE_AGAIN_SECONDS)
-        if not must and (self.health.suspicious or soon):
-            self._save_due = True
-            return
-        while not self._try_to_save() and must and self.requests.stop != "discard":
-            self._wait_together()
-
-    def _try_to_save(self) -> bool:
-        """Whether it could be saved now."""
-        self.phase("saving")
-        rng = self._rng()
-        commit = self._commit_folder if self.ranks.takes_steps else self._commit_file
-        try:
-            done = commit(rng) if self.ranks.is_first else True
-        except (DiskFullError, StoreBusyError) as error:
-            self._put_off(error)
-            done = False
-        if self.ranks.takes_steps and not self.ranks.is_first:
-            self._write_shards(self.ranks.share(None), {})
-        if not self.ranks.share(done):
-            return False
-        self.saved = self.checkpoints.run_dir / f"step_{self.step}.pth"
-        self._saved_step, self._save_due, self._save_tried_at = self.step, False, -SAVE_AGAIN_SECONDS
-        if self.ranks.is_first:
-            with contextlib.suppress(StoreBusyError):  # the checkpoint is safe; the mark is made with the next one
-                self._mark_best()
-        print(f"saved {self.saved.name}", flush=True)
-        return True
-
-    def _commit_file(self, rng: dict[str, Any]) -> bool:
-        self.checkpoints.save(self.step, self.state(rng).content(), keep=self.best.kept)
-        return True
-
-    def _commit_folder(self, rng: dict[str, Any]) -> bool:
-        """Rank 0's part of saving a folder: the others are told where to write once it is known that they can."""
-        told = False
-
-        def write(temporary: Path) -> None:
-            nonlocal told
-            told = True
-            self._write_shards(self.ranks.share(str(temporary)), content)
-            write_state(temporary, content)
-
-        try:
-            content = self.state(rng).content()
-            self.checkpoints.commit(self.step, write, keep=self.best.kept)
-        finally:
-            if not told:
-                self.ranks.share("")
-        return True
-
-    def _write_shards(self, folder: str, content: dict[str, Any]) -> None:
-        """This rank's files of a folder; none when there is no folder."""
-        if folder:
-            meta = {"meta": content["meta"]} if content else {}
-            self.ranks.save(Path(folder), meta, only_learned=adapters.is_adapter(self.model))
-
-    def _put_off(self, error: DiskFullError | StoreBusyError) -> None:
-        print(f"step {self.step}: not saved yet. {error}", flush=True)
-        if self._save_tried_at < 0:  # said once, until a save succeeds
-            self.recorder.event(self.step, "save_put_off", reason=error.message)
-        self._save_due, self._save_tried_at = True, time.monotonic()
-
-    def _wait_for_space(self) -> None:
-        self.phase("waiting for disk space")
-        time.sleep(SPACE_LOOK_SECONDS)
-        self.requests.read(self.job)
-
-    def _wait_together(self) -> None:
-        self._wait_for_space()
-        self.requests.agree(self.ranks)
-
-    def _settle(self) -> None:
-        """Nothing waits in memory when the run ends."""
-        if not self.ranks.is_first:
-            return
-        while self.requests.stop != "discard":
-            try:
-                self.recorder.settle()
-                self.checkpoints.match_rows()
-                self._mark_best()
-                return
-            except StoreBusyError as error:
-                print(f"the end of the run is not stored yet: {error}", flush=True)
-                self._wait_for_space()
-
-    def _mark_best(self) -> None:
-        if not self.best.kept or self.best.value is None:
-            return
-        with open_db(self.job.folder) as db:
-            store_checkpoints.mark_best(db, self.job.run_id, self.best.step, self.best.measure, self.best.value)
-
-    def _require_space(self) -> None:
-        """A run that cannot save its first checkpoint is not begun. Raises DiskFullError."""
-        learned = checkpoint.num_tensor_bytes(adapters.trainable_parameters(self.model))
-        self.checkpoints.require_space(ADAMW_BYTES_PER_WEIGHT_BYTE * learned, "the first checkpoint")
 
     def _about(self) -> dict[str, Any]:
         """Which run, base and config a checkpoint belongs to; also what a conversion needs to know."""

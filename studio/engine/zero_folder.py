@@ -37,10 +37,6 @@ class FolderWeights(Mapping[str, torch.Tensor]):
         return len(self._weights)
 
 
-def write_state(folder: Path, content: dict[str, Any]) -> None:
-    torch.save(content, folder / STATE_FILE)
-
-
 def read_own(path: Path) -> dict[str, Any]:
     """The content of one of our checkpoints, file or folder, with its weights. Raises CheckpointError, UnsafeFileError.
 

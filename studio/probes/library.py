@@ -16,7 +16,7 @@ FOLDER = "suites"
 
 def own_names(folder: Path) -> list[str]:
     """Names of the project's own suites."""
-    return sorted(path.stem for path in inside(folder, FOLDER).glob("*.yaml"))
+    return sorted(path.stem for path in inside(folder, FOLDER).glob("[!.]*.yaml"))
 
 
 def suite_path(folder: Path, name: str) -> Path:

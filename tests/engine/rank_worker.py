@@ -1,9 +1,11 @@
 """Run by `tests/engine/test_distributed.py` in two processes: the same steps under every strategy, numbers to a file.
 
 argv: model folder, output file, names of cases. A case: strategy-method-pack-dtype, as zero2-lora-tree-float32; the
-strategy `short` is ddp with a process that runs out of memory.
+strategy `short` is ddp with a process that runs out of memory, and `ill` before a case has mishaps in one process.
 """
 
+import errno
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 
 import torch
 
+from studio import faults
 from studio.config.schema import RunConfig, parse_config
 from studio.data.tokens import Example
 from studio.engine import adapters, devices
+from studio.engine.adapters import trainable_parameters
 from studio.engine.distributed import Alone, ranks_of
-from studio.engine.loop import StepResult, Trainer
+from studio.engine.loop import NotFiniteError, StepResult, Trainer
 from studio.engine.memory_full import until_it_fits
 from studio.engine.models.load import load_base
 
@@ -142,6 +146,54 @@ def valid_at_second_try(trainer: Trainer) -> float:
     return until_it_fits(trainer, lambda: trainer.evaluate(rows_of(99)))
 
 
+def mishaps(model: Path, case: str, world: int, folder: Path) -> dict[str, Any]:
+    """As `train`, but one process has a NaN gradient once, a full disk in the middle of a save, a bad weight.
+
+    `went_bad`, `refused`, `sound`, `spoilt` are what each process found: the step was not taken, the save was given up,
+    all weights were finite before the end, and after it.
+    """
+    trainer = start(model, case, world)
+    trainer.join(trainer.ranks)
+    ranks, half, path = trainer.ranks, NUM_STEPS // 2, folder / case / "ill" / "step_1.pth"
+    results = steps(trainer, 0, 2)
+    went_bad = bad_step(trainer)
+    results += steps(trainer, 2, half)
+    faults.arm("full@write zero_pp_rank_N_mp_rank_N_optim_states.pt:2" if ranks.rank else "")
+    refused = not is_saved(trainer, path)
+    faults.arm("")
+    saved = is_saved(trainer, path)
+    results += steps(trainer, half, NUM_STEPS)
+    weights = trainable_parameters(trainer.model)
+    found = [went_bad, refused, saved, ranks.are_finite(weights)]
+    if ranks.rank:
+        own = getattr(weights[0], "ds_tensor", weights[0]).data
+        own.view(-1)[0] = math.inf
+    told = ranks.gather(torch.tensor([*found, not ranks.are_finite(weights)]))
+    return {"losses": [each.loss for each in results], "found": [each.tolist() for each in told]}
+
+
+def bad_step(trainer: Trainer) -> bool:
+    real = trainer.ranks.backward
+    if trainer.ranks.rank:
+        trainer.ranks.backward = lambda last, batch, num_trained, pieces: real(last, batch, math.nan, pieces)
+    try:
+        trainer.step(rows_of(50), 3)
+    except NotFiniteError:
+        return True
+    finally:
+        trainer.ranks.backward = real
+    return False
+
+
+def is_saved(trainer: Trainer, path: Path) -> bool:
+    try:
+        trainer.ranks.save(path, {}, adapters.is_adapter(trainer.model))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        return False
+    return True
+
+
 def learned(model: torch.nn.Module, ranks: Alone) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
@@ -162,6 +214,9 @@ def main(model: str, out: str, *cases: str) -> None:
     for case in cases:
         if case.startswith("short-"):
             found[case] = short_of_memory(Path(model), case.replace("short", "ddp"), world)
+            continue
+        if case.startswith("ill-"):
+            found[case] = mishaps(Path(model), case.removeprefix("ill-"), world, Path(out).parent)
             continue
         found[case] = train(Path(model), case, world)
         if case.startswith("zero") and not case.endswith("bfloat16"):

@@ -17,6 +17,7 @@ KINDS = ("lora-tree-float32", "full-sequence-float32")
 QUANTISED = ("zero2-qlora-tree-float32", "zero3-qlora-tree-float32")
 VIRTUAL = ("ddp-prompt_tuning-none-float32", "zero2-prefix_tuning-none-float32")
 SHORT = "short-lora-tree-float32"
+ILL = ("zero2-full-sequence-float32", "zero3-lora-tree-float32")
 WITHIN = 1e-5
 
 
@@ -32,7 +33,8 @@ def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     cases = [f"{strategy}-{kind}" for kind in KINDS for strategy in STRATEGIES]
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
     done = subprocess.run(
-        [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED, *VIRTUAL, SHORT],
+        [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED, *VIRTUAL, SHORT,
+         *(f"ill-{case}" for case in ILL)],
         cwd=REPOSITORY, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -81,6 +83,15 @@ def test_all_processes_take_the_step_again_when_one_is_short_of_memory(together:
     assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
     assert found["valid"] == pytest.approx(expected["valid"], rel=WITHIN)
     assert distance(found["weights"], expected["weights"]) < WITHIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ILL)
+def test_what_goes_wrong_in_one_process_all_learn_of_and_nothing_changes(together: dict, case: str) -> None:
+    """A step without a finite gradient, a disk that fills up in the middle of a save, a weight that is not finite."""
+    found = together[f"ill-{case}"]
+    assert found["found"] == [[True] * 5] * 2
+    assert found["losses"] == together[case]["losses"]
 
 
 def require_agreement(found: dict, expected: dict) -> None:

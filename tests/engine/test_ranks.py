@@ -13,14 +13,14 @@ import psutil
 import pytest
 import torch
 
-from studio import jobs, runs
+from studio import faults, jobs, runs
 from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig
 from studio.engine.checkpoint import load_checkpoint
 from studio.engine.zero_folder import read_own
 from studio.errors import StudioError
 from studio.projects import Project
-from studio.store import metrics, open_db, samples
+from studio.store import metrics, open_db, run_events, samples
 from studio.store.jobs import Job
 from tests.damage import damage_file, watched
 from tests.engine.folders import tensors_of
@@ -117,11 +117,13 @@ def test_launchers_start_the_ranks_and_one_process_goes_on_where_they_ended(
     settings = {"lora.dropout": 0.0, "record.sample_prompts": [], "distributed.launcher": launcher}
     method = "prompt_tuning" if launcher == "deepspeed" else "lora"
     config = spread(tiny_config, strategy, method=method, **settings)
+    if launcher == "deepspeed":  # the first rank's disk is full in the middle of the first save
+        monkeypatch.setenv(faults.FAULT, "full@write mp_rank_N_model_states.pt")
     run, job = runs.start_run(training_project, config)
     ended = runs.wait(training_project.folder, job, 300)
     assert ended.state == "finished", ended.cause
     before = numbers(training_project, run.id)
-    path = training_project.path("runs", run.id, "step_2.pth")
+    path = training_project.path("runs", run.id, "step_6.pth" if launcher == "deepspeed" else "step_2.pth")
     assert len(before["train/loss"]) == NUM_STEPS and load_checkpoint(path)["meta"]["ranks"]["world"] == 2
     if launcher == "torchrun":
         job = runs.resume_run(training_project, run.id, f"runs/{run.id}/step_2.pth", ONE)
@@ -131,8 +133,15 @@ def test_launchers_start_the_ranks_and_one_process_goes_on_where_they_ended(
             [value for _, value in before["train/loss"]], rel=1e-5
         )
     if launcher == "deepspeed":
+        assert put_off(training_project, run.id) == [2] and not path.with_name("step_2.pth").exists()
+        assert not list(path.parent.glob(".*"))
         require_converts(training_project, run.id, final(training_project, run.id))
         damage_at_random(path)
+
+
+def put_off(project: Project, run_id: str) -> list[int]:
+    with open_db(project.folder) as db:
+        return [each.step for each in run_events.listed(db, run_id) if each.kind == "save_put_off"]
 
 
 def damage_at_random(path: Path) -> None:

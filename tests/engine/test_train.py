@@ -9,6 +9,7 @@ import torch
 from studio.config.schema import RunConfig
 from studio.config.yaml import save_config
 from studio.engine import sampling, train
+from studio.engine.requests import Requests
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
 from studio.store import checkpoints, jobs, metrics, open_db, runs, samples
@@ -81,15 +82,16 @@ def test_save_now_and_sample_now_are_done_at_the_next_border(training_project: P
 
 def stop_after(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the job to stop once a step is recorded, as a person with a button would."""
-    read = train.Requests.read
+    read = Requests.read
 
-    def ask_and_read(requests: train.Requests, job: train.JobContext) -> None:
+    def ask_and_read(requests: Requests) -> None:
+        job = requests._job
         with open_db(job.folder) as db:
             if runs.get(db, job.run_id).step >= step:
                 jobs.request(db, job.id, stop_request=how)
-        read(requests, job)
+        read(requests)
 
-    monkeypatch.setattr(train.Requests, "read", ask_and_read)
+    monkeypatch.setattr(Requests, "read", ask_and_read)
 
 
 @pytest.mark.parametrize(("how", "saved"), [("save", [2]), ("discard", [])])

@@ -179,6 +179,7 @@ def test_weights_that_may_have_changed_are_not_changed_again(
 def test_what_counts_as_no_memory() -> None:
     full = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried")
     assert is_memory_full(full) and is_memory_full(MemoryError()) and is_memory_full(torch.OutOfMemoryError("no"))
+    assert is_memory_full(RuntimeError("CUDA error: out of memory"))  # the driver's, beside torch's own allocator
     assert not is_memory_full(RuntimeError("shapes do not fit")) and not is_memory_full(ValueError("out of memory"))
 
 
@@ -418,7 +419,7 @@ def test_a_best_checkpoint_that_cannot_be_marked_just_now_is_marked_later(
             raise StoreBusyError("database or disk is full")
         mark(*args)
 
-    monkeypatch.setattr(train.store_checkpoints, "mark_best", refuse)
+    monkeypatch.setattr(checkpoints, "mark_best", refuse)
     values = iter([9.0, 5.0, 6.0, 7.0])
     monkeypatch.setattr(train.Trainer, "evaluate", lambda *_: next(values))
     settings = {"record.evaluate_every_steps": 2, "record.best_by": "valid_loss", "record.save_every_steps": 2}
@@ -442,7 +443,7 @@ def test_rows_wait_in_memory_while_the_database_cannot_be_written(
         record(*args)
 
     monkeypatch.setattr(metrics, "record", refuse)
-    monkeypatch.setattr(train, "SPACE_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("studio.engine.saving.SPACE_LOOK_SECONDS", 0.01)
     monkeypatch.setattr("studio.engine.record.RETRY_SECONDS", 0.01)
     run_id = add_run(training_project, tiny_config())
     assert train_here(training_project, run_id).state == "finished"

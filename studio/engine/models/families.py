@@ -209,11 +209,38 @@ def native(folder: Path) -> Native | None:
 
 def read_native(folder: Path, found: Native, dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights of a folder under transformers' names, in `dtype`."""
+    return found.state((name, tensor.to(dtype)) for name, tensor in _stored(folder))
+
+
+class Piece:
+    """A weight of a folder under transformers' name: cut out and converted each time that it is asked for.
+
+    transformers asks with `[...]`, as it asks the slices of safetensors, one weight after the other: a base that is
+    squeezed into 4 bits as it comes never stands in memory whole.
+    """
+
+    def __init__(self, found: Native, name: str, tensor: Tensor, place: int, dtype: torch.dtype) -> None:
+        self._found, self._name, self._tensor = found, name, tensor
+        self._place, self._dtype = place, dtype
+
+    def __getitem__(self, where: Any) -> Tensor:
+        _, tensor = list(self._found._to_ours(self._name, self._tensor))[self._place]
+        return tensor.to(self._dtype)[where]
+
+
+def native_pieces(folder: Path, found: Native, dtype: torch.dtype) -> dict[str, Piece]:
+    """As `read_native`, but nothing is read yet. Raises CheckpointError for a shape that cannot be cut."""
+    return {
+        ours: Piece(found, name, tensor, place, dtype)
+        for name, tensor in _stored(folder)
+        for place, (ours, _) in enumerate(found._to_ours(name, tensor.to("meta")))
+    }
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Weights under the names of the files, whose pages are read when a weight is used."""
     shards, _ = weight_files(folder)
-    stored = (
-        (name, tensor.to(dtype)) for shard in shards for name, tensor in read_shard(shard) if not is_derived(name)
-    )
-    return found.state(stored)
+    return ((name, tensor) for shard in shards for name, tensor in read_shard(shard) if not is_derived(name))
 
 
 def is_derived(name: str) -> bool:

@@ -27,7 +27,7 @@ from studio.data.talk import read_talk  # noqa: E402
 from studio.data.template import CHAT_TEMPLATE_FILE, ChatTemplate  # noqa: E402
 from studio.data.tokens import TextTokenizer  # noqa: E402
 from studio.engine.allocator import give_back_memory, given_back_at_once  # noqa: E402
-from studio.engine.models.families import OWN_LAYOUT, Native, native, read_native  # noqa: E402
+from studio.engine.models.families import OWN_LAYOUT, Native, native, native_pieces  # noqa: E402
 from studio.errors import DataError, ModelError  # noqa: E402
 from studio.model_code import is_trusted, not_consented  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
@@ -171,7 +171,7 @@ def _supported(folder: Path, attention: str) -> str:
 def _of_family(folder: Path, found: Native, arguments: dict[str, Any]) -> nn.Module:
     """A family that is Llama underneath, in transformers' own class; its Python files are not looked at."""
     ours = {name: value for name, value in arguments.items() if name not in ("local_files_only", "use_safetensors")}
-    ours |= {"config": found.config, "state_dict": read_native(folder, found, arguments["dtype"])}
+    ours |= {"config": found.config, "state_dict": native_pieces(folder, found, arguments["dtype"])}
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(found.config)]
     model, report = kind.from_pretrained(None, output_loading_info=True, **ours)
     if odd := [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]:
