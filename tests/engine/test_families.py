@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studio.engine import convert, merge, relayout
 from studio.engine.adapters import attach, load_adapter
-from studio.engine.models.families import layout_of, native
+from studio.engine.models.families import layout_of, native, native_pieces, read_native
 from studio.engine.models.load import LoadedModel, load_base
 from studio.errors import CheckpointError, ModelError
 from tests.engine.folders import config_for, make_base, tensors_of
@@ -237,6 +237,16 @@ def test_logits_are_those_of_the_published_architecture(tmp_path: Path, family: 
     assert type(found.model).__name__ in ("LlamaForCausalLM", "Qwen2ForCausalLM")
     assert not (folder / "canary").exists()
     assert found.tokenizer.decode(found.tokenizer.encode("Hello, world!")) == "Hello, world!"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda each: each.__name__)
+def test_weights_that_are_asked_for_one_by_one_are_those_read_at_once(tmp_path: Path, family: Making) -> None:
+    folder = make(tmp_path / "base", family)
+    found = native(folder)
+    pieces, whole = (read(folder, found, torch.bfloat16) for read in (native_pieces, read_native))
+    assert list(pieces) == list(whole) and not any(isinstance(each, Tensor) for each in pieces.values())
+    assert all(pieces[name][...].dtype == torch.bfloat16 for name in whole)
+    assert all(torch.allclose(pieces[name][...], tensor, rtol=1e-2) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda each: each.__name__)
