@@ -3,6 +3,7 @@
 Rank 0 writes phases, progress, numbers and samples; how each ends is told to the job in a file of its own.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,9 +18,9 @@ import psutil
 
 from studio.config.launch import slurm_rank_variables
 from studio.engine import environment, tuning
-from studio.engine.job import JobContext, explain
+from studio.engine.job import JobContext, PatientOutput, explain
 from studio.engine.launch import REPORTS
-from studio.errors import StudioError
+from studio.errors import DiskFullError, StudioError
 from studio.paths import atomic_write_json
 from studio.store.jobs import Job
 
@@ -82,7 +83,11 @@ class RankContext(JobContext):
         self._ended.set()
         self.exit_code = 1 if state == "failed" else 0
         report = {"rank": self.rank, "state": state, "cause": cause, "result": result, "at": time.time()}
-        atomic_write_json(self.job_dir / REPORTS / f"{self.rank}.json", report | {"lost_others": lost_others})
+        try:
+            atomic_write_json(self.job_dir / REPORTS / f"{self.rank}.json", report | {"lost_others": lost_others})
+        except (DiskFullError, OSError) as full:  # the log has what there is room for
+            self.exit_code = 1
+            print(f"rank {self.rank} {state}, which cannot be written: {full} {cause}", file=sys.stderr, flush=True)
 
     def _watch(self, leader: int) -> None:
         """A rank does not outlive the job that leads it, whatever it is waiting for."""
@@ -94,10 +99,16 @@ class RankContext(JobContext):
 def main(job_dir: Path) -> int:
     """Train as one rank to the end; the exit code is 0 unless it failed."""
     os.environ.update(slurm_rank_variables())
-    if os.environ.get("RANK", "0") != "0":
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # rank 0 alone speaks; what is wrong goes to stderr
     os.environ.setdefault("GOMP_SPINCOUNT", tuning.DEFAULT_SPIN)
     environment.prepare()
+    is_first = os.environ.get("RANK", "0") == "0"
+    with open(os.devnull, "w") as nowhere:  # rank 0 alone speaks; what is wrong goes to stderr
+        out = PatientOutput(sys.stdout if is_first else nowhere)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(PatientOutput(sys.stderr)):
+            return _live(job_dir)
+
+
+def _live(job_dir: Path) -> int:
     with RankContext.open(job_dir) as job:
         from studio.engine import train  # torch, once this process can say what became of it
 

@@ -1,6 +1,7 @@
 """A tiny real model (random Llama, 2 layers, own BPE tokenizer and chat template) and projects that train it."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,31 @@ def live_here(project: Project, job: Job) -> Job:
     main(job.kind, job_dir)
     with open_db(project.folder) as db:
         return jobs.get(db, job.id)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 24 MB with RETUNE_HOME on it; skipped where it may not be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    monkeypatch.setenv("RETUNE_HOME", str(disk))
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all space that is left."""
+    filler = disk / "filler"
+    with open(filler, "ab", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return filler

@@ -19,10 +19,11 @@ from studio.config.schema import RunConfig
 from studio.engine.checkpoint import load_checkpoint
 from studio.engine.zero_folder import read_own
 from studio.errors import StudioError
-from studio.projects import Project
+from studio.projects import Project, create_project
 from studio.store import metrics, open_db, run_events, samples
 from studio.store.jobs import Job
 from tests.damage import damage_file, watched
+from tests.engine.conftest import add_dataset, conversations, fill
 from tests.engine.folders import tensors_of
 
 Make = Callable[..., RunConfig]
@@ -59,6 +60,10 @@ def wait_for_step(project: Project, run_id: str, job: Job, step: int) -> Job:
     return jobs.get(project.folder, job.id)
 
 
+def ranks_of(leader: int) -> list[psutil.Process]:
+    return [each for each in psutil.Process(leader).children() if "studio.engine.ranks" in each.cmdline()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "method"), [("ddp", "lora"), ("zero2", "full"), ("zero3", "lora")])
 def test_two_ranks_learn_save_and_resume_bit_equal(
@@ -89,6 +94,24 @@ def require_converts(project: Project, run_id: str, weights: dict[str, torch.Ten
     done = runs.wait(project.folder, job, 120)
     found = tensors_of(Path(done.result["path"]))
     assert found and all(torch.equal(tensor, weights[name]) for name, tensor in found.items())
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_waited_for_by_all_ranks(small_disk: Path, tiny_config: Make) -> None:
+    """Nobody waits for ever for another rank, numbers wait in memory, and the end is saved once there is space."""
+    project = create_project("test")
+    add_dataset(project, "identity", conversations(24))
+    add_dataset(project, "general", conversations(8, subject="garden"))
+    config = spread(tiny_config, "zero2", **{"train.num_steps": 40, "record.sample_prompts": [], "record.keep_last": 2})
+    run, job = runs.start_run(project, config)
+    ranks = ranks_of(wait_for_step(project, run.id, job, 3).pid)
+    filler = fill(small_disk)
+    time.sleep(4)
+    assert len(ranks) == 2 and all(each.is_running() for each in ranks)  # rows cannot be read just now
+    filler.unlink()
+    assert runs.wait(project.folder, job, 300).state == "finished"
+    assert [step for step, _ in numbers(project, run.id)["train/loss"]] == list(range(1, 41))
+    assert project.path("runs", run.id, "step_40.pth").is_dir() and not list(project.path("runs", run.id).glob(".*"))
 
 
 SRUN = """#!{python}
@@ -179,7 +202,7 @@ def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_w
     config = spread(tiny_config, "zero1", **{"train.num_steps": 400, "record.evaluate_every_steps": 0})
     run, job = runs.start_run(training_project, config)
     current = wait_for_step(training_project, run.id, job, 5)
-    ranks = [each for each in psutil.Process(current.pid).children() if "studio.engine.ranks" in each.cmdline()]
+    ranks = ranks_of(current.pid)
     assert len(ranks) == 2
     second = next(each for each in ranks if each.environ()["RANK"] == "1")
     os.kill(second.pid, signal.SIGKILL)

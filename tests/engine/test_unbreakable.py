@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from studio.errors import StoreBusyError
 from studio.projects import Project, create_project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs
 from tests.engine import kills
-from tests.engine.conftest import add_dataset, add_run, conversations, train_here
+from tests.engine.conftest import add_dataset, add_run, conversations, fill, train_here
 
 Make = Callable[..., RunConfig]
 PATIENCE_SECONDS = 90
@@ -331,34 +330,6 @@ def test_memory_runs_out_in_a_real_job(training_project: Project, tiny_config: M
     process.join(PATIENCE_SECONDS)
     assert process.exitcode == 0 and events(training_project, small) == [(3, "smaller_micro_batch")]
     assert losses(training_project, small) == pytest.approx(losses(training_project, whole), rel=1e-4)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk of 24 MB with RETUNE_HOME on it; skipped where it may not be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    monkeypatch.setenv("RETUNE_HOME", str(disk))
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all space that is left."""
-    filler = disk / "filler"
-    with open(filler, "ab", buffering=0) as file:
-        for size in (1 << 20, 1 << 12):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-    return filler
 
 
 def test_a_disk_that_fills_up_is_waited_for(small_disk: Path, tiny_config: Make) -> None:
