@@ -146,6 +146,7 @@ def _trial(
     """What computes a row forward and backward; its layout is made when that is first called."""
     layout = cache(partial(make_layout, kind, ends, device))
 
+    @torch.enable_grad()
     def run() -> tuple[Tensor, ...]:
         inputs = [torch.ones(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
         out = layout().attend(*inputs, shapes[0][-1] ** -0.5)

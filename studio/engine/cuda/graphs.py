@@ -56,8 +56,10 @@ class CudaRecorder:
     def record(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
         # Batches are made ahead in another thread, which may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = work()
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(torch.cuda.current_stream(self._stream.device)):  # where a capture that fails comes back
+            with capture:
+                result = work()
 
         def replay() -> Tensor:
             graph.replay()
