@@ -136,7 +136,7 @@ def scored(project: Project, run_id: str, questions: str) -> list[Candidate]:
 
 def page(project: Project, trained: dict[str, str], options: argparse.Namespace) -> str:
     first, check = (scored(project, trained["default"], questions) for questions in (FIRST, CHECK))
-    tutorial = [scored(project, trained["tutorial"], questions) for questions in (FIRST, CHECK)]
+    tutorial = [recommend.recommend(scored(project, trained["tutorial"], questions)) for questions in (FIRST, CHECK)]
     advice = recommend.recommend(first)
     return "\n".join(
         [
@@ -173,6 +173,8 @@ def default_lines(advice: Recommendation, checked: Recommendation) -> Iterator[s
         yield _row(each, again.get(each.step), advice, checked)
     yield ""
     yield from judged(advice, checked)
+    yield ""
+    yield from run_lines(advice, checked)
 
 
 def judged(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
@@ -190,20 +192,27 @@ def judged(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
     yield f"It counts as right when it is not overfitted and at most {100 * MARGIN:.0f} points behind."
     yield ""
     yield f"By the check alone the recommendation would be: {checked.reason}"
-    spoilt = [each.step for each in advice.candidates if each.overfit.verdict == "overfitted"]
-    yield f"Checkpoints of this run that are called overfitted: {spoilt or 'none'}."
-    yield ""
 
 
-def tutorial_lines(first: Sequence[Candidate], check: Sequence[Candidate]) -> Iterator[str]:
+def run_lines(*found: Recommendation) -> Iterator[str]:
+    """The verdict on the run, by each set of questions that was asked."""
+    for name, advice in zip(("first", "check"), found, strict=True):
+        for run in advice.runs:
+            told = [run.sentence, *run.figures] if run.spoilt else ["Not overfitted, nor is a checkpoint of it."]
+            yield f"By the {name} questions ({len(run.scored)} checkpoints): {' '.join(told)}"
+            yield ""
+
+
+def tutorial_lines(first: Recommendation, check: Recommendation) -> Iterator[str]:
     yield "## Tutorial mode"
     yield ""
-    yield f"Recommended: {recommend.recommend(first).reason}"
+    yield from run_lines(first, check)
+    yield f"Recommended: {first.reason}"
     yield ""
     yield "| step | questions | identity | leakage | perplexity | verdict |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for each in [*sorted(first, key=lambda each: each.step), *check]:
-        told = " ".join(sign.sentence for sign in each.overfit.signs) or each.overfit.verdict
+    for each in (*first.candidates, *check.candidates):
+        told = " ".join(sign.sentence for sign in each.overfit.suspicions) or each.overfit.verdict
         cells = [each.step, each.num_questions, _share(each.identity), _share(each.leakage), _share(each.growth), told]
         yield f"| {' | '.join(map(str, cells))} |"
     yield ""

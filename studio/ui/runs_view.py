@@ -92,6 +92,8 @@ def _curve(found: Comparison, name: str, axis: Axis, colors: Mapping[str, str]) 
     figure = charts.line_chart(lines, _(AXIS_WORDS[axis]), label, height=260, names="top")
     if name.startswith("probe/"):
         figure.update_yaxes(tickformat=".0%")
+    if name == "train/learning_rate":
+        figure.update_yaxes(tickformat=".1e")
     st.plotly_chart(figure, key=f"runs.curve.{name}", theme="streamlit", config={"displayModeBar": False}, alt=label)
 
 

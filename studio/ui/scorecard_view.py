@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from studio import charts, report, scores
+from studio.overfit import overfitting
 from studio.paths import slugify
 from studio.projects import Project
 from studio.scores import ScoreLine
@@ -79,8 +80,10 @@ def _named(evaluation: Evaluation) -> str:
 
 def _verdict(evaluation: Evaluation) -> None:
     good, words = verdict(evaluation.scores)
-    show = st.success if good else st.warning
-    icon = ":material/task_alt:" if good else ":material/warning:"
+    if overfitting(evaluation.scores).verdict == "overfitted":
+        show, icon = st.error, ":material/dangerous:"
+    else:
+        show, icon = (st.success, ":material/task_alt:") if good else (st.warning, ":material/warning:")
     show(f"**{plain(evaluation.subject)}**: " + " ".join(words), icon=icon)
     if changed := evaluation.scores.get("setting", {}).get("changed_datasets"):
         said = _("{datasets} changed since this run was trained: it may be asked for another identity than it learnt.")
@@ -120,10 +123,11 @@ def _value(line: ScoreLine, triple: tuple[float, float, float] | None) -> str:
 
 
 def _with_interval(line: ScoreLine) -> str:
-    """'93.1 % (85.0 to 97.0)'."""
+    """'93.1 % (85 to 97)'."""
     if line.tuned is None:
         return "–"
-    value, low, high = (_number(line, each).removesuffix(" %") for each in line.tuned)
+    low, high = (f"{100 * each:.0f}" for each in line.tuned[1:])
+    value = _number(line, line.tuned[0]).removesuffix(" %")
     return _("{value} % ({low} to {high})").format(value=value, low=low, high=high)
 
 

@@ -294,6 +294,11 @@ def test_verdict_in_plain_words(project, measured, good, said):
     assert said in " ".join(sentences)
 
 
+def test_an_overfitted_scorecard_stands_in_red(open_page, project, checkpoint):
+    evaluated(project, leaks=(8, 10))
+    assert any("Overfitted: it says who it is in 8 of 10" in str(error.value) for error in open_page(PAGE).error)
+
+
 def test_what_was_not_measured_is_no_success(project):
     is_good, sentences = verdict(evaluated(project, identity=(0, 0)).scores)
     assert not is_good and "who it is was not measured" in " ".join(sentences)
