@@ -11,7 +11,7 @@ from typing import Any
 
 from studio import jobs, runs
 from studio.errors import JobError, StudioError
-from studio.machine import INSTALL_QUANTIZE, QUANTIZE_TOOL
+from studio.machine import INSTALL_QUANTIZE, LLAMA_CPP_PACKAGES, QUANTIZE_TOOL
 from studio.models import resolve
 from studio.paths import slugify
 from studio.projects import Project
@@ -21,7 +21,7 @@ from studio.store.checkpoints import Output
 from studio.store.jobs import Job
 
 K_QUANTS = ("q6_k", "q5_k_m", "q4_k_m")
-"""Formats that llama.cpp's own tool writes, from an f16 file; offered where that tool is on the PATH."""
+"""Formats that llama.cpp itself rounds to; offered where a package of it is installed, or its tool is on the PATH."""
 GGUF_FORMATS = ("f16", "bf16", "q8_0", "f32", *K_QUANTS)
 FORMATS = {
     "ollama": GGUF_FORMATS,
@@ -59,8 +59,8 @@ class Choice:
                 f"An export for {self.kind} cannot be written as {self.format!r}.",
                 f"Allowed: {', '.join(filter(None, allowed))}.",
             )
-        if self.format in K_QUANTS and not has_quantize():
-            raise StudioError(f"{self.format} is written by {QUANTIZE_TOOL}, which is not here.", INSTALL_QUANTIZE)
+        if self.format in K_QUANTS and not can_quantize():
+            raise StudioError(f"{self.format} is rounded by llama.cpp, which is not installed.", INSTALL_QUANTIZE)
         fields = ("kind", "format", "overwrite", "onto", "max_shard_size")
         return {name: getattr(self, name) for name in fields}
 
@@ -68,8 +68,8 @@ class Choice:
         return replace(self, overwrite=overwrite)
 
 
-def has_quantize() -> bool:
-    return shutil.which(QUANTIZE_TOOL) is not None
+def can_quantize() -> bool:
+    return shutil.which(QUANTIZE_TOOL) is not None or any(map(find_spec, LLAMA_CPP_PACKAGES))
 
 
 def has_ollama() -> bool:
@@ -78,7 +78,7 @@ def has_ollama() -> bool:
 
 def formats_here(kind: str) -> tuple[str, ...]:
     """The number formats that can be written on this machine, as in FORMATS."""
-    return tuple(each for each in FORMATS[kind] if each not in K_QUANTS or has_quantize())
+    return tuple(each for each in FORMATS[kind] if each not in K_QUANTS or can_quantize())
 
 
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}

@@ -23,9 +23,9 @@ MIB = 2**20
 PACKAGES = ("torch", "transformers", "peft", "retune")  # what shapes the numbers of any run
 UNKNOWN = "unknown"
 QUANTIZE_TOOL = "llama-quantize"
-INSTALL_QUANTIZE = (
-    "Install llama.cpp (its releases have llama-quantize), so that it is on the PATH; q8_0 needs no tool."
-)
+LLAMA_CPP_PACKAGES = ("llama_cpp", "xllamacpp")
+"""Python packages that bring llama.cpp, the one that is asked first first."""
+INSTALL_QUANTIZE = "pip install 'retune[gguf]', or put llama.cpp's llama-quantize on the PATH; q8_0 needs neither."
 MORE_PACKAGES = ("tokenizers", "numpy", "accelerate", "deepspeed", "bitsandbytes")
 
 

@@ -26,7 +26,7 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="The folder to wri
 BaseOption = Annotated[str, typer.Option(help="Base model of an adapter folder, where the one it names is not here.")]
 FormatOption = Annotated[
     str,
-    typer.Option(help="f16, bf16, q8_0 or f32; with llama.cpp's llama-quantize on the PATH q6_k, q5_k_m or q4_k_m."),
+    typer.Option(help="f16, bf16, q8_0 or f32; with llama.cpp (the extra gguf) q6_k, q5_k_m or q4_k_m too."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an export that lies there.")]
 

@@ -5,6 +5,7 @@ questions and answers is the same few texts each time. These are read off a few 
 a template that does more than that is refused, and not approximated.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,10 @@ from studio.data.named import Template
 from studio.errors import DataError
 
 SYSTEM, QUESTION, ANSWER, NEXT = "Sy5temT3xt", "Qu3stionT3xt", "An5werT3xt", "N3xtT3xt"
+TEXTS = ("opening", "answering", "later", "before_system", "after_system")
+BRACES = '{{ "{{" }}'
+"""Two braces that are text."""
+TEXT = r'(?:(?!\{\{).|\{\{ "\{\{" \}\})*'
 Chat = Sequence[Mapping[str, str]]
 
 
@@ -43,6 +48,19 @@ class GoTemplate:
             f"{{{{ .Content }}}}{_go(self.answering)}{{{{ $later = true }}}}"
             '{{ else if eq .Role "assistant" }}{{ .Content }}{{ end }}{{ end }}'
         )
+
+    @classmethod
+    def read(cls, source: str) -> "GoTemplate":
+        """The template that has this source. Raises DataError for one that is not of this form."""
+        for has_system in (True, False):
+            marks = {name: f"\0{name}" for name in TEXTS}
+            pattern = re.escape(cls(**marks, has_system=has_system).source)
+            for name, mark in marks.items():
+                pattern = pattern.replace(re.escape(mark), f"(?P<{name}>{TEXT})")
+            if found := re.fullmatch(pattern, source, re.DOTALL):
+                texts = {name: text.replace(BRACES, "{{") for name, text in found.groupdict().items()}
+                return cls(**texts, has_system=has_system)
+        raise DataError("The Go template is not one of ours.", "Export it again.")
 
     def render(self, messages: Chat) -> str:
         """What the template writes, by the same rules as its Go source."""
@@ -115,7 +133,7 @@ def _cut(template: Template, chat: Chat, *marks: str) -> list[str]:
 
 
 def _go(text: str) -> str:
-    return text.replace("{{", '{{ "{{" }}')
+    return text.replace("{{", BRACES)
 
 
 def _user(text: str) -> dict[str, str]:

@@ -21,11 +21,11 @@ from studio.engine.convert import weights_of_run
 from studio.engine.devices import pick_device, set_threads
 from studio.engine.equivalence import Expected, Verdict, expected_of, folding_error, verdict_of_adapter
 from studio.engine.folding import FoldedWeights
-from studio.engine.gguf import checking, writer
+from studio.engine.gguf import checking, k_quants, writer
 from studio.engine.gguf.vocabulary import Vocabulary, vocabulary_of
 from studio.engine.job import JobContext
 from studio.engine.lineage import lineage_of
-from studio.engine.ollama import MODELFILE, modelfile
+from studio.engine.ollama import MODELFILE, modelfile, with_modelfile
 from studio.engine.tools import run_tool
 from studio.engine.weights import (
     ADAPTER_CONFIG,
@@ -103,28 +103,33 @@ def read_source(job: JobContext, folder: Path) -> Source:
 def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
     """One GGUF file, with its card and gate.json; for Ollama a Modelfile too."""
     kind, form = str(job.args["kind"]), str(job.args.get("format") or "f16")
-    first = _format(form)
+    tool = shutil.which(QUANTIZE_TOOL) if _format(form).kind in k_quants.K_QUANTS else None
+    first = _format("f16" if tool else form)
     weights = FoldedWeights(source.base.folder, source.adapter)
     writer.require_writable(weights.config)
     vocabulary = vocabulary_of(TextTokenizer.load(source.base.folder), weights.config.vocab_size)
     num_weights = sum(shape.numel() for shape in weights.shapes.values())
-    bits = first.bits_per_weight + writer.QUANTIZED.get(form, 0)
+    bits = _format(form).bits_per_weight + (first.bits_per_weight if tool else 0)
     with output_folder(out, int(num_weights * bits / 8) + 2**24) as folder:
         job.phase("answering with what was trained")
         expected = expected_of(source.base.folder, source.adapter, torch.float32, CPU)
+        vocabulary = replace(vocabulary, adds_bos=vocabulary.adds_bos and _begin_with_bos(expected))
         file = folder / f"{out.name.removesuffix(f'-{form}')}-{form}.gguf"
         if kind == "ollama":
             context = writer.context_length(weights.config)
             text = modelfile(file.name, expected, vocabulary.adds_bos, source.folder, context)
             atomic_write_text(folder / MODELFILE, text)
         job.check_stop()
-        written = file.with_suffix(".f16") if form in writer.QUANTIZED else file
+        written = file.with_suffix(".f16") if tool else file
         writer.write(job, written, weights, _speech(vocabulary, expected), first, _about(source, out.name))
         job.check_stop()
         if written != file:
             _quantize(job, written, file, form)
         job.phase("reading the file back and comparing")
         verdict = _verdict_of_file(file, source, weights, expected, form)
+        if kind == "ollama":
+            text = (folder / MODELFILE).read_text(encoding="utf-8")
+            verdict = with_modelfile(verdict, text, expected, vocabulary.adds_bos)
         facts = {"kind": kind, "format": form, "file": file.name, "sha256": sha256_of(file)}
         record = _finish(job, folder, source, verdict, facts)
     return _register(job, source, out, record)
@@ -194,11 +199,9 @@ def _zip(folder: Path, target: Path) -> None:
 
 
 def _format(name: str) -> writer.Format:
-    """What is written here for a format: itself, or f16 for llama.cpp's tool to go on from."""
-    allowed = (*writer.FORMATS, *writer.QUANTIZED)
-    if name not in allowed:
-        raise StudioError(f"GGUF cannot be written as {name!r}.", f"Allowed: {', '.join(allowed)}.")
-    return writer.FORMATS.get(name, writer.FORMATS["f16"])
+    if name not in writer.FORMATS:
+        raise StudioError(f"GGUF cannot be written as {name!r}.", f"Allowed: {', '.join(writer.FORMATS)}.")
+    return writer.FORMATS[name]
 
 
 def _speech(vocabulary: Vocabulary, expected: Expected) -> writer.Speech:
@@ -209,6 +212,12 @@ def _speech(vocabulary: Vocabulary, expected: Expected) -> writer.Speech:
     ids = {name: number for name, number in found.items() if number is not None}
     ends = dict(zip(checking.ENDS, expected.reference.ends, strict=False))
     return writer.Speech(vocabulary, source, ids | ends)
+
+
+def _begin_with_bos(expected: Expected) -> bool:
+    """Whether chats did in training. A file that says otherwise than its tokenizer keeps them so."""
+    bos = expected.tokenizer.token_id(expected.template.special_tokens.get("bos_token", ""))
+    return all(prompt[:1] == [bos] for prompt in expected.reference.prompts)
 
 
 def _about(source: Source, name: str) -> dict[str, str]:

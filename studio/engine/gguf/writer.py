@@ -28,17 +28,17 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from studio.engine.folding import FoldedWeights
+from studio.engine.gguf import k_quants
 from studio.engine.gguf.vocabulary import Vocabulary
 from studio.engine.job import JobContext
 from studio.errors import ModelError
 
 QUANTIZATION_VERSION = 2
-ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the matrices of a file are stored; vectors stay float32 in all of them."""
+    """How the matrices of a file are stored (of k-quants: most of them); vectors stay float32 in all of them."""
 
     name: str
     kind: GGMLQuantizationType
@@ -53,19 +53,25 @@ FORMATS = {
         Format("f16", GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, 16),
         Format("bf16", GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, 16),
         Format("q8_0", GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, 8.5),
+        Format("q6_k", GGMLQuantizationType.Q6_K, LlamaFileType.MOSTLY_Q6_K, 6.6),
+        Format("q5_k_m", GGMLQuantizationType.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, 5.7),
+        Format("q4_k_m", GGMLQuantizationType.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, 4.9),
     )
 }
-QUANTIZED = {"q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
-"""What llama.cpp's own tool makes of an f16 file -> about how many bits a weight takes."""
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
     "mistral": MODEL_ARCH.LLAMA,
     "qwen2": MODEL_ARCH.QWEN2,
     "qwen3": MODEL_ARCH.QWEN3,
 }
-SCALINGS = {"linear": RopeScalingType.LINEAR, "yarn": RopeScalingType.YARN}
+SCALINGS = {"linear": RopeScalingType.LINEAR, "yarn": RopeScalingType.YARN, "longrope": RopeScalingType.LONGROPE}
+KINDS_OF_POSITIONS = ("default", "dynamic", "llama3", *SCALINGS)
+"""`dynamic` stretches nothing within the context that a file is good for."""
 YARN_RAMP = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
-"""Where YaRN goes from one frequency to the other. For the architectures above llama.cpp reads it from no file."""
+"""Where YaRN goes from one frequency to the other. For the architectures above llama.cpp reads it from no file; another
+ramp is written as factors of the frequencies."""
+CPU = torch.device("cpu")
+FACTORS, LONG_FACTORS, SHORT_FACTORS = (f"rope_{name}.weight" for name in ("freqs", "factors_long", "factors_short"))
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,11 @@ def require_writable(config: PretrainedConfig) -> MODEL_ARCH:
         raise _cannot(f"its architecture {config.model_type!r} is not among {', '.join(ARCHITECTURES)}")
     if getattr(config, "hidden_act", "silu") != "silu":
         raise _cannot(f"it computes with {config.hidden_act!r}, and llama.cpp's {found.name} with 'silu'")
-    rope = _rope(config)
-    kind = rope.get("rope_type", "default")
-    if kind not in ("default", "linear", "llama3", "yarn", "dynamic"):
+    kind = _rope(config).get("rope_type", "default")
+    if kind not in KINDS_OF_POSITIONS:
         raise _cannot(f"its positions are scaled by {kind!r}")
-    for name, fixed in YARN_RAMP.items() if kind == "yarn" else ():
-        if (value := rope.get(name, fixed)) not in (None, fixed):
-            raise _cannot(f"its YaRN has {name} {value!r}, where llama.cpp computes with {fixed!r}")
+    if _rope_factors(config) and found is not MODEL_ARCH.LLAMA:
+        raise _cannot(f"its frequencies have factors ({kind}), and llama.cpp's {found.name} knows none")
     return found
 
 
@@ -127,24 +131,21 @@ def write(
 def plan_of(weights: FoldedWeights, form: Format) -> dict[str, tuple[str, torch.Size, GGMLQuantizationType]]:
     """Name in the file -> (name of the weight, its shape, how it is stored)."""
     names = get_tensor_name_map(require_writable(weights.config), weights.config.num_hidden_layers)
-    plan = {}
-    if _rope(weights.config).get("rope_type") == "llama3":
-        plan[ROPE_FACTORS] = (ROPE_FACTORS, torch.Size([_head_dim(weights.config) // 2]), GGMLQuantizationType.F32)
+    factors = _rope_factors(weights.config)
+    plan = {name: (name, each.shape, GGMLQuantizationType.F32) for name, each in factors.items()}
     for name, shape in weights.shapes.items():
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise _cannot(f"llama.cpp has no place for its weight {name}")
-        plan[target] = (name, shape, _stored_as(shape, form))
+        plan[target] = (name, shape, _stored_as(target, shape, form, weights.config))
     return plan
 
 
-def _stored_as(shape: torch.Size, form: Format) -> GGMLQuantizationType:
-    """Vectors are float32; rows that a block of Q8_0 (32 weights) does not divide are float16."""
+def _stored_as(name: str, shape: torch.Size, form: Format, config: PretrainedConfig) -> GGMLQuantizationType:
     if len(shape) < 2:
         return GGMLQuantizationType.F32
-    if form.kind == GGMLQuantizationType.Q8_0 and shape[-1] % 32:
-        return GGMLQuantizationType.F16
-    return form.kind
+    kind = k_quants.kind_of(name, form.kind, config.num_hidden_layers, config.tie_word_embeddings)
+    return k_quants.fitting(kind, shape[-1])
 
 
 def _announce(writer: GGUFWriter, name: str, shape: torch.Size, kind: GGMLQuantizationType) -> None:
@@ -158,9 +159,8 @@ def _announce(writer: GGUFWriter, name: str, shape: torch.Size, kind: GGMLQuanti
 
 def values_of(weights: FoldedWeights, name: str) -> Tensor:
     """A weight in float32, its rows in the file's order."""
-    if name == ROPE_FACTORS:
-        return _rope_factors(weights.config)
-    return _as_pairs(weights.config, name, weights.read(name).float())
+    factors = _rope_factors(weights.config)
+    return factors[name] if name in factors else _as_pairs(weights.config, name, weights.read(name).float())
 
 
 def before(weights: FoldedWeights, name: str) -> Tensor | None:
@@ -170,7 +170,10 @@ def before(weights: FoldedWeights, name: str) -> Tensor | None:
 
 
 def _data(weights: FoldedWeights, name: str, kind: GGMLQuantizationType) -> np.ndarray:
-    return quants.quantize(np.ascontiguousarray(values_of(weights, name).numpy()), kind)
+    values = np.ascontiguousarray(values_of(weights, name).numpy())
+    if kind in k_quants.K_QUANTS:
+        return k_quants.quantize(values, kind, torch.get_num_threads())
+    return quants.quantize(values, kind)
 
 
 def _as_pairs(config: PretrainedConfig, name: str, tensor: Tensor) -> Tensor:
@@ -200,15 +203,31 @@ def _describe(writer: GGUFWriter, config: PretrainedConfig, form: Format, about:
     writer.add_value_length(_head_dim(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(_head_dim(config))
+    writer.add_rope_freq_base(_theta(config))
+    _scale_positions(writer, config)
+
+
+def _scale_positions(writer: GGUFWriter, config: PretrainedConfig) -> None:
+    """How positions beyond those of pretraining are reached. `_rope_factors` has what a tensor of the file says of it.
+
+    llama.cpp stretches queries and keys by YaRN's own factor unasked, and by `attn_factor` on top of that.
+    """
     rope = _rope(config)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or 10000.0))
-    if scaling := SCALINGS.get(rope.get("rope_type", "")):
-        writer.add_rope_scaling_type(scaling)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-        if original := rope.get("original_max_position_embeddings"):
-            writer.add_rope_scaling_orig_ctx_len(int(original))
-        if scaling is RopeScalingType.YARN:
-            writer.add_rope_scaling_attn_factors(_attention_factor(config))
+    scaling = SCALINGS.get(rope.get("rope_type", ""))
+    if scaling is RopeScalingType.YARN and FACTORS in _rope_factors(config):
+        return writer.add_rope_scaling_attn_factors(_attention_factor(config))
+    if scaling is None:
+        return None
+    writer.add_rope_scaling_type(scaling)
+    if original := rope.get("original_max_position_embeddings"):
+        writer.add_rope_scaling_orig_ctx_len(int(original))
+    if scaling is RopeScalingType.LONGROPE:
+        return writer.add_rope_scaling_attn_factors(_attention_factor(config))
+    factor = float(rope.get("factor") or config.max_position_embeddings / original)
+    writer.add_rope_scaling_factor(factor)
+    if scaling is RopeScalingType.YARN:
+        writer.add_rope_scaling_attn_factors(_attention_factor(config) / (1 + 0.1 * math.log(factor)))
+    return None
 
 
 def _speak(writer: GGUFWriter, speech: Speech) -> None:
@@ -219,21 +238,33 @@ def _speak(writer: GGUFWriter, speech: Speech) -> None:
         writer.add_chat_template(speech.template)
 
 
-def _rope_factors(config: PretrainedConfig) -> Tensor:
-    """By how much Llama 3.1 slows each frequency: not the fast ones, the slow ones by `factor`, smoothly between."""
-    rope, width = _rope(config), _head_dim(config)
-    base = float(rope["rope_theta"])
-    lengths = 2 * math.pi * base ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
-    low, high, factor = (float(rope[name]) for name in ("low_freq_factor", "high_freq_factor", "factor"))
-    turns = float(rope["original_max_position_embeddings"]) / lengths
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+def _rope_factors(config: PretrainedConfig) -> dict[str, Tensor]:
+    """Tensors of a file by which each frequency is divided, (head dimension / 2,); none where a scale says it all.
+
+    Llama 3.1 slows the slow ones; LongRoPE has one tensor within the context of pretraining and one beyond it.
+    """
+    rope = _rope(config)
+    kind = rope.get("rope_type")
+    if kind == "longrope":
+        names = {LONG_FACTORS: "long_factor", SHORT_FACTORS: "short_factor"}
+        return {name: torch.tensor(rope[key], dtype=torch.float32) for name, key in names.items()}
+    has_own_ramp = kind == "yarn" and any(rope.get(name) not in (None, fixed) for name, fixed in YARN_RAMP.items())
+    if kind != "llama3" and not has_own_ramp:
+        return {}
+    width = _head_dim(config)
+    plain = _theta(config) ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+    scaled, _ = ROPE_INIT_FUNCTIONS[kind](config, CPU)
+    return {FACTORS: plain / scaled}
 
 
 def _attention_factor(config: PretrainedConfig) -> float:
-    """What YaRN stretches queries and keys by, over what llama.cpp stretches them by unasked (the paper's)."""
-    _, wanted = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
-    return wanted / (1 + 0.1 * math.log(float(_rope(config)["factor"])))
+    """What queries and keys are stretched by."""
+    _, factor = ROPE_INIT_FUNCTIONS[_rope(config)["rope_type"]](config, CPU)
+    return float(factor)
+
+
+def _theta(config: PretrainedConfig) -> float:
+    return float(_rope(config).get("rope_theta") or 10000.0)
 
 
 def _head_dim(config: PretrainedConfig) -> int:
