@@ -109,10 +109,6 @@ class CheckpointFolder:
         atomic_write_text(self.run_dir / LAST_CHECKPOINT, path.name + "\n")
         self._rotate(step, keep)
 
-    def find_resumable(self) -> Found:
-        """The newest checkpoint that verifies."""
-        return find_resumable(self.run_dir)
-
     def match_rows(self) -> None:
         """A row for each checkpoint that is whole at a glance, and none for what is not there. Raises StoreError."""
         there = dict(listed(self.run_dir))

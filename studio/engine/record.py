@@ -45,6 +45,8 @@ class Silence:
 
     def settle(self) -> None: ...
 
+    def flush(self) -> None: ...
+
     def latest(self) -> dict[str, float]:
         return {}
 
@@ -124,11 +126,18 @@ class Recorder:
 
         Raises StoreBusyError when that cannot be done now.
         """
-        self._flush()
+        self._write_waiting()
         with open_db(self._folder) as db:
             db.execute("PRAGMA synchronous=FULL")  # this commit carries all before it to the disk
             with writing(db):
                 db.execute("update runs set step = step where id = ?", [self._run_id])
+
+    def flush(self) -> None:
+        """Write what waits, if that can be done now."""
+        try:
+            self._write_waiting()
+        except StoreBusyError as error:
+            print(f"{len(self._waiting)} rows wait in memory: {error}", flush=True)
 
     def latest(self) -> dict[str, float]:
         """The newest value of every metric."""
@@ -149,12 +158,10 @@ class Recorder:
         self._waiting.append(row)
         if len(self._waiting) > 1 and time.monotonic() - self._tried_at < RETRY_SECONDS:
             return
-        try:
-            self._flush()
-        except StoreBusyError as error:
-            print(f"{len(self._waiting)} rows wait in memory: {error}", flush=True)
+        self.flush()
 
-    def _flush(self) -> None:
+    def _write_waiting(self) -> None:
+        """Raises StoreBusyError."""
         self._tried_at = time.monotonic()
         if self._waiting:
             with open_db(self._folder) as db:

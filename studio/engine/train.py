@@ -47,7 +47,10 @@ def run(job: JobContext) -> dict[str, Any]:
     devices.seed_all(config.train.seed)
     training = Training.prepare(job, config)
     training.resume(job.args.get("resume", ""))
-    training.run()
+    try:
+        training.run()
+    finally:
+        training.recorder.flush()
     training.ranks.leave()
     result = training.result(round(time.monotonic() - started, 3))
     if training.requests.stop:
@@ -248,7 +251,7 @@ class Training:
         """The checkpoint to go on from, and why newer ones were passed over."""
         if source != "auto":
             return (inside(self.job.folder, source) if source else None), []
-        found = self.checkpoints.find_resumable() if self.ranks.is_first else Found(None, [])
+        found = checkpoint.find_resumable(self.checkpoints.run_dir) if self.ranks.is_first else Found(None, [])
         for notice in found.notices:
             self.job.phase(notice)
         name = self.ranks.share(found.path.name if found.path else "")

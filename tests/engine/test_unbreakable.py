@@ -401,6 +401,25 @@ def test_a_best_checkpoint_that_cannot_be_marked_just_now_is_marked_later(
         assert [each.step for each in checkpoints.listed(db, run_id) if each.is_best] == [2]
 
 
+def test_rows_that_wait_are_written_when_the_run_breaks_down(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_memory = no_memory_above(0)
+    before_step(monkeypatch, lambda trainer, number: no_memory(trainer, number) if number == 5 else None)
+    record, failures = metrics.record, iter(range(1))
+
+    def refuse(*args: Any) -> None:
+        if args[2] == 3 and next(failures, None) is not None:
+            raise sqlite3.OperationalError("database is locked")
+        record(*args)
+
+    monkeypatch.setattr(metrics, "record", refuse)
+    run_id = add_run(training_project, tiny_config())
+    job = train_here(training_project, run_id)
+    assert job.state == "failed" and "one example at a time" in job.cause
+    assert len(losses(training_project, run_id)) == 4
+
+
 @pytest.mark.parametrize("busy", ["locked", "full"])
 def test_rows_wait_in_memory_while_the_database_cannot_be_written(
     training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, busy: str
