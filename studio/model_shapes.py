@@ -119,8 +119,20 @@ def shapes_of(config: dict[str, Any]) -> Shapes:
             f"config.json of a {config.get('model_type', 'nameless')} model has no {', '.join(missing)}.",
             f"Its memory cannot be estimated from it; known architectures: {', '.join(FAMILIES)}.",
         )
+    config = _translated(config)
     family = FAMILIES.get(config.get("model_type", ""))
     return _shapes(config, family or FAMILIES["llama"], family is not None)
+
+
+def _translated(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of a family that came with code of its own, in the words of the one that computes it here (see
+    studio.engine.models.families)."""
+    kind = config.get("model_type")
+    if kind == "qwen":  # it counts both of the matrices that widen
+        return {**config, "model_type": "qwen2", "intermediate_size": config["intermediate_size"] // 2}
+    if kind in ("internlm", "internlm2"):
+        return {**config, "model_type": "llama", "attention_bias": bool(config.get("bias"))}
+    return {**config, "model_type": "llama"} if kind in ("Yi", "baichuan") else config
 
 
 def _shapes(config: dict[str, Any], family: Family, is_known: bool) -> Shapes:

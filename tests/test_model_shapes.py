@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from studio.engine.models.families import native
 from studio.errors import ModelError
 from studio.model_shapes import FAMILIES, read_shapes, shapes_of
+from tests.engine import test_families as families
 
 SMALL = {
     "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97,
@@ -44,6 +46,19 @@ def test_weights_are_counted_as_torch_counts_them(kind: str, settings: dict[str,
     counted = {linear.name: (linear.num_out, linear.num_in) for linear in shapes.linears}
     assert {name.split(".")[-2]: shape for name, shape in named.items()} == counted
     assert shapes.is_known
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda each: each.__name__)
+def test_families_with_code_of_their_own_are_counted_as_they_are_computed(
+    tmp_path: Path, family: families.Making
+) -> None:
+    config = {**family()[0], "bias": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = native(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(found.config)
+    shapes = read_shapes(tmp_path)
+    assert shapes.is_known and shapes.num_weights == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_a_config_that_leaves_out_the_defaults_is_read_with_them() -> None:
