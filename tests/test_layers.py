@@ -66,7 +66,17 @@ SHELVES = [
 ]
 SHELF_OF = {room: number for number, rooms in enumerate(SHELVES) for room in rooms}
 ENGINE_MAY_IMPORT = SHELVES[0] | SHELVES[1] | {"engine"}
-HEAVY = {"torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes", "datasets", "flash_attn"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "bitsandbytes",
+    "datasets",
+    "flash_attn",
+    "liger_kernel",
+}
 LIGHT_BELOW_UI = {"streamlit", "typer", "rich"}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def report() -> dict[str, Any]:
         "bitsandbytes": _try(_bitsandbytes),
         "deepspeed": _try(_deepspeed),
         "flash_attn": _try(_flash_attn),
+        "liger_kernel": _try(_liger_kernel),
     }
 
 
@@ -74,6 +76,13 @@ def _flash_attn() -> str:
         raise RuntimeError("needs a CUDA GPU; PyTorch's own attention (SDPA) is used")
     _must_be_installed("flash_attn", "pip install --no-build-isolation flash-attn")
     return f"version {importlib.import_module('flash_attn').__version__}"
+
+
+def _liger_kernel() -> str:
+    if not torch.cuda.is_available():
+        raise RuntimeError("needs a CUDA GPU; the studio's and PyTorch's own code is used")
+    _must_be_installed("liger_kernel", "pip install liger-kernel")
+    return f"version {version('liger-kernel')}; a run takes what is right and faster here, and says so"
 
 
 def _must_be_installed(name: str, how: str) -> None:

@@ -80,7 +80,7 @@ class Forward:
         if not self.traits.layouts:
             return make_batches(*plan, self._pad_id, place)
         few_at_once = self.device.type == "cpu" and place[1] == 1
-        fixed = self._replays is not None
+        fixed = self._replays is not None and not self._replays.given_up
         layout = partial(self._layout, fixed=fixed)
         return make_rows(*plan, layout, TREE_NODES if few_at_once else None, place, fixed)
 

@@ -167,6 +167,20 @@ def test_a_trial_leaves_nothing_in_the_gradient(recorder: Again, monkeypatch: py
     assert recorder.num_replayed == 1 and "not faster" in replays.why
 
 
+def test_rows_are_no_longer_filled_once_replaying_is_given_up(
+    load_tiny: Load, tiny_config: Make, recorder: Again, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, ordinary=1.0, replayed=1.0)
+    settings = {"model.attention": "sdpa", "train.cuda_graph": "auto", "train.micro_batch_size": 2}
+    trainer = make_trainer(load_tiny(), tiny_config(**settings))
+    rows = encode(load_tiny(), 4)
+    widths = []
+    for step in range(1, 7):
+        widths.append([batch.input_ids.numel() for batch in trainer.forward.batches(rows, 2)])
+        trainer.step(rows, step)
+    assert all(width % 64 == 0 for width in widths[0]) and sum(widths[-1]) < sum(widths[0])
+
+
 def test_what_cannot_be_recorded_is_computed_as_ever(recorder: Again, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(work: Callable[[], Tensor]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -96,7 +96,7 @@ class Replays:
         self._seen: set[Shapes] = set()
         self._recorded: dict[Shapes, Recorded] = {}
         self._gradients: list[Tensor | None] = []
-        self._is_proven, self._given_up = False, False
+        self.given_up, self._is_proven = False, False
 
     def __call__(self, batch: Batch) -> Tensor:
         shapes = tuple(tensor.shape for tensor in batch.tensors)
@@ -112,7 +112,7 @@ class Replays:
             self._recorded.clear()  # they add to gradients that are gone
             self._seen.clear()
         self._gradients = gradients
-        return not self._given_up and batch.layout is not None and shapes in self._seen
+        return not self.given_up and batch.layout is not None and shapes in self._seen
 
     def _record(self, batch: Batch, shapes: Shapes) -> Recorded | None:
         if len(self._recorded) == MOST_RECORDED:
@@ -165,7 +165,7 @@ class Replays:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def _give_up(self, why: str) -> None:
-        self._given_up = True
+        self.given_up = True
         self._recorded.clear()
         if self._must:
             raise refusal(why)
