@@ -38,7 +38,7 @@ def _dialog() -> None:
 
 def _read() -> Imported | None:
     """The config of the file that was chosen; None while there is none."""
-    file = st.file_uploader(_("A config (.py)"), ["py"], key=f"{KEY}.file")
+    file = st.file_uploader(_("A config (.py)"), ["py"], key=f"{KEY}.file", max_upload_size=1)
     path = st.text_input(
         _("Or a file on this machine"), key=f"{KEY}.path", placeholder=EXAMPLE,
         help=_("Files that it inherits from are found beside it."),

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -166,6 +167,8 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
         run, job = runs.get_run(project, run_id), run_job(project, run_id)
         if run.state != drawn_state:
             st.rerun()
+        if theirs := run.detail.get("imported"):
+            return _trained_elsewhere(theirs)
         with open_db(project.folder) as db:
             series = {name: metrics.series(db, run_id, name) for name in SERIES}
             said, happened = samples.listed(db, run_id), run_events.listed(db, run_id)
@@ -179,6 +182,26 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
         _samples(said)
         if job:
             _log(job)
+    return None
+
+
+def _trained_elsewhere(facts: dict[str, Any]) -> None:
+    """What is known of a run that was brought in: it has no curves and no samples here."""
+    st.caption(_("Trained by another tool and brought in. Its curves, samples and optimizer are not here."))
+    rows = [
+        (_("File"), facts.get("file")), (_("Layout"), facts.get("layout")), (_("Saved at"), facts.get("saved at")),
+        (_("Micro-batches"), facts.get("iteration")), (_("Steps"), facts.get("step")),
+        (_("Last loss"), _loss_of(facts)),
+    ]  # fmt: skip
+    with st.container(border=True, gap="xsmall"):
+        for label, value in rows:
+            if value:
+                st.text(f"{label}: {value}")
+
+
+def _loss_of(facts: dict[str, Any]) -> str:
+    loss = facts.get("last loss")
+    return f"{loss:.3f}" if isinstance(loss, float) else ""
 
 
 def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:

@@ -315,3 +315,14 @@ def test_a_new_run_may_begin_with_the_weights_of_a_checkpoint(open_page, project
     assert "Only the weights are carried over" in texts(at)
     at.button(key="train.start").click().run()
     assert started[0].model.continue_from == str(project.path("runs/x/step_8.pth"))
+
+
+def test_a_run_that_was_brought_in_says_so_and_waits_for_no_curves(open_page, project) -> None:
+    add_run(project)
+    facts = {"file": "/w/iter_96.pth", "layout": "file", "iteration": 96, "step": 6, "last loss": 7.6291}
+    with open_db(project.folder) as db:
+        store_runs.note(db, "starter_lora-1", imported=facts)
+    at = open_page(PAGE)
+    shown = " ".join(each.value for each in [*at.text, *at.caption])
+    assert "brought in" in shown and "/w/iter_96.pth" in shown and "7.629" in shown
+    assert "Curves appear" not in shown and "Samples appear" not in shown
