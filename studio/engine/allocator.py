@@ -3,14 +3,17 @@
 import contextlib
 import ctypes
 import gc
+import mmap
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # Of glibc's malloc.h. From M_MMAP_THRESHOLD bytes on a block is mapped by itself, and unmapped as soon as it is free.
 # The threshold rises by itself to MOST_BYTES as blocks are freed, and that of trimming to twice as much; once it is set
 # it stays.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 FEW_BYTES, MOST_BYTES = 2**20, 32 * 2**20
+MADV_DONTNEED = 4  # of Linux's mman.h
 
 
 @contextlib.contextmanager
@@ -34,7 +37,26 @@ def give_back_memory() -> None:
     _call("malloc_trim", 0)
 
 
-def _call(name: str, *arguments: int) -> None:
+def forget_copied(address: int, num_bytes: int) -> None:
+    """Let go of the memory behind bytes that were copied, if they are a mapped file's: readers read the file again."""
+    page = mmap.PAGESIZE
+    start, end = -(-address // page) * page, (address + num_bytes) // page * page
+    if end > start and _is_of_a_file(address):
+        _call("madvise", ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+
+
+def _is_of_a_file(address: int) -> bool:
+    """Whether this process has a file mapped there."""
+    with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8") as file:
+        for line in file:
+            borders, _, _, _, inode = line.split()[:5]
+            start, end = (int(border, 16) for border in borders.split("-"))
+            if start <= address < end:
+                return inode != "0"
+    return False
+
+
+def _call(name: str, *arguments: Any) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # musl has neither
             getattr(ctypes.CDLL(None), name)(*arguments)

@@ -1,54 +1,156 @@
-"""Layers of a frozen base with a LoRA adapter as single autograd nodes: less to compute, less to keep.
+"""Layers of a frozen base with a LoRA adapter as single autograd nodes: less to compute, less to keep, fewer calls.
 
-The adapter's float32 weights are cast to the arithmetic's number format inside a node, its gradient comes out in
-float32, and nothing is kept that the backward pass can do without. Layers that have more to them (dropout, DoRA,
-weights of a norm that learn) stay as PEFT and transformers compute them. Works for whatever has PEFT's LoRA layers.
+A decoder layer as most models have it becomes two nodes, before its attention and after it. Where a layer differs, its
+norms, its gated MLP and its LoRA layers become nodes one by one; what has more to it (dropout, DoRA, weights of a norm
+that learn) stays as PEFT and transformers compute it. Works for whatever has PEFT's LoRA layers.
 """
 
-from collections.abc import Callable
-from types import MethodType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.activations import SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from studio.engine import pointwise
+from studio.engine.parts import GatedMlp, Heads, Linears, Norm, Part, Rest
 
 PROBE_TOKENS = 3
-# oneDNN (torch 2.13) leaves a product whose result is narrower than what is summed to one of two threads when it has
-# more rows than that.
-SHARED_ROWS = 512
-FEW_THREADS = 4
+FAINT = 0.02  # a layer adds to its input; beside a faint one that can be told, as its norm makes it as strong as any
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def fuse(model: nn.Module) -> int:
     """Replace the forward passes that can be; returns how many LoRA layers were not.
 
-    A norm or a gated MLP is replaced only where both ways give the same on random numbers.
+    All but LoRA layers are replaced only where both ways give the same of random numbers.
     """
     left = 0
     for module in model.modules():
         if isinstance(module, LoraLayer):
             if _is_plain(module):
-                module.forward = MethodType(_lora_forward, module)
+                module.forward = FusedPart(module, [module], Linears([module], joined=False)).forward
             else:
                 left += 1
-        elif is_rms_norm(module) and not module.weight.requires_grad and _agree(module, _norm_forward, module.weight):
-            module.forward = MethodType(_norm_forward, module)
+        elif is_rms_norm(module) and not module.weight.requires_grad:
+            _replace(module, FusedPart(module, [], Norm(module)), _random(module.weight))
     for module in model.modules():
-        if _is_gated_mlp(module) and _agree(module, _mlp_forward, module.gate_proj.lora_A[_name(module)].weight):
-            module.forward = MethodType(_mlp_forward, module)
+        if _is_gated_mlp(module):
+            layers = [module.gate_proj, module.up_proj, module.down_proj]
+            _replace(module, FusedPart(module, layers, GatedMlp(*layers)), _random(_learning(layers[0])))
+    for module in model.modules():
+        if _is_decoder_layer(module):
+            x = _random(module.input_layernorm.weight) * FAINT
+            with _seen_through(module.self_attn.config):
+                _replace(module, FusedLayer(module), x, x, position_embeddings=_angles(module))
     return left
 
 
 def unfuse(model: nn.Module) -> None:
     """Give every layer its own forward pass back."""
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) in FORWARDS:
+        if _fused(module):
             del module.forward
+
+
+class _Node(torch.autograd.Function):
+    """A part with the first `num_inputs` of the tensors as its inputs, all (…, width); the others are what learns."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Part, num_inputs: int, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        ctx.part, ctx.shape = part, tensors[0].shape
+        inputs = (each.reshape(-1, each.shape[-1]) for each in tensors[:num_inputs])
+        out, kept = part.forward(*inputs, tensors[num_inputs:])
+        ctx.save_for_backward(*kept)
+        if isinstance(out, Tensor):
+            return out.view(*ctx.shape[:-1], -1)
+        return tuple(each.view(*ctx.shape[:-1], *each.shape[1:]) for each in out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        num_axes = len(ctx.shape) - 1
+        flat = (each.flatten(0, num_axes - 1) for each in gradients)
+        d_inputs, d_lora = ctx.part.backward(*flat, ctx.saved_tensors, ctx.needs_input_grad[2])
+        shaped = (each if each is None else each.view(*ctx.shape[:-1], -1) for each in d_inputs)
+        return None, None, *shaped, *d_lora
+
+
+class FusedPart:
+    """A module that is one part. `layers`: its LoRA layers, whose adapters have to be in use."""
+
+    def __init__(self, module: nn.Module, layers: list[Any], part: Part) -> None:
+        self._module, self._layers, self.part = module, layers, part
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not all(_is_on(layer) for layer in self._layers):
+            return type(self._module).forward(self._module, x, *args, **kwargs)
+        return _Node.apply(self.part, 1, x, *self.part.lora)
+
+
+class FusedLayer:
+    """A decoder layer: a node, its attention by whichever kernel the model has, and another node."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = [_fused(norm).part for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        self._layer, self._attention = layer, attention
+        self._heads = Heads(norms[0], attention)
+        self._rest = Rest(attention.o_proj, norms[1], _fused(mlp).part)
+        self._layers = [getattr(attention, name) for name in PROJECTIONS]
+        self._layers += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or not self._takes(**kwargs):
+            return type(self._layer).forward(self._layer, x, *args, **kwargs)
+        if self._layer.gradient_checkpointing and self._layer.training:
+            return self._layer._gradient_checkpointing_func(partial(self._compute, **kwargs), x)
+        return self._compute(x, **kwargs)
+
+    def _takes(
+        self, past_key_values: Any = None, position_embeddings: tuple[Tensor, Tensor] | None = None, **_: Any
+    ) -> bool:
+        """Not with a cache of keys and values, eager attention, nor where only a part of each head is turned."""
+        return (
+            past_key_values is None
+            and self._attention.config._attn_implementation in ALL_ATTENTION_FUNCTIONS
+            and position_embeddings is not None
+            and position_embeddings[0].shape[-1] == self._attention.head_dim
+            and all(_is_on(layer) for layer in self._layers)
+        )
+
+    def _compute(
+        self,
+        x: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        angles = (each.expand(*x.shape[:-1], -1) for each in position_embeddings)
+        heads = _Node.apply(self._heads, 3, x, *angles, *self._heads.lora)
+        attended = self._attend(*(each.transpose(1, 2) for each in heads), attention_mask, **kwargs)
+        return _Node.apply(self._rest, 2, x, attended.flatten(2), *self._rest.lora)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
+        """What the layer's own attention calls."""
+        own = self._attention
+        kernel = ALL_ATTENTION_FUNCTIONS[own.config._attn_implementation]
+        dropout = own.attention_dropout if own.training else 0.0
+        window = getattr(own, "sliding_window", None)
+        settings = {"dropout": dropout, "scaling": own.scaling, "sliding_window": window}
+        return kernel(own, query, key, value, mask, **settings, **kwargs)[0]
+
+
+def _fused(module: nn.Module) -> Any:
+    """What replaced a module's forward pass; None where nothing did."""
+    found = getattr(vars(module).get("forward"), "__self__", None)
+    return found if isinstance(found, FusedPart | FusedLayer) else None
 
 
 def _is_plain(layer: LoraLayer) -> bool:
@@ -66,136 +168,27 @@ def _is_plain(layer: LoraLayer) -> bool:
     )
 
 
-def _lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if args or kwargs or not _is_on(layer):
-        return type(layer).forward(layer, x, *args, **kwargs)
-    [name] = list(layer.lora_A)
-    lora = (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
-    return _LoraLinear.apply(x, layer.get_base_layer(), *lora)
-
-
 def _is_on(layer: Any) -> bool:
     """Whether the layer's only adapter is what counts now."""
     return not (layer.disable_adapters or layer.merged) and layer.active_adapters == list(layer.lora_A)
 
 
-def weight_of(base: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The (out, in) weight of a linear layer as numbers of that format; 4-bit ones are unpacked for the moment."""
-    state = getattr(base.weight, "quant_state", None)
-    if state is None:
-        return base.weight.to(dtype)
-    from bitsandbytes.functional import dequantize_4bit  # costs seconds, and only qlora needs it
-
-    return dequantize_4bit(base.weight, state).to(dtype)
+def _learning(layer: Any) -> Tensor:
+    """A of a LoRA layer: (rank, in)."""
+    return next(iter(layer.lora_A.values())).weight
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight."""
-    return _add_product(x.new_empty(len(x), weight.shape[1]), x, weight, beta=0)
-
-
-def _add_product(total: Tensor, x: Tensor, weight: Tensor, beta: int = 1) -> Tensor:
-    """Add x @ weight to `total`, in pieces that are shared among few threads."""
-    is_narrower = x.device.type == "cpu" and weight.shape[1] < weight.shape[0]
-    pieces = is_narrower and 1 < torch.get_num_threads() <= FEW_THREADS
-    size = SHARED_ROWS if pieces else len(x)
-    for start in range(0, len(x), size):
-        total[start : start + size].addmm_(x[start : start + size], weight, beta=beta)
-    return total
-
-
-class _LoraLinear(torch.autograd.Function):
-    """(…, in) to (…, out). Keeps its input and the adapter's narrow product."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, base: nn.Module, down: Tensor, up: Tensor, scaling: float) -> Tensor:
-        flat, narrow_weights = x.reshape(-1, x.shape[-1]), (down.to(x.dtype), up.to(x.dtype))
-        weight = weight_of(base, x.dtype)
-        narrow = flat @ narrow_weights[0].t()
-        out = _product(flat, weight.t())
-        if base.bias is not None:
-            out += base.bias.to(x.dtype)
-        out.addmm_(narrow, narrow_weights[1].t(), alpha=scaling)
-        ctx.save_for_backward(flat, narrow, *narrow_weights)
-        ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, narrow, down, up = ctx.saved_tensors
-        wide = gradient.reshape(-1, gradient.shape[-1])
-        d_narrow = (wide @ up).mul_(ctx.scaling)
-        d_up = (narrow.t() @ wide).t().float().mul_(ctx.scaling)
-        d_down = (flat.t() @ d_narrow).t().float()
-        if not ctx.needs_input_grad[0]:  # nothing that learns lies below
-            return None, None, d_down, d_up, None
-        d_flat = _product(wide, weight_of(ctx.base, wide.dtype))
-        return d_flat.addmm_(d_narrow, down).view(ctx.shape), None, d_down, d_up, None
+def _are_alike(layers: list[Any]) -> bool:
+    """Plain layers whose adapters are scaled by one number."""
+    if not all(isinstance(layer, LoraLayer) and _is_plain(layer) for layer in layers):
+        return False
+    return len({scaling for layer in layers for scaling in layer.scaling.values()}) == 1
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
-    """down(silu(gate(x)) · up(x)) of three fused layers without biases."""
+    """down(silu(gate(x)) · up(x)) of three fused layers."""
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return (
-        all(isinstance(layer, LoraLayer) and _is_plain(layer) for layer in layers)
-        and all(layer.get_base_layer().bias is None for layer in layers)
-        and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
-    )
-
-
-def _name(mlp: Any) -> str:
-    return next(iter(mlp.gate_proj.lora_A))
-
-
-def _mlp_forward(mlp: Any, x: Tensor) -> Tensor:
-    layers = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    if not all(_is_on(layer) for layer in layers):
-        return type(mlp).forward(mlp, x)
-    name = _name(mlp)
-    weights = (side[name].weight for layer in layers for side in (layer.lora_A, layer.lora_B))
-    bases, scalings = [layer.get_base_layer() for layer in layers], [layer.scaling[name] for layer in layers]
-    return _GatedMlp.apply(x, bases, scalings, *weights)
-
-
-class _GatedMlp(torch.autograd.Function):
-    """(…, in) to (…, out). What the gate lets through is formed again in the backward pass rather than kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bases: list[nn.Module], scalings: list[float], *lora: Tensor) -> Tensor:
-        """`lora`: down and up weights of gate, up and down layer."""
-        flat, narrow_weights = x.reshape(-1, x.shape[-1]), [each.to(x.dtype) for each in lora]
-        gate_a, gate_b, up_a, up_b, down_a, down_b = narrow_weights
-        narrow = flat @ torch.cat([gate_a, up_a]).t()
-        of_gate, of_up = narrow.split([len(gate_a), len(up_a)], 1)
-        gate = _product(flat, weight_of(bases[0], x.dtype).t()).addmm_(of_gate, gate_b.t(), alpha=scalings[0])
-        up = _product(flat, weight_of(bases[1], x.dtype).t()).addmm_(of_up, up_b.t(), alpha=scalings[1])
-        through = pointwise.now.gated(gate, up)
-        of_down = through @ down_a.t()
-        out = _product(through, weight_of(bases[2], x.dtype).t()).addmm_(of_down, down_b.t(), alpha=scalings[2])
-        ctx.save_for_backward(flat, gate, up, through, narrow, of_down, *narrow_weights)
-        ctx.bases, ctx.scalings, ctx.shape = bases, scalings, x.shape
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, gate, up, through, narrow, of_down, *narrow_weights = ctx.saved_tensors
-        gate_a, gate_b, up_a, up_b, down_a, down_b = narrow_weights
-        wide = gradient.reshape(-1, gradient.shape[-1])
-        d_of_down = (wide @ down_b).mul_(ctx.scalings[2])
-        d_through = _product(wide, weight_of(ctx.bases[2], wide.dtype)).addmm_(d_of_down, down_a)
-        d_down = ((through.t() @ d_of_down).t().float(), (of_down.t() @ wide).t().float().mul_(ctx.scalings[2]))
-        d_gate, d_up = pointwise.now.gated_gradient(d_through, gate, up)
-        d_narrow = torch.cat([(d_gate @ gate_b).mul_(ctx.scalings[0]), (d_up @ up_b).mul_(ctx.scalings[1])], 1)
-        of_gate, of_up = narrow.split([len(gate_a), len(up_a)], 1)
-        d_gate_b = (of_gate.t() @ d_gate).t().float().mul_(ctx.scalings[0])
-        d_up_b = (of_up.t() @ d_up).t().float().mul_(ctx.scalings[1])
-        d_gate_a, d_up_a = (flat.t() @ d_narrow).t().float().split([len(gate_a), len(up_a)])
-        d_lora = (d_gate_a, d_gate_b, d_up_a, d_up_b, *d_down)
-        if not ctx.needs_input_grad[0]:  # nothing that learns lies below
-            return None, None, None, *d_lora
-        d_flat = _product(d_gate, weight_of(ctx.bases[0], wide.dtype))
-        _add_product(d_flat, d_up, weight_of(ctx.bases[1], wide.dtype)).addmm_(d_narrow, torch.cat([gate_a, up_a]))
-        return d_flat.view(ctx.shape), None, None, *d_lora
+    return _are_alike(layers) and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
 
 
 def is_rms_norm(module: nn.Module) -> bool:
@@ -209,31 +202,63 @@ def is_rms_norm(module: nn.Module) -> bool:
     )
 
 
-def _norm_forward(norm: Any, x: Tensor) -> Tensor:
-    return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
-
-
-class _RmsNorm(torch.autograd.Function):
-    """Keeps its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        out, scale = pointwise.now.norm(x, weight, epsilon)
-        ctx.save_for_backward(x, weight, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
-        x, weight, scale = ctx.saved_tensors
-        return pointwise.now.norm_gradient(gradient, x, weight, scale), None, None
+def _is_decoder_layer(module: nn.Module) -> bool:
+    """Norm, attention, norm and MLP and nothing else, the norms and the MLP fused already."""
+    attention = getattr(module, "self_attn", None)
+    return (
+        dict(module.named_children()).keys() == LAYER
+        and all(_fused(getattr(module, name)) for name in LAYER - {"self_attn"})
+        and dict(attention.named_children()).keys() == set(PROJECTIONS)
+        and _are_alike([getattr(attention, name) for name in PROJECTIONS])
+        and all(hasattr(attention, name) for name in ("head_dim", "scaling", "attention_dropout", "config"))
+        and hasattr(module, "gradient_checkpointing")
+    )
 
 
 @torch.no_grad()
-def _agree(module: nn.Module, forward: Callable[..., Tensor], like: Tensor) -> bool:
-    """Whether a forward pass gives what the module's own gives, but for rounding. `like`: (…, width) of its inputs."""
-    x = torch.randn(PROBE_TOKENS, like.shape[-1], generator=torch.Generator().manual_seed(0)).to(like)
-    found, expected = forward(module, x).float(), module(x).float()
-    return bool((found - expected).norm() <= 0.02 * expected.norm())
+def _replace(
+    module: nn.Module, fused: FusedPart | FusedLayer, x: Tensor, passed: Tensor | float = 0.0, **inputs: Any
+) -> None:
+    """Replace a module's forward pass if both give the same but for rounding. `passed`: what it adds its result to."""
+    try:
+        found, expected = fused.forward(x, **inputs), module(x, **inputs)
+        difference, size = (found.float() - expected.float()).norm(), (expected.float() - passed).norm()
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes something else, or gives something else
+        return
+    if difference <= 0.02 * size:
+        module.forward = fused.forward
 
 
-FORWARDS = (_lora_forward, _mlp_forward, _norm_forward)
+def _random(like: Tensor) -> Tensor:
+    """Numbers (1, tokens, width) to try a module with that reads tensors (…, width) such as `like`."""
+    shape = (1, PROBE_TOKENS, like.shape[-1])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+@contextmanager
+def _seen_through(config: Any) -> Iterator[None]:
+    """Attention gives what it was given, so that all of it counts: of faint scores the softmax would hide the most."""
+    before, config._attn_implementation = config._attn_implementation, SEEN_THROUGH
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _sum(
+    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    return (scaling * (query + 2 * key + 3 * value)).transpose(1, 2), None
+
+
+SEEN_THROUGH = "retune-seen-through"
+AttentionInterface.register(SEEN_THROUGH, _sum)
+
+
+def _angles(layer: Any) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1, tokens, width of a head) for the tokens that a layer is tried with."""
+    angles = torch.arange(PROBE_TOKENS)[:, None] / torch.arange(1, layer.self_attn.head_dim // 2 + 1)
+    both = torch.cat([angles, angles], 1)[None].to(layer.input_layernorm.weight)
+    return both.cos(), both.sin()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from studio.engine.allocator import forget_copied
 from studio.engine.models.load import load_base
 from tests.engine.folders import make_base
 
@@ -19,3 +20,30 @@ def test_the_files_of_a_squeezed_base_are_let_go(tmp_path: Path, bits: int, is_m
     loaded = load_base(base, dtype=torch.float32, bits=bits, device=torch.device("cpu"))
     assert (f"{base}/model.safetensors" in MAPS.read_text()) == is_mapped
     assert all(torch.isfinite(each).all() for each in loaded.model.parameters() if each.is_floating_point())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say what is mapped")
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_what_was_copied_of_a_file_is_forgotten_and_can_be_read_again(tmp_path: Path, is_mapped: bool) -> None:
+    expected = torch.arange(500_000, dtype=torch.int32)
+    expected.numpy().tofile(tmp_path / "numbers")
+    mapped = torch.from_file(str(tmp_path / "numbers"), size=expected.numel(), dtype=torch.int32)
+    numbers = mapped if is_mapped else mapped.clone()
+    assert torch.equal(numbers, expected)  # all of it is in memory now
+    before = _resident(numbers.data_ptr())
+    forget_copied(numbers.data_ptr(), numbers.nbytes)
+    assert (_resident(numbers.data_ptr()) < before // 10) == is_mapped
+    assert torch.equal(numbers, expected)
+
+
+def _resident(address: int) -> int:
+    """Kilobytes in memory of what is mapped at an address."""
+    is_there = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(border, 16) for border in first.split("-"))
+            is_there = start <= address < end
+        elif is_there and first == "Rss:":
+            return int(line.split()[1])
+    return 0
