@@ -12,9 +12,9 @@ from worker import Channel, Counts, Meter, read_rows
 from studio.config.schema import RunConfig, parse_config
 from studio.data.tokens import IGNORE_INDEX, Example
 from studio.engine import adapters, devices
-from studio.engine.parts import weight_of
 from studio.engine.loop import StepResult, Trainer
 from studio.engine.models.load import LoadedModel, load_base
+from studio.engine.parts import weight_of
 
 REFERENCE_TOKENS = 2048  # that the reference computes at once, padding among them
 
