@@ -247,7 +247,7 @@ def _attention(
         )
     if dropout or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise ValueError("this attention has more to it than blocks compute")
-    row = (each[0].to(value.dtype) for each in (query, key, value))  # autocast may leave rotated ones in float32
+    row = (each.squeeze(0).to(value.dtype) for each in (query, key, value))  # autocast leaves turned ones in float32
     out = _layout.attend(*row, scaling or query.shape[-1] ** -0.5)
     return out.unsqueeze(0), None
 

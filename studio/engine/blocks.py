@@ -18,6 +18,9 @@ from torch.nn import functional
 from studio.data.packing import Ints
 
 BLOCK_TOKENS = 128  # best on CPUs, in bfloat16 and in float32
+SHORT_ROW = (
+    256  # tokens that are one block, whatever they see: calls cost more there than scores that count for nothing
+)
 LONG_TOKENS = 1024  # a row's chain from here on: PyTorch's causal kernel beats blocks, and keeps less
 KEPT_KEYS = 512  # keys a token, on average, up to which probabilities are kept for the backward pass
 PADDING = 1.5  # scores that a group computes for each one that counts, at most
@@ -113,9 +116,10 @@ class Blocks:
     tensors: tuple[Tensor, ...] = ()  # its blocks are of other shapes for every row
 
     def __init__(self, ends: Ints) -> None:
-        found = list(cut(ends, BLOCK_TOKENS, BLOCK_TOKENS, LONG_TOKENS))
-        self._long = [block for block in found if block.size > BLOCK_TOKENS]
-        short = [block for block in found if block.size <= BLOCK_TOKENS]
+        whole = len(ends) if len(ends) <= SHORT_ROW else BLOCK_TOKENS
+        found = list(cut(ends, whole, BLOCK_TOKENS, LONG_TOKENS))
+        self._long = [block for block in found if block.size > max(whole, BLOCK_TOKENS)]
+        short = [block for block in found if block.size <= max(whole, BLOCK_TOKENS)]
         self._plan = _Plan(ends, short) if short else None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

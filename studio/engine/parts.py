@@ -87,7 +87,7 @@ class Linears:
     def backward_in_room(self, wide: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
         """As `backward`, the gradient in a `room` of its own."""
         x, narrow, *own = kept
-        down, up = own or self._narrow
+        down, up = own or self._narrow[:2]
         gradient, d_narrow = wide[:, : self.width], wide[:, self.width :]
         torch.mm(gradient, up.to(x.dtype), out=d_narrow)
         d_down, d_up = (d_narrow.t() @ x).float().mul_(self._scaling), gradient.t() @ narrow
@@ -104,19 +104,19 @@ class Linears:
 
     def _cast(self, x: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """s·A and B of all layers as they are now, as numbers of the format of x."""
-        down, up = self._empty_narrow(x) if self._narrow is None else self._narrow
-        count = len(self._bases)
-        for rows, weight in zip(_slices(self._ranks), lora[:count], strict=True):
-            torch.mul(weight, self._scaling, out=down[rows])
-        for rows, columns, weight in zip(_slices(self.widths), _slices(self._ranks), lora[count:], strict=True):
-            up[rows, columns] = weight
+        down, up, blocks = self._narrow or self._empty_narrow(x)
+        torch._foreach_copy_(blocks, list(lora))
+        down.mul_(self._scaling)
         return down.to(x.dtype), up.to(x.dtype)
 
-    def _empty_narrow(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        up = like.new_zeros(self.width, self._room)
+    def _empty_narrow(self, like: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Matrices for A and for B of all layers, and where in them each of `lora` stands."""
+        down = like.new_zeros(self._room, self._bases[0].in_features)
         if self._whole is not None:
-            return self._whole[self.width :], up
-        return like.new_zeros(self._room, self._bases[0].in_features), up
+            down = self._whole[self.width :]
+        up, columns = like.new_zeros(self.width, self._room), list(_slices(self._ranks))
+        blocks = [up[place] for place in zip(_slices(self.widths), columns, strict=True)]
+        return down, up, [*(down[rows] for rows in columns), *blocks]
 
     def _weights(self, dtype: torch.dtype, down: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Columns of the product, and the weight that they come from; 4-bit ones one after another."""
