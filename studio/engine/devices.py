@@ -18,11 +18,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def pick_device(name: str = "auto") -> torch.device:
     """The first GPU when there is one (that of this rank, among several), else the CPU.
 
-    Raises ConfigError for a device that is not here.
+    Raises ConfigError for a device that is not here, and where there are more ranks than GPUs.
     """
     if name == "auto":
-        number = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", _own_gpu()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -31,6 +30,15 @@ def pick_device(name: str = "auto") -> torch.device:
         here = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
         raise ConfigError([Problem("device", f"{name!r} is not there; torch sees {here}", "auto, cpu")])
     return device
+
+
+def _own_gpu() -> int:
+    """The number of this rank's GPU. SLURM may show each rank its own alone, which is number 0 then."""
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count > 1:
+        problem = f"process {number + 1} of this machine has no GPU of its own; torch sees {count}"
+        raise ConfigError([Problem("distributed.processes_per_node", problem, f"1 to {count}")])
+    return number if count > 1 else 0
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

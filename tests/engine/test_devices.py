@@ -62,3 +62,21 @@ def test_every_generator_is_seeded() -> None:
 
 def test_memory_is_measured() -> None:
     assert devices.memory_metric(CPU)["system/memory_bytes"] > 10_000_000
+
+
+@pytest.mark.parametrize(("rank", "count", "number"), [(0, 1, 0), (3, 4, 3), (3, 1, 0)])
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, rank: int, count: int, number: int) -> None:
+    see_gpus(monkeypatch, rank, count)
+    assert devices.pick_device() == torch.device("cuda", number)
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 2, 2)
+    with pytest.raises(ConfigError, match="process 3 of this machine has no GPU of its own; torch sees 2"):
+        devices.pick_device()
+
+
+def see_gpus(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
