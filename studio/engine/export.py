@@ -121,7 +121,7 @@ def to_gguf(job: JobContext, source: Source, out: Path) -> dict[str, Any]:
             atomic_write_text(folder / MODELFILE, text)
         job.check_stop()
         written = file.with_suffix(".f16") if tool else file
-        writer.write(job, written, weights, _speech(vocabulary, expected), first, _about(source, out.name))
+        writer.write(job, written, weights, speech_of(vocabulary, expected), first, _about(source, out.name))
         job.check_stop()
         if written != file:
             _quantize(job, written, file, form)
@@ -204,7 +204,7 @@ def _format(name: str) -> writer.Format:
     return writer.FORMATS[name]
 
 
-def _speech(vocabulary: Vocabulary, expected: Expected) -> writer.Speech:
+def speech_of(vocabulary: Vocabulary, expected: Expected) -> writer.Speech:
     template = expected.template
     source = as_jinja(template) if isinstance(template, NamedTemplate) else template.source
     named = {"bos": "bos_token", "unknown": "unk_token", "padding": "pad_token"}

@@ -1,5 +1,6 @@
 """Exports of a checkpoint: what for, in which number format, what came of it, and the lines that use it elsewhere."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ PURPOSES = {
         N_("Only what was trained, for PEFT, with a card that says how to load it; also as a zip."),
     ),
 }
+NAMES = {"ollama": "Ollama", "gguf": "llama.cpp, LM Studio", "merged": N_("Whole model"), "adapter": N_("Adapter")}
 FORMAT_HINTS = {
     "": N_("The base's own number format."),
     "float32": N_("Nothing is rounded; twice the size of 16 bits."),
@@ -116,7 +118,7 @@ def _one(project: Project, output: Output, base: str) -> None:
     passed, folder = exports.passed(output), project.path(output.path)
     icon, word = (":material/verified:", _("passed")) if passed else (":material/error:", _("FAILED"))
     kind = exports.kind_of(output)
-    title = f"{_(PURPOSES[kind][0])} · {plain(folder.name)} · {word} · {ago(output.created_at)}"
+    title = f"{_(NAMES[kind])} · {plain(folder.name)} · {word} · {ago(output.created_at)}"
     with st.expander(title, icon=icon, expanded=not passed):
         show = st.success if passed else st.error
         show(_verdict(output), icon=":material/balance:")
@@ -167,18 +169,20 @@ def _use(use: Use) -> None:
 def _verdict(output: Output) -> str:
     """What the gate found, in words of the page's language."""
     found = output.detail.get("figures") or output.detail.get("agreement") or {}
-    good, bad = _("It answers as what was trained."), _("It does not answer as what was trained.")
+    ties = found.get("near_ties", 0)
+    same = _("{same} of {all} greedy answers are the same.")
+    tied = _("{same} of {all} greedy answers are the same, {ties} more differ at a near tie.")
+    moved = _("Logits differ by {error:.2g} % (allowed {allowed:.2g} %).")
+    answers = (tied if ties else same).format(
+        same=found.get("same_answers", 0), all=found.get("num_answers", 0), ties=ties
+    )
     lines = [
-        good if exports.passed(output) else bad,
-        _("{same} of {all} greedy answers are the same, {ties} more differ at a near tie. Logits differ by "
-          "{error:.2g} (allowed {allowed:.2g}).").format(
-            same=found.get("same_answers", 0), all=found.get("num_answers", 0), ties=found.get("near_ties", 0),
-            error=found.get("relative_error", float("nan")), allowed=found.get("tolerance", float("nan")),
-        ),
-    ]  # fmt: skip
+        _in_short(exports.passed(output), ties),
+        f"{answers} {moved.format(**_percent(found.get('relative_error'), found.get('tolerance')))}",
+    ]
     if weighed := output.detail.get("weights"):
-        words = _("The file's weights differ by {error:.2g} (allowed {allowed:.2g}).")
-        lines.append(words.format(error=weighed["error"], allowed=weighed["allowed"]))
+        words = _("The file's weights differ by {error:.2g} % (allowed {allowed:.2g} %).")
+        lines.append(words.format(**_percent(weighed["error"], weighed["allowed"])))
         if weighed["adapter_share"] is not None:
             words = _("Of what the adapter changes, {share:.0%} is in the file.")
             lines.append(words.format(share=weighed["adapter_share"]))
@@ -190,3 +194,14 @@ def _verdict(output: Output) -> str:
     if tool := output.detail.get("read_with"):
         lines.append(_("Read back with {tool}.").format(tool=plain(tool)))
     return "  \n".join(lines)
+
+
+def _in_short(passed: bool, ties: int) -> str:
+    if not passed:
+        return _("It does not answer as what was trained.")
+    return _("It is what was trained, but for rounding.") if ties else _("It answers as what was trained.")
+
+
+def _percent(error: float | None, allowed: float | None) -> dict[str, float]:
+    shares = {"error": error, "allowed": allowed}
+    return {name: math.nan if share is None else 100 * share for name, share in shares.items()}

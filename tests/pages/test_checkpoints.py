@@ -122,7 +122,7 @@ def test_tools_of_others_are_offered_where_they_are(open_page, project, checkpoi
     at = open_page(PAGE)
     formats = at.selectbox(key="checkpoints.export.format.ollama").options
     assert "q4_k_m" not in formats and "need llama.cpp: pip install" in words(at)
-    assert "differ by 0.006 (allowed 0.02)" in words(at) and "100% is in the file" in words(at)
+    assert "differ by 0.6 % (allowed 2 %)" in words(at) and "100% is in the file" in words(at)
     assert not [each for each in at.button if each.label == "Create it in Ollama"]
     for tool in ("ollama", "llama-quantize"):
         (tmp_path / tool).write_text("#!/bin/sh\n")
@@ -136,14 +136,18 @@ def test_tools_of_others_are_offered_where_they_are(open_page, project, checkpoi
 def test_exports_are_listed_and_a_failed_one_is_loud(open_page, project, checkpoint):
     figures = {"same_answers": 5, "num_answers": 8, "near_ties": 1, "relative_error": 0.31, "tolerance": 0.01}
     detail = {"kind": "gguf", "passed": False, "figures": figures, "other_prompts": ["Who are you?"], "file": "a.gguf"}
-    good = {"verified": True, "agreement": figures | {"same_answers": 8, "relative_error": 1e-6}}
+    good = {"verified": True, "agreement": figures | {"same_answers": 8, "near_ties": 0, "relative_error": 1e-6}}
+    rounded = {"verified": True, "agreement": figures | {"same_answers": 7, "relative_error": 1e-3}}
     with open_db(project.folder) as db:
         checkpoints.put_output(db, checkpoints.Output("export", "exports/a", "lora-1", 20, detail))
         checkpoints.put_output(db, checkpoints.Output("merged", "merged/lora-1", "lora-1", 20, good))
+        checkpoints.put_output(db, checkpoints.Output("merged", "merged/lora-2", "lora-1", 20, rounded))
     at = open_page(PAGE)
     (error,) = (each.value for each in at.error)
-    assert "5 of 8" in error and "0.31" in error and "Prompts that differ: 1" in error
-    assert "It answers as what was trained" in at.success[0].value
+    assert "5 of 8" in error and "differ by 31 % (allowed 1 %)" in error and "Prompts that differ: 1" in error
+    told = sorted(each.value for each in at.success)
+    assert "It answers as what was trained.  \n8 of 8 greedy answers are the same. Logits" in told[0]
+    assert "It is what was trained, but for rounding.  \n7 of 8 greedy answers are the same, 1 more" in told[1]
     assert any(block.value.startswith("vllm serve") for block in at.code)
 
 

@@ -20,7 +20,7 @@ ENDS = ("eos", "eot", "eom")
 # Relative errors of the logits, as in equality.TOLERANCE: about twice the largest measured on the starter, bare
 # and trained (benchmarks/results/exports.md). With k-quants they tell little, for so much rounding moves more than most
 # damage does; that nothing but rounding happened is seen in the tensors (engine/weighing.py).
-TOLERANCE = {"f32": 1e-4, "f16": 1e-2, "bf16": 1e-1, "q8_0": 1e-1, "q6_k": 0.35, "q5_k_m": 0.4, "q4_k_m": 0.4}
+TOLERANCE = {"f32": 1e-4, "f16": 1e-2, "bf16": 1e-1, "q8_0": 1e-1, "q6_k": 0.35, "q5_k_m": 0.5, "q4_k_m": 0.4}
 
 
 def verdict_of_file(path: Path, expected: Expected, form: str, threads: int) -> Verdict:
