@@ -1,11 +1,13 @@
 """Base and adapters in one batch: one product with the base's weights for all rows, and a narrow one for the adapters.
 
 PEFT can mix them too, but cuts the batch into pieces in every layer. Here the adapters that a batch uses are laid side
-by side, and each row keeps what is its own: y = xW + (xA ⊙ gate)B, with A and B of all of them in one matrix each.
-Layers with more to them (DoRA, biases, embeddings) are computed by PEFT, the rows of each adapter on their own.
+by side, and each row keeps what is its own: y = xW + (xA ⊙ gate)B, with A and B of all of them in one matrix each, also
+those of layers that read the same input (`studio.engine.joint`). Layers with more to them (DoRA, biases, embeddings)
+are computed by PEFT, the rows of each adapter on their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +16,11 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from studio.engine.joint import Joint, joint_of
+
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
-FEW_TOKENS = 64  # more of them are rounded to the base's format before they are added: 5 times as fast with 250
+SETTLED = 4  # batches of the same rows after which no other one is expected to take turns with them
+Ranks = tuple[tuple[str, int], ...]  # (adapter, columns of the stack) in their order
 
 
 class RowAdapters:
@@ -26,7 +31,7 @@ class RowAdapters:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers: list[_Layer] = []
+        self._parts: list[_Plain | _Apart] = []
         self.renew(model)
 
     def renew(self, model: nn.Module) -> None:
@@ -35,103 +40,125 @@ class RowAdapters:
         one = next(model.parameters())
         self._dtype = torch.float32 if one.device.type == "cpu" else one.dtype
         self._known = set(model.peft_config) if isinstance(model, PeftModel) else set()
-        kinds = (LoraLayer, AuxiliaryTrainingWrapper)
-        self._layers = [_Layer(module) for module in model.modules() if isinstance(module, kinds)]
+        self._layers = [
+            module for module in model.modules() if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper))
+        ]
         self._names: list[str] = []
         self._stacked: list[str] = []
-        for layer in self._layers:
-            layer.stack([], self._dtype)
+        self._num_sent = 0  # times that these names were sent, one after the other
 
     def send(self, names: Sequence[str]) -> None:
         """Rows of the following batches wear these, BASE_ADAPTER none. Raises ValueError for unknown ones."""
-        if names == self._names:
+        names = list(names)
+        self._num_sent = self._num_sent + 1 if names == self._names else 1
+        if names == self._names and self._num_sent != SETTLED:
             return
         used = sorted(set(names) - {BASE_ADAPTER})
         if unknown := set(used) - self._known:
             raise ValueError(f"no such adapter: {', '.join(sorted(unknown))}")
-        if not set(used) <= set(self._stacked):
+        if self._num_sent == SETTLED and used != self._stacked:
+            self._stack(used)
+        elif not self._parts or not set(used) <= set(self._stacked):
             # beside those of the batch before: a batch that reads its prompts and one that is answered take turns
-            self._stacked = sorted({*used, *self._names} - {BASE_ADAPTER})
-            for layer in self._layers:
-                layer.stack(self._stacked, self._dtype)
-        self._names = list(names)
-        gates: dict[tuple[tuple[str, int], ...], Tensor | None] = {}
-        for layer in self._layers:
-            if layer.ranks not in gates:
-                gates[layer.ranks] = _gate(layer.ranks, self._names, layer.device, self._dtype)
-            layer.send(self._names, gates[layer.ranks])
+            self._stack(sorted({*used, *self._names} - {BASE_ADAPTER}))
+        self._names = names
+        gates: dict[Ranks, Tensor | None] = {}
+        for part in self._parts:
+            if part.ranks not in gates:
+                gates[part.ranks] = _gate(part.ranks, self._names, part.device, self._dtype)
+            part.send(self._names, gates[part.ranks])
 
     def wear(self, name: str) -> None:
         """All rows of all batches wear the adapter that the model wears too; what is not plain stays PEFT's."""
-        for layer in self._layers:
-            layer.wear(name, self._dtype)
+        self._stack([name])
+        for part in self._parts:
+            if isinstance(part, _Apart):
+                part.close()
+        self._parts = [part for part in self._parts if isinstance(part, _Plain)]
+        for part in self._parts:
+            part.send([name], None)
 
     def close(self) -> None:
         """Every layer is PEFT's again."""
-        for layer in self._layers:
-            layer.close()
-        self._layers = []
+        for part in self._parts:
+            part.close()
+        self._parts = []
+
+    @torch.inference_mode(False)  # what is laid in the middle of an answer may be changed at any time
+    def _stack(self, adapters: list[str]) -> None:
+        """Lay these side by side in every layer."""
+        self.close()
+        self._stacked = adapters
+        joined: dict[Joint, dict[int, Any]] = {}
+        for module in self._layers:
+            if isinstance(module, LoraLayer):
+                joint, number = joint_of(module.base_layer) or (_on_its_own(module), 0)
+                joined.setdefault(joint, {})[number] = module
+            else:
+                self._parts.append(_Apart(module))
+        for joint, modules in joined.items():
+            self._parts += self._laid(joint, modules)
+
+    def _laid(self, joint: Joint, modules: dict[int, Any]) -> Iterator["_Plain | _Apart"]:
+        """Layers of one joint product; where PEFT must compute one of them, all are on their own."""
+        plain = {number: _are_plain(module, self._stacked) for number, module in modules.items()}
+        if all(plain.values()):
+            yield _Plain(joint, modules, self._stacked, self._dtype)
+            return
+        for number, module in modules.items():
+            if plain[number]:
+                yield _Plain(_on_its_own(module), {0: module}, self._stacked, self._dtype)
+            else:
+                yield _Apart(module)
 
 
-class _Layer:
-    """A layer of PEFT's whose forward pass sends rows through their adapters."""
+class _Plain:
+    """PEFT's layers, by their number in a joint product, with y = xW + s·xAB of every adapter."""
+
+    def __init__(self, joint: Joint, modules: dict[int, Any], adapters: Sequence[str], dtype: torch.dtype) -> None:
+        self._joint, self._modules = joint, modules
+        here = [(module, name) for _, module in sorted(modules.items()) for name in adapters if name in module.lora_A]
+        self.ranks: Ranks = tuple((name, module.r[name]) for module, name in here)
+        self.device = next(next(iter(modules.values())).parameters()).device
+        if here:
+            down = torch.cat([module.lora_A[name].weight.detach() for module, name in here]).to(dtype)
+            ups = [_up(modules.get(number), size, adapters) for number, size in enumerate(joint.sizes)]
+            joint.lay(down, torch.block_diag(*ups).to(self.device, dtype).contiguous())
+        for number, module in modules.items():
+            module.forward = partial(joint.forward, number)
+
+    def send(self, names: list[str], gate: Tensor | None) -> None:
+        """Rows of a batch wear these; `gate` is theirs."""
+        self._joint.send(not {name for name, _ in self.ranks}.isdisjoint(names), gate)
+
+    def close(self) -> None:
+        self._joint.send(False)
+        for module in self._modules.values():
+            del module.forward
+
+
+class _Apart:
+    """A layer that PEFT computes."""
+
+    ranks: Ranks = ()
 
     def __init__(self, module: Any) -> None:
         self._module = module
         self._forward = type(module).forward
         self._names: list[str] = []
-        self._is_used = self._is_plain = self._is_left = False
-        self._gate: Tensor | None = None
-        self.ranks: tuple[tuple[str, int], ...] = ()  # (adapter, columns of the stack) in their order
         self.device = next(module.parameters()).device
         module.forward = self.forward
+
+    def send(self, names: list[str], gate: Tensor | None) -> None:
+        self._names = names
 
     def close(self) -> None:
         del self._module.forward
 
-    def stack(self, adapters: Sequence[str], dtype: torch.dtype) -> None:
-        """Lay the adapters side by side: `down` (in, ranks), `up` (ranks, out), scaled."""
-        module = self._module
-        self._is_plain = isinstance(module, LoraLayer) and all(_is_plain(module, name) for name in adapters)
-        here = [name for name in adapters if self._is_plain and name in module.lora_A]
-        self.ranks = tuple((name, module.r[name]) for name in here)
-        if here:
-            down = torch.cat([module.lora_A[name].weight.detach() for name in here])
-            up = torch.cat([module.lora_B[name].weight.detach() * module.scaling[name] for name in here], dim=1)
-            self._down, self._up = down.to(dtype).t().contiguous(), up.to(dtype).t().contiguous()
-
-    def send(self, names: list[str], gate: Tensor | None) -> None:
-        self._names, self._gate, self._is_left = names, gate, False
-        here = {name for name, _ in self.ranks}
-        self._is_used = any(name in here for name in names)
-
-    def wear(self, name: str, dtype: torch.dtype) -> None:
-        self.stack([name], dtype)
-        self.send([name], None)
-        self._is_left = not self._is_plain
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._names or self._is_left:
-            return self._forward(self._module, x, *args, **kwargs)
+        """The rows of each adapter on their own where PEFT cannot mix them, as with DoRA."""
         if not isinstance(self._module, LoraLayer):
             return self._forward(self._module, x, *args, adapter_names=self._names, **kwargs)
-        if not self._is_plain:
-            return self._one_by_one(x, *args, **kwargs)
-        out = self._module.base_layer(x, *args, **kwargs)
-        if not self._is_used:
-            return out
-        narrow = torch.mm(x.reshape(-1, x.shape[-1]).to(self._down.dtype), self._down)
-        if self._gate is not None:
-            if x.shape[0] != len(self._names):
-                raise ValueError("this layer mixes the rows of a batch, so they cannot wear different adapters")
-            narrow.view(x.shape[0], -1, narrow.shape[-1]).mul_(self._gate)
-        said = torch.mm(narrow, self._up)
-        if len(narrow) > FEW_TOKENS:
-            said = said.to(out.dtype)
-        return out.add_(said.view(out.shape))
-
-    def _one_by_one(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The rows of each adapter on their own, as PEFT computes them: it cannot mix DoRA."""
         parts = {}
         for name in dict.fromkeys(self._names):
             rows = [row for row, each in enumerate(self._names) if each == name]
@@ -149,6 +176,21 @@ class _Layer:
             module._active_adapter = worn
 
 
+def _on_its_own(module: Any) -> Joint:
+    return Joint(module.base_layer, [module.out_features])
+
+
+def _up(module: Any, size: int, adapters: Sequence[str]) -> Tensor:
+    """(ranks, size), scaled: of all adapters that a layer has; of no rank where it has none."""
+    here = [name for name in adapters if module is not None and name in module.lora_A]
+    scaled = [module.lora_B[name].weight.detach().t() * module.scaling[name] for name in here]
+    return torch.cat(scaled) if scaled else torch.empty(0, size)
+
+
+def _are_plain(module: Any, names: Sequence[str]) -> bool:
+    return all(_is_plain(module, name) for name in names)
+
+
 def _is_plain(module: Any, name: str) -> bool:
     """Whether an adapter is y = xW + s·xAB in this layer, or is not there at all."""
     if name not in module.lora_A:
@@ -164,9 +206,9 @@ def _is_plain(module: Any, name: str) -> bool:
 def _gate(
     ranks: Sequence[tuple[str, int]], names: Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """(rows, 1, columns of the stack): 1 where a column is of the row's adapter, else 0. None when all are 1."""
+    """(rows, columns of the stack): 1 where a column is of the row's adapter, else 0. None when all are 1."""
     columns = [owner for owner, rank in ranks for _ in range(rank)]
     values = [[float(owner == name) for owner in columns] for name in names]
     if all(all(row) for row in values):
         return None
-    return torch.tensor(values, device=device, dtype=dtype).unsqueeze(1)
+    return torch.tensor(values, device=device, dtype=dtype)
