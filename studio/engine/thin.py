@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from studio.engine.generate import quiet
 from studio.engine.joint import Joint, join, same_input
 
 MOST_ROWS = 32  # tokens of a product up to which the other way is taken
@@ -28,7 +29,8 @@ def thin_out(model: nn.Module) -> bool:
     layers = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
     if not layers or any(_is_elsewhere(layer.weight) for layer in layers):
         return False
-    joints = [_Thin(group) for group in same_input(model, layers)]
+    with quiet(model):
+        joints = [_Thin(group) for group in same_input(model, layers)]
     exchanged = _is_faster([joint.weight for joint in joints[:: max(1, len(joints) // NUM_MEASURED)]])
     for joint in joints:
         joint.most_rows = MOST_ROWS if exchanged else 0
