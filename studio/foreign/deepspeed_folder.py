@@ -202,11 +202,6 @@ class DeepSpeedFolder:
         return CheckpointError(f"The DeepSpeed folder {self.folder.name} cannot be used: {reason}.", HINT)
 
 
-def is_deepspeed_folder(path: Path) -> bool:
-    """Whether a folder holds model files of DeepSpeed."""
-    return path.is_dir() and any(MODEL_FILE.fullmatch(each.name) for each in path.iterdir())
-
-
 def _by_rank(folder: Path, pattern: re.Pattern[str]) -> list[TorchFile]:
     """The opened files of a kind, rank 0 first. Raises CheckpointError for gaps and for what was cut by tensors too."""
     found = {}

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from studio.engine.foreign import iter_weights, read_tensor, read_weight
 from studio.errors import CheckpointError, StudioError, UnsafeFileError
-from studio.foreign.deepspeed_folder import DeepSpeedFolder, is_deepspeed_folder
+from studio.foreign.deepspeed_folder import DeepSpeedFolder
 from studio.foreign.pickles import StandIn, StoredTensor
 from studio.foreign.torch_file import TorchFile, open_dictionary
+from studio.foreign.xtuner import is_checkpoint
 from tests.foreign.canary import quiet
 from tests.foreign.places import DEEPSPEED, FULL, LORA, XTUNER, ZERO2, copied
 
@@ -206,7 +207,7 @@ def test_missing_and_foreign_files_of_a_folder_are_named(tmp_path: Path) -> None
     smaller = torch.zeros(3)
     save = {"optimizer_state_dict": {"zero_stage": 2, "single_partition_of_fp32_groups": [smaller, smaller]}}
     assert "do not make up" in spoiled(lambda f: torch.save(save, f / rank.format(1)))
-    assert is_deepspeed_folder(other.parent) and not is_deepspeed_folder(tmp_path)
+    assert is_checkpoint(other.parent) and not is_checkpoint(tmp_path)
 
 
 def test_files_of_two_checkpoints_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from studio.config.catalog.base_models import MODELS, KnownModel
 from studio.config.catalog.grid import BY_MODEL, METHODS, OF_MODEL, Line, line_of, lines, recipe_of
-from studio.config.catalog.recipes import OWN_FILE, RECIPES, system_text
+from studio.config.catalog.recipes import RECIPES, system_text
 from studio.config.schema import RunConfig, parse_config
 from studio.config.xtuner.terms import PATHS, Converted, Terms, convert
 from studio.errors import ConfigError, Problem
@@ -172,8 +172,3 @@ def _of_recipe(entry: Entry) -> dict[str, Any]:
         "sources": recipe.sources, "epochs": recipe.epochs, "prompts": recipe.asked(),
         "system": system_text(recipe.system, bot),
     }  # fmt: skip
-
-
-def wants_own_data(entry: Entry) -> bool:
-    """Whether a person has to name the data."""
-    return any(source.source == OWN_FILE for source in entry.terms.sources)

@@ -3,7 +3,6 @@
 The built-in configs and the import of Python configs both end here, so both convert alike.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,8 +222,3 @@ def _in_steps(iterations: int, accumulation: int) -> str:
     rounded = max(1, round(exact))
     end = f"= {rounded}" if exact == rounded else f"= {exact:.4g}, so {rounded}"
     return f"XTuner: {iterations} micro-batches; {iterations} / {accumulation} in a step {end}"
-
-
-def remark_paths(reasons: Mapping[str, str]) -> dict[str, str]:
-    """Reasons by term as reasons by the path that the term ends up at."""
-    return {PATHS[term]: reason for term, reason in reasons.items() if term in PATHS}
