@@ -139,7 +139,9 @@ def test_a_filler_changes_nothing_for_the_others(trees: list[PrefixTree]) -> Non
     assert len(filled) % 64 == 0 and len(filled) > len(ends)
     inputs = states(len(ends), torch.float32)
     expected = attended(Masked(ends, CPU), inputs)
-    longer = [torch.cat([each, torch.randn(len(each), len(filled) - len(ends), 16)], 1) for each in inputs]
+    chance = torch.Generator().manual_seed(2)
+    more = [torch.randn(len(each), len(filled) - len(ends), 16, generator=chance) for each in inputs]
+    longer = [torch.cat(pair, 1) for pair in zip(inputs, more, strict=True)]
     for layout in (
         Masked(filled, CPU),
         Chains(filled, CPU, varlen_in_plain_words, fixed=True),
@@ -149,8 +151,9 @@ def test_a_filler_changes_nothing_for_the_others(trees: list[PrefixTree]) -> Non
         out, shapes = whole[: len(ends)], [each.shape for each in layout.tensors]
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         found = [out, *torch.autograd.grad((out * weights).sum() + 0 * whole.sum(), inputs)]
-        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
-        assert all(shape[-1] in (1, 65) or shape[-1] % 64 == 0 for shape in shapes), shapes
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).norm() <= 1e-5 * max(1.0, float(other.norm()))
+        assert all(shape[-1] % 64 <= 1 for shape in shapes), shapes
 
 
 @pytest.mark.parametrize("lengths", [(300, 700, 3), (128, 128), (500,), (64, 1, 400)], ids=str)
