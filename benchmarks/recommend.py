@@ -4,7 +4,8 @@
 
 On the starter model: trains the builder's default run with ten checkpoints, and the tutorials' way (one repeated row)
 with ten as well. A quarter of the held-out questions scores all of them, and the studio recommends. Then four times as
-many other questions, none of which was trained on or asked before, score the default run's checkpoints again.
+many other questions, none of which was trained on or asked before, score those of the default run's checkpoints again
+that the first questions do not tell from the best.
 
 Everything is a job of a project in RETUNE_HOME (else ~/.cache/retune/benchmarks), so a second call goes on where the
 first was ended. Writes benchmarks/results/recommend.md after every step that is done.
@@ -54,9 +55,11 @@ def main() -> None:
     project = next((each for each in list_projects() if each.name == PROJECT), None) or create_project(PROJECT)
     make_data(project, Identity(options.name, options.maker))
     trained = {mode: train(project, mode, settings, options.steps) for mode, settings in MODES.items()}
-    plan = [("default", FIRST, 0), ("tutorial", FIRST, 0), ("tutorial", CHECK, 1), ("default", CHECK, 0)]
-    for mode, questions, last in plan:
-        score(project, trained[mode], steps_of(project, trained[mode])[-last:], questions)
+    for mode, questions in (("default", FIRST), ("tutorial", FIRST), ("default", CHECK)):
+        steps = steps_of(project, trained[mode])
+        if questions == CHECK:
+            steps = contenders(recommend.recommend(scored(project, trained[mode], FIRST)))
+        score(project, trained[mode], steps, questions)
         atomic_write_text(RESULTS / "recommend.md", page(project, trained, options))
     print((RESULTS / "recommend.md").read_text(encoding="utf-8"))
 
@@ -134,9 +137,14 @@ def scored(project: Project, run_id: str, questions: str) -> list[Candidate]:
     return comparison.candidates(found)
 
 
+def contenders(advice: Recommendation) -> list[int]:
+    """Steps that the first questions do not tell from the best."""
+    assert advice.best
+    return [each.step for each in advice.candidates if recommend.behind(each, advice.best)[1] <= 0]
+
+
 def page(project: Project, trained: dict[str, str], options: argparse.Namespace) -> str:
     first, check = (scored(project, trained["default"], questions) for questions in (FIRST, CHECK))
-    tutorial = [recommend.recommend(scored(project, trained["tutorial"], questions)) for questions in (FIRST, CHECK)]
     advice = recommend.recommend(first)
     return "\n".join(
         [
@@ -146,14 +154,14 @@ def page(project: Project, trained: dict[str, str], options: argparse.Namespace)
             f"{options.maker}, in {options.steps} steps",
             "with ten checkpoints: the builder's default run (`starter_lora`), and the tutorials' way (one repeated "
             "row). Two sets of",
-            f"held-out questions: {_amounts(first)} to recommend by, then {_amounts(check)} others, four times as",
-            "many, to check it by.",
+            f"held-out questions: {_amounts(first)}, to recommend by; then four times as many others",
+            f"({_amounts(check)}), to check it by.",
             "Brackets hold 95 % intervals: Wilson's for shares, a bootstrap for perplexity.",
             "",
             f"Machine: {machine()}",
             "",
             *default_lines(advice, recommend.recommend(check)),
-            *tutorial_lines(*tutorial),
+            *tutorial_lines(recommend.recommend(scored(project, trained["tutorial"], FIRST))),
         ]
     )
 
@@ -179,9 +187,14 @@ def default_lines(advice: Recommendation, checked: Recommendation) -> Iterator[s
 
 def judged(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
     """Right: by the check it is not overfitted, and no checkpoint is ahead of it by more than the margin."""
-    if len(checked.candidates) < len(advice.candidates) or not advice.chosen or not checked.best:
+    there = {each.step for each in checked.candidates}
+    if not advice.chosen or not checked.best or not there >= set(contenders(advice)):
         yield "The check is not complete yet."
         return
+    others = [str(each.step) for each in advice.candidates if each.step not in there]
+    if others:
+        yield f"Not asked again, for the first questions tell them from the best: step {', '.join(others)}."
+        yield ""
     chosen = next(each for each in checked.candidates if each.step == advice.chosen.step)
     lag = recommend.behind(chosen, checked.best)
     is_right = chosen.overfit.verdict != "overfitted" and lag[0] <= MARGIN
@@ -195,25 +208,24 @@ def judged(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
 
 
 def run_lines(*found: Recommendation) -> Iterator[str]:
-    """The verdict on the run, by each set of questions that was asked."""
-    for name, advice in zip(("first", "check"), found, strict=True):
+    """The verdict on the run, by each set of questions."""
+    for name, advice in zip(("first", "check"), found, strict=False):
         for run in advice.runs:
             told = [run.sentence, *run.figures] if run.spoilt else ["Not overfitted, nor is a checkpoint of it."]
             yield f"By the {name} questions ({len(run.scored)} checkpoints): {' '.join(told)}"
             yield ""
 
 
-def tutorial_lines(first: Recommendation, check: Recommendation) -> Iterator[str]:
+def tutorial_lines(advice: Recommendation) -> Iterator[str]:
     yield "## Tutorial mode"
     yield ""
-    yield from run_lines(first, check)
-    yield f"Recommended: {first.reason}"
+    yield from run_lines(advice)
+    yield f"Recommended: {advice.reason}"
     yield ""
-    yield "| step | questions | identity | leakage | perplexity | verdict |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for each in (*first.candidates, *check.candidates):
-        told = " ".join(sign.sentence for sign in each.overfit.suspicions) or each.overfit.verdict
-        cells = [each.step, each.num_questions, _share(each.identity), _share(each.leakage), _share(each.growth), told]
+    yield "| step | identity | leakage | perplexity | verdict |"
+    yield "| --- | --- | --- | --- | --- |"
+    for each in advice.candidates:
+        cells = [each.step, _share(each.identity), _share(each.leakage), _share(each.growth), each.overfit.verdict]
         yield f"| {' | '.join(map(str, cells))} |"
     yield ""
 
