@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,7 @@ def recommend(
     """
     advice = comparison.advise(chosen(project), run)
     if json:
-        return show.as_json(advice)
+        return show.as_json(_advice(advice))
     table(advice)
     _say(advice)
     if advice.left_out:
@@ -89,8 +90,17 @@ def _plain(found: Comparison) -> dict[str, object]:
         "settings": found.settings,
         "data": found.data,
         "scorecards": {run_id: card[0] for run_id, card in found.cards.items()},
-        "recommendation": found.recommendation,
+        "recommendation": _advice(found.recommendation),
     }
+
+
+def _advice(advice: Recommendation) -> dict[str, object]:
+    """With what follows from it: a caveat, and the verdict on each run."""
+    runs = {
+        run.run_id: {"is_overfitted": run.is_overfitted, "sentence": " ".join([run.sentence, *run.figures]).strip()}
+        for run in advice.runs
+    }
+    return asdict(advice) | {"caveat": advice.caveat, "runs": runs}
 
 
 def table(advice: Recommendation) -> None:

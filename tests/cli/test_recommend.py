@@ -39,6 +39,9 @@ def test_json_has_figures_and_sentence(evaluated: Project, retune: Retune) -> No
     told = json.loads(retune("recommend", "lora-1", "tutorial-1", "--json"))
     assert told["chosen"]["step"] == 10 and told["best"]["step"] == 20 and told["behind"][1] < 0
     assert [each["overfit"]["verdict"] for each in told["candidates"]] == ["sound", "sound", "overfitted"]
+    assert told["runs"]["lora-1"] == {"is_overfitted": False, "sentence": ""}
+    assert told["runs"]["tutorial-1"]["is_overfitted"]
+    assert told["runs"]["tutorial-1"]["sentence"].startswith("tutorial-1 is overfitted at step 20, its only scored")
 
 
 def test_what_is_not_scored_says_how(project: Project, retune: Retune) -> None:
