@@ -188,12 +188,16 @@ def default_lines(advice: Recommendation, checked: Recommendation) -> Iterator[s
 def judged(advice: Recommendation, checked: Recommendation) -> Iterator[str]:
     """Right: by the check it is not overfitted, and no checkpoint is ahead of it by more than the margin."""
     there = {each.step for each in checked.candidates}
-    if not advice.chosen or not checked.best or not there >= set(contenders(advice)):
-        yield "The check is not complete yet."
+    if not advice.chosen or not checked.best or advice.chosen.step not in there:
+        yield "The check is not there yet."
         return
-    others = [str(each.step) for each in advice.candidates if each.step not in there]
+    others, contend = [each.step for each in advice.candidates if each.step not in there], contenders(advice)
+    told_apart, lacking = ([step for step in others if (step in contend) == known] for known in (False, True))
+    if told_apart:
+        yield f"Not asked again, for the first questions tell them from the best: {_listed(told_apart)}."
+    if lacking:
+        yield f"Not asked yet, so what follows is of the others alone: {_listed(lacking)}."
     if others:
-        yield f"Not asked again, for the first questions tell them from the best: step {', '.join(others)}."
         yield ""
     chosen = next(each for each in checked.candidates if each.step == advice.chosen.step)
     lag = recommend.behind(chosen, checked.best)
@@ -246,6 +250,10 @@ def _share(value: Interval | None) -> str:
         return "–"
     number, low, high = (f"{100 * each:.1f}" for each in value)
     return f"{number} % ({low} to {high})"
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return f"step {', '.join(map(str, steps))}"
 
 
 def _signed(value: Interval) -> str:
