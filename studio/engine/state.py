@@ -32,12 +32,14 @@ class DataPlace:
 @dataclass(frozen=True)
 class Counters:
     """What counts on over a resume: the micro-batch in use (it may have been made smaller), bad steps, the best score,
-    and how many rows of numbers and samples were stored up to the step (the metric cursor)."""
+    how many rows of numbers and samples were stored up to the step (the metric cursor), and whether a stop left its
+    samples out."""
 
     micro_batch_size: int = 0
     health: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)
+    owes_samples: bool = False
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Training:
         self.tokens_seen = 0
         self.saver = Saver(trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase)
         self._sampled_step = self._evaluated_step = self._probed_step = -1
+        self._owes_samples = False
 
     @classmethod
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
@@ -124,6 +125,8 @@ class Training:
         """Train to the last step, or to the border where a person asked to stop or nothing gets better."""
         if self.step == 0:
             self._measure(everything=True)
+        elif self._owes_samples:
+            self._sample()
         steps = self.trainer.ahead(examples_from(self.corpus, self.config, self._position_at(self.step)))
         self._training_phase()
         while self.step < self.num_steps and not self._stop_asked() and not self.best.should_stop:
@@ -173,6 +176,7 @@ class Training:
                 health=self.health.state(),
                 best=self.best.state(),
                 stored=self.recorder.stored(self.step),
+                owes_samples=self._owes_samples,
             ),
         )
 
@@ -189,8 +193,12 @@ class Training:
         self.health.restore(counters.health)
         self.best.restore(counters.best)
         self.step, self.tokens_seen = saved.step, saved.data.tokens_seen
-        # Saving comes last at a border: everything else that was due at this step is done and stored.
+        # Saving comes last at a border: everything else that was due at this step is done and stored, unless a stop
+        # did not wait for the samples.
         self._sampled_step = self._evaluated_step = self._probed_step = self.step
+        self._owes_samples = counters.owes_samples
+        if self._owes_samples:
+            self._sampled_step = -1
         self.saver.go_on_from(self.step, path)
         return notices
 
@@ -377,8 +385,9 @@ class Training:
         with self.trainer.forward.precision():
             texts = take_samples(*asked, should_stop=self._stop_asked if may_be_cut else None)
         self._sampled_step = self.step
-        if may_be_cut and self.requests.stop:
-            print(f"step {self.step}: a stop was asked for, so its samples were left out", flush=True)
+        self._owes_samples = may_be_cut and bool(self.requests.stop)
+        if self._owes_samples:
+            print(f"step {self.step}: a stop was asked for; its samples are made when the run goes on", flush=True)
         else:
             self.recorder.samples(self.step, texts)
 

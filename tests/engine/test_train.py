@@ -12,7 +12,7 @@ from studio.engine import sampling, train
 from studio.engine.requests import Requests
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
-from studio.store import checkpoints, jobs, metrics, open_db, runs, samples
+from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs, samples
 from tests.engine.conftest import add_dataset, add_run, conversations, train_here
 
 Make = Callable[..., RunConfig]
@@ -115,6 +115,38 @@ def test_a_stop_does_not_wait_for_samples(
     job = train_here(training_project, run_id)
     assert job.state == "stopped" and job.result["steps"] == 0
     assert not asked(training_project, run_id)
+
+
+def test_samples_that_a_stop_left_out_are_made_when_the_run_goes_on(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(**{"record.sample_every_steps": 2})
+    whole, broken = add_run(training_project, config), add_run(training_project, config)
+    train_here(training_project, whole)
+    with monkeypatch.context() as patches:
+        patches.setattr(Requests, "read", stop_while_sampling)
+        assert train_here(training_project, broken).result["steps"] == 2
+    assert {each.step for each in asked(training_project, broken)} == {0}
+    for _ in range(2):  # the checkpoint still knows that they are owed; they are not stored twice
+        train_here(training_project, broken, resume=f"runs/{broken}/step_2.pth")
+        made = [
+            [(each.step, each.prompt, each.text) for each in asked(training_project, run)] for run in (whole, broken)
+        ]
+        assert made[0] == made[1]
+    with open_db(training_project.folder) as db:
+        assert "rows_missing" not in {each.kind for each in run_events.listed(db, broken)}
+
+
+def told(project: Project, run_id: str) -> list[tuple[int, str, str]]:
+    return [(each.step, each.prompt, each.text) for each in asked(project, run_id)]
+
+
+def stop_while_sampling(requests: Requests) -> None:
+    """As a person whose wish to stop comes while the answers of the second step are written."""
+    job = requests._job
+    with open_db(job.folder) as db:
+        if runs.get(db, job.run_id).step == 2 and job._progress["phase"] == "sampling":
+            requests.stop = "save"
 
 
 def test_checkpoints_rotate(training_project: Project, tiny_config: Make) -> None:
