@@ -223,7 +223,7 @@ def _replace(
     try:
         found, expected = fused.forward(x, **inputs), module(x, **inputs)
         difference, size = (found.float() - expected.float()).norm(), (expected.float() - passed).norm()
-    except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes something else, or gives something else
+    except Exception:  # it takes something else, or gives something else, and fails in whatever way
         return
     if difference <= 0.02 * size:
         module.forward = fused.forward

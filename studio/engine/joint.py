@@ -70,9 +70,14 @@ class Joint:
         gate = self._gate
         if gate is not None:
             if num_rows != len(gate):
-                raise ValueError("this layer mixes the rows of a batch, so they cannot wear different adapters")
+                raise rows_are_mixed()
             narrow.mul_(gate if len(narrow) == num_rows else gate.repeat_interleave(len(narrow) // num_rows, dim=0))
         return wide.addmm_(narrow, self._up)
+
+
+def rows_are_mixed() -> ValueError:
+    """As a mixture of experts does: what it gives its layers are tokens of all rows."""
+    return ValueError("this layer mixes the rows of a batch, so they cannot wear different adapters")
 
 
 def join(layers: Sequence[nn.Module], joint: Joint) -> None:

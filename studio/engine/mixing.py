@@ -3,7 +3,8 @@
 PEFT can mix them too, but cuts the batch into pieces in every layer. Here the adapters that a batch uses are laid side
 by side, and each row keeps what is its own: y = xW + (xA ⊙ gate)B, with A and B of all of them in one matrix each, also
 those of layers that read the same input (`studio.engine.joint`). Layers with more to them (DoRA, biases, embeddings)
-are computed by PEFT, the rows of each adapter on their own.
+are computed by PEFT, the rows of each adapter on their own; so are experts that keep their weights as one, whose rows
+must all wear the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from studio.engine.joint import Joint, joint_of
+from studio.engine.joint import Joint, joint_of, rows_are_mixed
 
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 SETTLED = 4  # batches of the same rows after which no other one is expected to take turns with them
@@ -156,9 +157,16 @@ class _Apart:
         del self._module.forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The rows of each adapter on their own where PEFT cannot mix them, as with DoRA."""
+        """The rows of each adapter on their own where PEFT cannot mix them, as with DoRA.
+
+        Raises ValueError for different adapters where a layer mixes the rows of a batch.
+        """
         if not isinstance(self._module, LoraLayer):
             return self._forward(self._module, x, *args, adapter_names=self._names, **kwargs)
+        if len(set(self._names)) == 1:
+            return self._alone(self._names[0], x, *args, **kwargs)
+        if isinstance(self._module, ParamWrapper) or len(x) != len(self._names):
+            raise rows_are_mixed()
         parts = {}
         for name in dict.fromkeys(self._names):
             rows = [row for row, each in enumerate(self._names) if each == name]
@@ -193,6 +201,8 @@ def _are_plain(module: Any, names: Sequence[str]) -> bool:
 
 def _is_plain(module: Any, name: str) -> bool:
     """Whether an adapter is y = xW + s·xAB in this layer, or is not there at all."""
+    if isinstance(module, ParamWrapper):  # its base takes and gives more than one tensor
+        return False
     if name not in module.lora_A:
         return name not in module.lora_embedding_A
     return (

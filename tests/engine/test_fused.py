@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from studio.config.schema import RunConfig
 from studio.engine import adapters, parts
-from studio.engine.fused import FusedLayer, fuse, unfuse
+from studio.engine.fused import PROBE_TOKENS, FusedLayer, fuse, unfuse
 from studio.engine.models.load import LoadedModel
 from studio.engine.parts import GatedMlp
 
@@ -183,6 +183,22 @@ def test_a_layer_that_turns_its_heads_the_other_way_stays() -> None:
         layer.self_attn.__class__ = OtherAttention
     expected = of_tokens(model)
     fuse(model)
+    assert all(layer.forward.__func__ is type(layer).forward for layer in layers_of(model))
+    assert close(of_tokens(model), expected, 1e-4)
+
+
+def test_a_layer_that_fails_on_what_it_is_tried_with_stays() -> None:
+    """In whatever way: a model's own code may look up what only its model gives it."""
+
+    class OtherAttention(LlamaAttention):
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+            return super().forward(hidden_states + hidden_states[:, PROBE_TOKENS, None], **kwargs)
+
+    model = decoder("llama")
+    for layer in layers_of(model):
+        layer.self_attn.__class__ = OtherAttention
+    expected = of_tokens(model)
+    assert fuse(model) == 0
     assert all(layer.forward.__func__ is type(layer).forward for layer in layers_of(model))
     assert close(of_tokens(model), expected, 1e-4)
 

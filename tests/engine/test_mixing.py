@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from studio.engine import thin
 from studio.engine.generate import wearing
@@ -127,3 +127,37 @@ def test_one_adapter_for_all_rows_is_computed_as_a_server_does(tiny_model: Path,
     assert (worn - true).norm() <= 1.1 * (alone - true).norm() < 0.1 * true.norm()
     assert torch.allclose(one, worn[:1], atol=0.05)
     assert torch.equal(model(input_ids=IDS).logits, alone)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+@torch.inference_mode()
+def test_a_mixture_of_experts_answers_with_one_adapter_at_a_time(kind: str) -> None:
+    """Mixtral keeps its experts' weights as one, which PEFT wraps whole; the other has linear layers beside them."""
+    model = mixture(kind)
+    with model.disable_adapter():
+        plain = model(input_ids=IDS).logits
+    model.set_adapter("default")
+    expected = model(input_ids=IDS).logits
+    assert not torch.allclose(expected, plain, atol=0.1)
+    adapters = RowAdapters(model)
+    for name, wanted in (("default", expected), (BASE_ADAPTER, plain), ("default", expected)):
+        adapters.send([name] * len(IDS))
+        assert torch.allclose(model(input_ids=IDS).logits, wanted, atol=1e-4)
+    adapters.send([BASE_ADAPTER, *["default"] * (len(IDS) - 1)])
+    with pytest.raises(ValueError, match="mixes the rows"):
+        model(input_ids=IDS)
+    adapters.close()
+    assert torch.allclose(model(input_ids=IDS).logits, expected, atol=1e-4)
+
+
+@torch.inference_mode(False)
+def mixture(kind: str) -> PeftModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_experts" if kind == "qwen2_moe" else "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model(kind, vocab_size=64, num_hidden_layers=2, pad_token_id=0, **sizes, **experts)
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval().requires_grad_(False)
