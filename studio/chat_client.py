@@ -85,7 +85,8 @@ class Event:
 
 
 class Line:
-    """The connection of one request, to be cut by another thread: also while the server has nothing to say."""
+    """The connection of a request, or of several after each other, to be cut by another thread: also while the server
+    has nothing to say."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -95,6 +96,10 @@ class Line:
         """End the request now, or as soon as it is connected; whoever waits for it gets a ServerError."""
         self._is_cut = True
         self._shut()
+
+    def mend(self) -> None:
+        """Let requests through again after a cut."""
+        self._is_cut, self._socket = False, None
 
     def trace(self, name: str, info: Mapping[str, Any]) -> None:
         """What httpx tells of a request on its way (https://www.python-httpx.org/advanced/extensions/#trace)."""
@@ -181,10 +186,11 @@ def list_warnings(connection: Connection) -> list[str]:
 
 
 def stream_chat(
-    connection: Connection, model: str, messages: Messages, sampling: Sampling
+    connection: Connection, model: str, messages: Messages, sampling: Sampling, line: Line | None = None
 ) -> Generator[str, None, None]:
-    """Pieces of one model's answer; closing the iterator stops it. Raises ServerError when it breaks off."""
-    with closing(stream_compare(connection, [Column(model, messages)], sampling)) as events:
+    """Pieces of one model's answer; closing the iterator stops it, and so does cutting the `line`. Raises ServerError
+    when it breaks off."""
+    with closing(stream_compare(connection, [Column(model, messages)], sampling, line)) as events:
         for event in events:
             if event.error:
                 raise ServerError(f"The answer broke off: {event.error}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from studio.agent.tools import Tool, find_tool
-from studio.errors import ToolError
+from studio.errors import ServerError, ToolError
 
 Message = dict[str, str]
 # Messages and stop texts in, pieces of the answer out; an assistant's message at the end is continued.
@@ -58,13 +58,17 @@ class Watch:
         return "stopped" if self._stopped() else "time" if time.monotonic() > self._deadline else ""
 
     def say(self, messages: list[Message], stops: list[str]) -> str:
-        """What the model says next, as far as the limits let it."""
+        """What the model says next, as far as the limits let it. Raises ServerError, unless it was stopped by then."""
         text = ""
-        with closing(self._ask(messages, stops)) as pieces:
-            for piece in pieces:
-                text += piece
-                if self.over or len(text) > self.limits.max_characters:
-                    break
+        try:
+            with closing(self._ask(messages, stops)) as pieces:
+                for piece in pieces:
+                    text += piece
+                    if self.over or len(text) > self.limits.max_characters:
+                        break
+        except ServerError:
+            if not self._stopped():  # who stops an agent may cut its line to the model
+                raise
         return text[: self.limits.max_characters]
 
 

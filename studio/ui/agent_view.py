@@ -9,7 +9,7 @@ from studio import chat_client, runs
 from studio.agent.session import Session
 from studio.agent.steps import Limits, Step
 from studio.agent.tools import SEARCH_KEY, search_is_on
-from studio.chat_client import Connection, Sampling
+from studio.chat_client import Connection, Line, Sampling
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.agent_turn import AgentTurn
@@ -27,7 +27,7 @@ def agent_view(project: Project) -> None:
     if connection is None:
         st.info(_("No model is loaded yet. Load one under “Side by side”; it can be asked here then."))
         return
-    session = _session(connection)
+    session, line = _session(connection)
     turns: list[AgentTurn] = state.kept("agent.turns") or []
     for turn in turns[:-1]:
         _turn(turn)
@@ -35,7 +35,7 @@ def agent_view(project: Project) -> None:
         st.fragment(_last_turn, run_every=LOOK_SECONDS if turns[-1].busy else None)(turns[-1], turns[-1].busy)
     question = st.chat_input(_("Ask with tools"), key="agent.question", disabled=bool(turns) and turns[-1].busy)
     if question and question.strip():
-        state.keep("agent.turns", [*turns, AgentTurn(session, question.strip()).start()])
+        state.keep("agent.turns", [*turns, AgentTurn(session, question.strip(), line).start()])
         st.rerun()
 
 
@@ -44,8 +44,8 @@ def _connection(project: Project) -> Connection | None:
     return next((found for job in live if (found := runs.server_connection(project, job))), None)
 
 
-def _session(connection: Connection) -> Session:
-    """The session of these settings; other settings begin another conversation."""
+def _session(connection: Connection) -> tuple[Session, Line]:
+    """The session of these settings and its line to the model; other settings begin another conversation."""
     left, middle, right = st.columns([3, 2, 3], vertical_alignment="bottom")
     models = chat_client.list_models(connection)
     model = left.selectbox(_("Model"), models, index=len(models) - 1, key="agent.model")
@@ -62,7 +62,7 @@ def _session(connection: Connection) -> Session:
     if state.kept("agent.settings") != settings:
         _begin(connection, model, protocol, tuple(tools))
         state.keep("agent.settings", settings)
-    return state.kept("agent.session")
+    return state.kept("agent.session"), state.kept("agent.line")
 
 
 def _tool_labels() -> dict[str, str]:
@@ -71,12 +71,15 @@ def _tool_labels() -> dict[str, str]:
 
 
 def _begin(connection: Connection, model: str, protocol: str, tools: tuple[str, ...]) -> None:
+    line = Line()
+
     def ask(messages: list[dict[str, str]], stops: list[str]) -> Generator[str, None, None]:
-        return chat_client.stream_chat(connection, model, messages, replace(SAMPLING, stop=tuple(stops)))
+        return chat_client.stream_chat(connection, model, messages, replace(SAMPLING, stop=tuple(stops)), line)
 
     for turn in state.kept("agent.turns") or []:
         turn.stop()
     state.keep("agent.session", Session(ask, tools, protocol))
+    state.keep("agent.line", line)
     state.keep("agent.turns", [])
 
 

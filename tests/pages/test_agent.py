@@ -1,5 +1,6 @@
 """Compare's chat with tools: leads on when nothing is loaded, shows each step as text that folds, begins anew."""
 
+import threading
 import time
 
 import pytest
@@ -58,6 +59,30 @@ def test_other_settings_begin_another_conversation(open_page, speaks: ModelServe
     at.selectbox(key="agent.protocol").set_value("moss").run()
     assert at.session_state["kept.luna.agent.turns"] == [] and not at.exception
     assert "it needs a key" in words(at)
+
+
+def test_stop_does_not_wait_for_the_next_piece(open_page, speaks: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    half, end = threading.Event(), threading.Event()
+
+    def falls_silent(_num_columns: int):
+        yield {"column": 0, "delta": "Thought: let me"}
+        half.set()
+        end.wait(60)
+
+    at = open_page(PAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(speaks, "events", falls_silent)
+        at.chat_input(key="agent.question").set_value("hi").run()
+        [turn] = at.session_state["kept.luna.agent.turns"]
+        assert half.wait(10) and turn.busy
+        at.button(key="agent.stop").click().run()
+        turn.wait(20)
+        busy = turn.busy
+        end.set()
+    assert not busy and not turn.error
+    assert (turn.steps[-1].answer, turn.steps[-1].ended_by) == ("Thought: let me", "stopped")
+    at.run()
+    assert [step.tool for step in ask(at, "17+25?")[-1].steps] == ["Calculate", ""]  # the line is whole again
 
 
 def test_a_server_that_fails_is_said(open_page, speaks: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
