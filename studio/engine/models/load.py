@@ -97,6 +97,10 @@ def load_base(
     tokenizer, chat_template = TextTokenizer.load(folder), load_template(template, folder)
     with given_back_at_once() if bits and device.type == "cpu" else nullcontext():
         model = _load_weights(folder, dtype, pick_attention(attention, device), bits, device, offload_folder)
+        if bits == 8:
+            from studio.engine.int8 import round_weights_alone  # bitsandbytes takes a second to import
+
+            round_weights_alone(model)
         if bits and device.type == "cpu":
             _let_go_of_files(model)
     _require_fitting_vocabulary(model, tokenizer, folder)
