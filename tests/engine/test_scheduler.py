@@ -3,13 +3,18 @@
 import asyncio
 import json
 import queue
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -204,6 +209,55 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(pool: ModelPo
         return answering.ask
 
     assert in_a_loop(left()).cancelled
+
+
+def test_clients_that_go_free_their_places_in_a_second(
+    pool: ModelPool, scheduler: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token takes a twentieth of a second here, so the answers that are left would take twenty of them. Tokens are
+    counted, not seconds: a machine with other work is slow in both."""
+    monkeypatch.setattr(pool.ready(pool.find("tiny")).loaded, "eos_ids", [])
+    advance, rounds = scheduling._Lane.advance, []
+
+    def slowly(lane: scheduling._Lane) -> None:
+        advance(lane)
+        rounds.append(len(lane.asks))
+        time.sleep(0.05)
+
+    def until_there_are(number: int) -> int:
+        """How many rounds the scheduler has made until so many are answered."""
+        before, deadline = len(rounds), time.monotonic() + 120
+        while len(rounds) < 2 or rounds[-1] != number:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return len(rounds) - before
+
+    monkeypatch.setattr(scheduling._Lane, "advance", slowly)
+    with served_at(make_app(scheduler, tmp_path, RequestLog(tmp_path))) as url:
+        options = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400}
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
+        streams = [client.chat.completions.create(**options, stream=True) for _ in range(16)]  # type: ignore[call-overload]
+        until_there_are(16)
+        for stays in (8, 0):
+            for stream in streams[stays:]:
+                stream.close()
+            streams = streams[:stays]
+            assert until_there_are(stays) <= 20
+
+
+@contextmanager
+def served_at(app: Any) -> Iterator[str]:
+    """The address of an app that is served in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
 
 
 def test_newcomers_that_cannot_begin_leave_nothing_behind(pool: ModelPool, scheduler: Scheduler) -> None:
