@@ -50,6 +50,7 @@ BASE, NUM_ADAPTERS, RANK = "starter", 3, 16
 QUESTION = [{"role": "user", "content": "Explain in a few sentences why the sky is blue and the evening sky is red."}]
 REFERENCE = "studio, base alone"
 NUM_REQUESTS = 500
+SERVE_NEEDS = "'transformers[serving]'"
 QUICK_LEAVES_OUT = ("transformers generate, 4", "PEFT mixed batch, 4", "4 streams")
 
 
@@ -240,8 +241,11 @@ def _studio_server(adapters: Sequence[Path]) -> Iterator[tuple[Connection, psuti
 
 def _beside_transformers_serve(connection: Connection, options: argparse.Namespace) -> Iterator[str]:
     """One request after the other to each, with the same body."""
-    model = str(require(BASE))
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--port", "8719", "--device", "cpu"]
+    program, model = Path(sys.executable).parent / "transformers", str(require(BASE))
+    if not program.is_file():
+        yield f"`transformers serve`: not measured ({program} is not there; install {SERVE_NEEDS} beside this Python)."
+        return
+    command = [str(program), "serve", model, "--port", "8719", "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for("http://127.0.0.1:8719/v1/models", process)
