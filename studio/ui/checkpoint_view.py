@@ -99,6 +99,7 @@ def choose_row(rows: Sequence[Row]) -> Row:
             "file": st.column_config.TextColumn(_("File")),
         },
         alt=_("Checkpoints of this project"),
+        placeholder="–",
     )
     chosen = event.selection.rows
     return rows[chosen[0]] if chosen and chosen[0] < len(rows) else rows[0]

@@ -15,6 +15,7 @@ from studio.ui.frame import DATA, TRAIN, link
 from studio.ui.i18n import N_, _
 from studio.ui.job_panel import job_panel, newest_job
 from studio.ui.model_server import picks_of
+from studio.ui.told import told
 from studio.ui.widgets import plain
 
 QUICK_PROBES = 20
@@ -89,8 +90,11 @@ def _suite(project: Project, target: Target, name: str) -> Suite | None:
     """The suite as this run is asked it; None, and why, when it has nothing to ask."""
     try:
         return runs.suite_for(project, target.run_id, name)
-    except DataError:
-        st.info(_("There are no held-out questions for this run. The Data page makes them with a general set."))
+    except DataError as error:
+        if runs.probe_sets(project, target.run_id):
+            st.info(plain(f"{told(error.message)} {told(error.hint)}"))
+        else:
+            st.info(_("There are no held-out questions for this run. The Data page makes them with a general set."))
         link(DATA)
         return None
 

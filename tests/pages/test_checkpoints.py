@@ -65,6 +65,7 @@ def test_table_shows_what_is_there(open_page, checkpoint):
     at = open_page(PAGE)
     row = at.dataframe[0].value.iloc[0]
     assert (row["run"], row["step"], row["size"], row["hf"], row["file"]) == ("lora-1", 20, "4.9 KB", "–", "complete")
+    assert row["loss"] is None and at.dataframe[0].proto.placeholder == "–"
 
 
 def test_the_recommended_one_is_marked(open_page, project, checkpoint):

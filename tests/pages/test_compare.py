@@ -311,6 +311,18 @@ def test_a_run_without_questions_leads_on(open_page, project, checkpoint):
     assert "no held-out questions for this run" in words(at) and at.button(key="score.start").disabled
 
 
+def test_a_suite_with_nothing_to_ask_says_so_itself(open_page, project, checkpoint, monkeypatch):
+    row = {"kind": "general", "intent": "far", "language": "en", "messages": [{"role": "user", "content": "1 + 1?"}]}
+    project.path("data").mkdir(exist_ok=True)
+    project.path("data", "general.probes.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(runs, "probe_sets", lambda *_: ["general"])
+    at = open_page(PAGE)
+    at.selectbox(key="score.suite").set_value("identity").run()
+    said = words(at)
+    assert "has nothing to ask" in said and "Build an identity dataset and a general one" in said
+    assert "There are no held-out questions" not in said and at.button(key="score.start").disabled
+
+
 def test_a_dataset_that_changed_since_is_said(open_page, project, checkpoint, monkeypatch):
     real = scores.scorecard
     monkeypatch.setattr(
