@@ -55,9 +55,9 @@ def newest(folder: Path) -> Path:
     try:
         path = Path((folder / LAST).read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError):
-        raise CheckpointError(f"{str(folder)!r} has no {LAST}.", "Name the checkpoint to go on from.") from None
+        raise CheckpointError(f"{str(folder)!r} has no {LAST}.", "Name the checkpoint.") from None
     if not path.exists():
-        raise CheckpointError(f"The last checkpoint {str(path)!r} is not there.", "Name the one to go on from.")
+        raise CheckpointError(f"The last checkpoint {str(path)!r} is not there.", "Name another one.")
     return path
 
 

@@ -222,6 +222,7 @@ def _started(project: str, base: str, adapters: list[str] | None, **options: str
     folder = workspace.folder if workspace else system_folder()
     default = workspace.base if workspace else STARTER
     job = runs.start_server(folder, base_model(base) or default, found, **options)
+    show.note(f"Loading {' and '.join([job.args['base'], *(each['name'] for each in found)])} …")
     try:
         return folder, job, chat_client.wait_until_ready(folder, job)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -31,25 +32,29 @@ def hold(partner: Partner, prompt: str = "") -> None:
     """Ask `prompt` alone, or whatever is typed until EXIT, Ctrl-C or the end of the input."""
     if prompt:
         return _ask(partner, prompt)
-    show.say(HINT)
+    is_typed = sys.stdin.isatty()  # else they come from a pipe, which wants no hints, and its questions shown
+    if is_typed:
+        show.say(HINT)
     try:
-        for question in _questions():
+        for question in _questions(is_typed):
             if question == RESET:
                 partner.reset()
                 show.say("The conversation begins anew.")
             else:
+                if not is_typed:
+                    show.say(f"you {question}")
                 _ask(partner, question)
     except KeyboardInterrupt:
         show.say("")
     return None
 
 
-def _questions() -> Iterator[str]:
+def _questions(is_typed: bool) -> Iterator[str]:
     """What is typed: RESET at once, other texts when an empty line ends them; EXIT or the end of input ends it."""
     lines: list[str] = []
     while True:
         try:
-            line = show.out.input("[bold]you[/bold] " if not lines else "    ").rstrip()
+            line = (show.out.input("[bold]you[/bold] " if not lines else "    ") if is_typed else input()).rstrip()
         except EOFError:
             line = EXIT if not lines else ""
         if not lines and line == EXIT:
@@ -158,7 +163,7 @@ class Agent:
         self._session.reset()
 
     def ask(self, question: str) -> None:
-        for step in self._session.answer(question, self._sampling.stop):
+        for step in show.waiting(self._session.answer(question, self._sampling.stop), f"{self._model} is at it …"):
             _show_step(step)
 
     def _say(self, messages: list[Message], stops: list[str]) -> Generator[str, None, None]:

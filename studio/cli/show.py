@@ -3,14 +3,16 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+Item = TypeVar("Item")
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 _wide = Console(soft_wrap=True, width=10_000)
@@ -26,9 +28,25 @@ def fail(text: str) -> None:
     err.print(Text.assemble(("error: ", "red"), plain(text)), highlight=False)
 
 
+def note(text: str) -> None:
+    """What goes on meanwhile, and is no result: on stderr, so that a pipe gets answers alone."""
+    err.print(plain(text), style="bright_black", highlight=False)
+
+
 def warn(text: str) -> None:
     """What a person should know before going on: on stderr, in yellow on a terminal."""
     err.print(Text.assemble(("warning: ", "yellow"), plain(text)), highlight=False)
+
+
+def waiting(items: Iterable[Item], text: str) -> Iterator[Item]:
+    """The items; a terminal shows `text`, turning, until each one comes."""
+    rest = iter(items)
+    while True:
+        with err.status(plain(text)):
+            coming = list(islice(rest, 1))
+        if not coming:
+            return
+        yield coming[0]
 
 
 def amount(number: int, word: str) -> str:

@@ -242,7 +242,10 @@ def _show(project: Project, run_id: str, config: RunConfig, folder: Path, source
 def _place(path: Path) -> work_folder.Place:
     place = work_folder.place_of(path)
     if place is None:
-        raise CheckpointError(f"{str(path)!r} is no checkpoint of a run here.", "`retune checkpoints list` shows them.")
+        raise CheckpointError(
+            f"{str(path)!r} is no checkpoint of a run here.",
+            f"`retune checkpoints list` shows them; one of XTuner's own first: retune checkpoints import {path}",
+        )
     return place
 
 

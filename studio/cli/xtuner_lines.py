@@ -237,7 +237,7 @@ def _number(text: str) -> float:
 
 def process_settings(line: argparse.Namespace) -> list[str]:
     """How many processes train and what starts them: flags, and the variables that XTuner reads."""
-    processes, nodes = (int(os.environ.get(name) or 1) for name in ("NPROC_PER_NODE", "NNODES"))
+    processes, nodes = map(_count, ("NPROC_PER_NODE", "NNODES"))
     if line.launcher == "mpi":
         raise StudioError("The launcher mpi is not here.", "Use --launcher pytorch or slurm.")
     settings = []
@@ -251,6 +251,14 @@ def process_settings(line: argparse.Namespace) -> list[str]:
         settings.append(f"distributed.launcher={'slurm' if line.launcher == 'slurm' else 'torchrun'}")
     settings += [f"distributed.processes_per_node={processes}"] if processes > 1 else []
     return settings + ([f"distributed.nodes={nodes}"] if nodes > 1 else [])
+
+
+def _count(variable: str) -> int:
+    """The whole number in an environment variable; 1 where there is none. Raises StudioError."""
+    text = os.environ.get(variable) or "1"
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise StudioError(f"{variable} cannot be {text!r}.", "Give a whole number from 1 on, or unset it.")
+    return int(text)
 
 
 def chat_words(line: argparse.Namespace) -> list[str]:

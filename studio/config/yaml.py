@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from studio.config.files import read_config
 from studio.config.schema import RunConfig, parse_config
 from studio.errors import ConfigError, Problem
 from studio.paths import atomic_write_text
@@ -31,10 +32,7 @@ def load_config(path: Path) -> RunConfig:
 
 def read_text(path: Path) -> str:
     """The text of a config file. Raises ConfigError when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem("(file)", f"{path} cannot be read: {error}")], path.name) from None
+    return read_config(path, MAX_YAML_BYTES)
 
 
 def save_config(path: Path, config: RunConfig) -> None:

@@ -178,8 +178,21 @@ def open_checkpoint(path: Path, config: Path | None = None) -> XTunerCheckpoint:
     Raises CheckpointError for something else or damaged, UnsafeFileError for what could run code.
     """
     path = Path(path)
+    _require_not_converted(path)
     found = _open_folder(path) if path.is_dir() else _open_file(path)
     return found.with_settings(read_settings(config)) if config else found
+
+
+def _require_not_converted(path: Path) -> None:
+    """A Hugging Face folder is what conversion makes of a checkpoint. Raises CheckpointError for one."""
+    if is_checkpoint(path):
+        return
+    for name, kind, use in (
+        ("adapter_config.json", "an adapter", "retune chat --adapter, retune convert merge, or train --continue-from"),
+        ("config.json", "a whole model", "retune chat --base, or model.base of a config"),
+    ):
+        if (path / name).is_file():
+            raise CheckpointError(f"{path.name} is {kind} in Hugging Face's format already.", f"Use it: {use}.")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -49,6 +49,11 @@ def test_other_names_are_refused(retune: Retune, tmp_path: Path, name: str) -> N
     assert not list(tmp_path.glob("*_copy*"))
 
 
+def test_a_name_with_a_slip_is_told_the_nearest(retune: Retune, tmp_path: Path) -> None:
+    said = retune("copy-cfg", "internlm2_1_8b_qlora_alpace_e3", str(tmp_path), code=1)
+    assert "(allowed: internlm2_1_8b_qlora_alpaca_e3" in said
+
+
 def test_built_in_names_are_configs(retune: Retune, project: Project) -> None:
     assert "pack: sequence" in retune("config", "show", "qwen3_8b_lora_oasst1_e2")
     checked = retune("config", "check", "internlm2_chat_1_8b_dpo_full", "--project", project.slug)

@@ -20,6 +20,12 @@ def test_a_checkpoint_and_a_work_folder_are_looked_into(retune: Retune, tmp_path
     assert len(json.loads(retune("checkpoints", "inspect", tmp_path, "--json"))) == 2
 
 
+def test_what_was_converted_is_no_checkpoint_any_more(retune: Retune, tmp_path: Path) -> None:
+    assert "is a whole model in Hugging Face's format already" in retune("checkpoints", "inspect", TINY_LLAMA, code=1)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "is an adapter in Hugging Face's format already" in retune("checkpoints", "inspect", tmp_path, code=1)
+
+
 def test_an_import_names_the_run_that_it_made(retune: Retune, project: Project) -> None:
     assert "needs its base model" in retune("checkpoints", "import", LORA, "-p", project.slug, code=1)
     said = retune("checkpoints", "import", LORA, "--base", TINY_LLAMA, "--name", "Luna", "-p", project.slug)

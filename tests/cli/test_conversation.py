@@ -36,7 +36,9 @@ def speaks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[dict[str, str]], 
 def test_steps_are_shown_as_text(speaks: list, capsys: pytest.CaptureFixture[str]) -> None:
     agent = Agent(Connection("", ""), "tuned", Sampling(9, stop=("END",)), ["calculate"], "react", system="Be brief.")
     conversation.hold(agent, "1+1?")
-    said = capsys.readouterr().out
+    seen = capsys.readouterr()
+    said = seen.out
+    assert not seen.err  # a pipe is shown no waiting
     assert "Thought  hm" in said and "Action   Calculate: 1" in said and "Answer   2" in said
     assert "[red]<script>alert(1)</script>" in said and "\x1b" not in said
     assert speaks[0][0][0]["content"].startswith("Be brief.\n") and "END" in speaks[0][1].stop
@@ -99,6 +101,19 @@ def test_an_empty_line_sends_several_lines(
     ]
     said = capsys.readouterr().out
     assert "begins anew" in said and said.count("weights abababababab") == 3 and "base: And you?" in said
+    assert "you Who are\nyou?\n" in said and "\nyou Again?\n" in said  # what a pipe asked stands beside the answers
+    assert conversation.HINT not in said
+
+
+def test_a_terminal_is_asked_and_told_how(
+    answers: list[list[Column]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = io.StringIO("Who?\n\nEXIT\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    conversation.hold(SideBySide(Connection("", ""), ["base"], Sampling(9)))
+    said = capsys.readouterr().out
+    assert said.startswith(conversation.HINT) and "\nyou     base  weights" in said and said.endswith("you ")
 
 
 def test_the_end_of_the_input_sends_and_leaves(answers: list[list[Column]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,13 @@ def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         process_settings(parse_line("train c --launcher mpi".split()))
 
 
+@pytest.mark.parametrize("number", ["two", "0", "-1", "²"])
+def test_a_number_of_processes_that_is_none_is_refused(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", number)
+    with pytest.raises(StudioError, match="NPROC_PER_NODE cannot be"):
+        process_settings(parse_line(["train", "c"]))
+
+
 def test_a_work_directory_leads_to_the_runs_checkpoints(project: Project, tmp_path: Path) -> None:
     run = project.path("runs", "luna-1")
     run.mkdir(parents=True)

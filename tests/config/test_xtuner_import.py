@@ -1,5 +1,6 @@
 """XTuner's Python configs are read, whole and without running anything; what cannot be read is listed with its line."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="50,000,000 bytes long"):
         import_file(large)
     assert MAX_BYTES < 50_000_000
+    os.mkfifo(tmp_path / "pipe.py")  # would be waited for, and a device has no end
+    (tmp_path / "endless.py").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(ConfigError, match="a pipe or a device"):
+            import_file(tmp_path / f"{name}.py")
+    (tmp_path / "gbk.py").write_bytes("# 中文\n".encode("gbk"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        import_file(tmp_path / "gbk.py")
     for path, text in {
         "a": "with read_base():\n    from .b import *\n",
         "b": "with read_base():\n    from .a import *\n",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -121,7 +122,8 @@ def on_base(name: str, base: str, template: str = "", known: KnownModel | None =
 
 def unknown(name: str) -> ConfigError:
     """The error for a name that no config has."""
-    near = [each for each in built_in() if name and name.lower() in each][:5] or STARTERS
+    near = [each for each in built_in() if name and name.lower() in each][:5]
+    near = near or get_close_matches(name.lower(), built_in(), n=3, cutoff=0.8) or STARTERS
     allowed = f"{', '.join(near)}; `retune list-cfg` lists all, {{model}}_{{method}}_{{recipe}}_e{{N}} makes more"
     return ConfigError([Problem("name", f"there is no built-in config {name!r}", allowed)], "catalog")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from studio.config.files import read_config
 from studio.errors import ConfigError, Problem
 
 MAX_BYTES = 200_000  # XTuner's own are below 20,000
@@ -74,13 +75,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Reading:
         raise _problem(path.name, f"inherits from itself through {' and '.join(each.name for each in above)}")
     if len(above) >= MAX_FILES:
         raise _problem(path.name, f"inherits through more than {MAX_FILES} files")
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise _problem(path.name, f"is {size:,} bytes long; no config is", f"at most {MAX_BYTES:,}")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _problem(path.name, f"cannot be read: {error}") from None
+    text = read_config(path, MAX_BYTES)
     return _Reader(_parse(text, path.name), path.name, resolved, (*above, resolved)).read()
 
 
@@ -90,7 +85,8 @@ def _parse(text: str, source: str) -> ast.Module:
     try:
         tree = ast.parse(text, source)
     except SyntaxError as error:
-        raise _problem(source, f"is no Python: line {error.lineno}: {error.msg}") from None
+        place = f"line {error.lineno}: " if error.lineno else ""
+        raise _problem(source, f"is no Python: {place}{error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise _problem(source, f"is no Python that can be read: {type(error).__name__}: {str(error)[:100]}") from None
     if sum(1 for _node in _walk(tree)) > MAX_NODES:
