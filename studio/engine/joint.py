@@ -108,3 +108,18 @@ def same_input(model: nn.Module, layers: Sequence[nn.Linear]) -> list[list[nn.Li
         read = tuple(map(id, inputs)) or id(layer)
         groups.setdefault((read, layer.weight.dtype, layer.bias is None), []).append(layer)
     return list(groups.values())
+
+
+@torch.no_grad()
+def keeps_rows_apart(model: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether each of the layers is given a batch's rows as rows, and not tokens of all of them."""
+    num_rows, num_tokens = 2, 5
+    sizes: set[int] = set()
+    hooks = [layer.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0]))) for layer in layers]
+    try:
+        ids = torch.zeros(num_rows, num_tokens, dtype=torch.long, device=next(model.parameters()).device)
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes <= {num_rows}

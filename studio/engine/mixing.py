@@ -17,7 +17,8 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from studio.engine.joint import Joint, joint_of, rows_are_mixed
+from studio.engine.adapters import core_of
+from studio.engine.joint import Joint, joint_of, keeps_rows_apart, rows_are_mixed
 
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 SETTLED = 4  # batches of the same rows after which no other one is expected to take turns with them
@@ -44,9 +45,20 @@ class RowAdapters:
         self._layers = [
             module for module in model.modules() if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper))
         ]
+        self._core = core_of(model)
+        self._can_mix: bool | None = None
         self._names: list[str] = []
         self._stacked: list[str] = []
         self._num_sent = 0  # times that these names were sent, one after the other
+
+    @property
+    def can_mix(self) -> bool:
+        """Whether rows of one batch may wear different adapters; tried on a few tokens when it is first asked."""
+        if self._can_mix is None:
+            self.close()
+            self._names = []  # so that what is sent next is laid anew
+            self._can_mix = not self._layers or keeps_rows_apart(self._core, self._layers)
+        return self._can_mix
 
     def send(self, names: Sequence[str]) -> None:
         """Rows of the following batches wear these, BASE_ADAPTER none. Raises ValueError for unknown ones."""

@@ -160,24 +160,31 @@ class Scheduler:
             item()
 
     def _admit(self) -> None:
-        """Give those that wait a place in the lane of their model, as far as there is room."""
+        """Give those that wait a place in the lane of their batch, as far as there is room."""
         room = MAX_ROWS - sum(len(lane.asks) for lane in self._lanes.values())
         self._waiting = [ask for ask in self._waiting if not _gone(ask)]
         taken, self._waiting = self._waiting[: max(0, room)], self._waiting[max(0, room) :]
-        by_model: dict[str, list[Ask]] = {}
-        there = self.pool.listed()
-        for ask in taken:
-            if ask.weights not in there:
-                _fail([ask], _taken_out(ask.weights))
-                continue
-            by_model.setdefault(ask.weights.name if ask.weights.is_full_model else "", []).append(ask)
-        for name, asks in by_model.items():
+        for name, asks in self._by_batch(taken).items():
             try:
                 if name not in self._lanes:
                     self._lanes[name] = _Lane(self.pool.ready(asks[0].weights))
                 self._lanes[name].add(asks, self.pool)
             except Exception as error:  # loading failed; others go on
                 _fail(asks, error)
+
+    def _by_batch(self, asks: Sequence[Ask]) -> dict[str, list[Ask]]:
+        """Those that can be answered together; the others are told that they cannot be answered."""
+        found: dict[str, list[Ask]] = {}
+        there = self.pool.listed()
+        for ask in asks:
+            if ask.weights not in there:
+                _fail([ask], _taken_out(ask.weights))
+                continue
+            try:
+                found.setdefault(self.pool.batch_of(ask.weights), []).append(ask)
+            except Exception as error:  # loading failed; others go on
+                _fail([ask], error)
+        return found
 
     def _advance(self, lane: "_Lane") -> None:
         """A fault in one lane ends its answers alone."""

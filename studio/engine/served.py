@@ -110,6 +110,11 @@ class ModelPool:
         self._weights = {**self._weights, name: weights}  # replaced as a whole: other threads read it
         return weights
 
+    def batch_of(self, weights: Weights) -> str:
+        """Which batch these answer in, by name: the base and its adapters share "" where their layers can mix them."""
+        shares = not weights.is_full_model and self._load_base().adapters.can_mix
+        return "" if shares else weights.name
+
     def remove(self, name: str) -> None:
         """Forget an adapter or a full model, and free its memory. Raises ModelError; the base stays."""
         weights = self.find(name)

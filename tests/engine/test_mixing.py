@@ -140,6 +140,7 @@ def test_a_mixture_of_experts_answers_with_one_adapter_at_a_time(kind: str) -> N
     expected = model(input_ids=IDS).logits
     assert not torch.allclose(expected, plain, atol=0.1)
     adapters = RowAdapters(model)
+    assert not adapters.can_mix
     for name, wanted in (("default", expected), (BASE_ADAPTER, plain), ("default", expected)):
         adapters.send([name] * len(IDS))
         assert torch.allclose(model(input_ids=IDS).logits, wanted, atol=1e-4)

@@ -17,7 +17,7 @@ import torch
 import uvicorn
 from fastapi.testclient import TestClient
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from studio.engine import scheduler as scheduling
 from studio.engine.api import Answering, _Stream, _written, make_app
@@ -28,7 +28,7 @@ from studio.engine.scheduler import Ask, Piece, Scheduler
 from studio.engine.served import ModelPool
 from studio.errors import ServerBusyError
 from studio.request_log import RequestLog
-from tests.engine.folders import lora_model
+from tests.engine.folders import lora_model, make_base
 
 CPU = torch.device("cpu")
 PROMPTS = ([5, 6, 7], [9, 10, 11, 12, 13, 14, 15], [20], list(range(30, 70)), [8, 8])
@@ -112,6 +112,32 @@ def test_base_and_adapters_in_one_batch_say_what_each_says_alone(
     wanted = [alone(name, prompt) for name, prompt in asked]
     assert texts == wanted
     assert len(set(wanted)) > len(PROMPTS)  # the adapters do change something
+
+
+def test_where_layers_mix_rows_each_adapter_is_a_batch_of_its_own(tmp_path: Path) -> None:
+    """A mixture of experts: its base and its adapters are asked at once, as Compare asks them."""
+    base = make_base(tmp_path / "base")
+    config = AutoConfig.from_pretrained(base).to_dict() | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    kept = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **kept)).save_pretrained(base)
+    pool = ModelPool("base", base, torch.float32, CPU)
+    scheduler = Scheduler(pool)
+    scheduler.start()
+    try:
+        texts = {}
+        for names in (("base",), ("tuned",), ("base", "tuned", "base", "tuned")):
+            if "tuned" in names and len(pool.listed()) == 1:
+                lora_model(base).save_pretrained(tmp_path / "tuned")
+                scheduler.call(lambda: pool.add("tuned", tmp_path / "tuned")).result(60)
+            askings = [Asking(pool, name, [5, 6, 7]) for name in names]
+            scheduler.ask(*(each.ask for each in askings))
+            for name, asking in zip(names, askings, strict=True):
+                text, last = asking.end()
+                assert last.finish_reason in ("stop", "length"), last.error
+                assert texts.setdefault(name, text) == text
+        assert texts["base"] != texts["tuned"]
+    finally:
+        scheduler.stop()
 
 
 def test_latecomers_join_and_change_nothing(
