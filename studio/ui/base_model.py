@@ -67,6 +67,7 @@ def _fetch(base: str) -> None:
             jobs.start(system_folder(), "fetch", {"base": base}, title=f"fetch {base}", needs_device=False)
 
 
+@guarded()
 def _progress(job_id: str) -> None:
     job = jobs.get(system_folder(), job_id)
     if not job.live:

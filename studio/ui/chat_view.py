@@ -18,6 +18,7 @@ from studio.ui.demo import demo_bar
 from studio.ui.exchange import Exchange
 from studio.ui.i18n import _
 from studio.ui.prompts import prompt_buttons
+from studio.ui.widgets import guarded
 
 STREAM_SECONDS = 0.3
 ASKED = "compare.asked"
@@ -127,7 +128,7 @@ def _branches(project: Project, told: Told) -> None:
         other = told.branches[(told.place - 1 + step) % len(told.branches)]
         st.button(
             "", icon=icon, key=f"compare.branch.{told.turn.id}.{step}", type="tertiary", disabled=not there,
-            help=_("Another branch"), on_click=chats.open_branch, args=(project, told.turn.chat_id, other),
+            help=_("Another branch"), on_click=guarded()(chats.open_branch), args=(project, told.turn.chat_id, other),
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from studio.projects import Project
 from studio.ui import chat_state
 from studio.ui.chat_keep import keep_better
 from studio.ui.i18n import _
-from studio.ui.widgets import plain
+from studio.ui.widgets import guarded, plain
 from studio.votes import FEWEST, Pair
 
 
@@ -42,7 +42,7 @@ def _buttons(project: Project, told: Told) -> None:
 def _button(project: Project, told: Told, label: str, choice: chats.Choice, model: str = "") -> None:
     st.button(
         label, key=f"compare.vote.{told.turn.id}.{choice}.{model}", type="primary" if model else "secondary",
-        on_click=chats.vote, args=(project, told.turn, choice, model),
+        on_click=guarded()(chats.vote), args=(project, told.turn, choice, model),
     )  # fmt: skip
 
 

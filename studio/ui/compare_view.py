@@ -15,6 +15,7 @@ from studio.ui.frame import TRAIN, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
 from studio.ui.model_server import Pick, bases_of, merged_of, picks_of, prepare
+from studio.ui.widgets import guarded
 
 MAX_COLUMNS = 6
 WAIT_SECONDS = 1.0
@@ -136,6 +137,7 @@ def _failed(project: Project, job: jobs.Job | None) -> None:
         st.rerun()
 
 
+@guarded()
 def _wait(project: Project, job_id: str) -> None:
     """Redraws the page when the job that is waited for has ended or its server answers."""
     job = jobs.get(project.folder, job_id)

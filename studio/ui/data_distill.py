@@ -82,6 +82,7 @@ def _start(project: Project, languages: list[str], limit: int, longest: int) -> 
         datasets.start_distill(project, languages, NAME, limit, longest)
 
 
+@guarded()
 def _watch(project: Project, job_id: str) -> None:
     job = jobs.get(project.folder, job_id)
     if not job.live:

@@ -48,6 +48,7 @@ def _fetch(project: Project, config: RunConfig) -> None:
             runs.start_fetch(project, name, recipe)
 
 
+@guarded()
 def _progress(project: Project, job_ids: list[str]) -> None:
     for job in [jobs.get(project.folder, job_id) for job_id in job_ids]:
         if not job.live:

@@ -18,7 +18,7 @@ from studio.ui.frame import CHECKPOINTS, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
 from studio.ui.model_server import Pick, adapters_of, add_adapters, bases_of, live_server, picks_of, servers
-from studio.ui.widgets import ago, plain, progress_text, state_label, stop_button
+from studio.ui.widgets import ago, guarded, plain, progress_text, state_label, stop_button
 
 WAIT_SECONDS = 1.0
 HIDDEN_TOKEN = "•" * 24
@@ -212,6 +212,7 @@ def _end_word(asked: request_log.Asked) -> str:
     return words.get(asked.end, asked.end)
 
 
+@guarded()
 def _wait(project: Project, job_id: str) -> None:
     """Progress of loading; redraws the page when the server answers."""
     job = jobs.get(project.folder, job_id)

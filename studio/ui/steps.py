@@ -10,6 +10,7 @@ from studio.store.evaluations import Evaluation
 from studio.store.runs import Run
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, DATA, SERVE, TRAIN, Page
 from studio.ui.i18n import _, ngettext
+from studio.ui.told import told
 from studio.ui.widgets import plain, state_word
 
 TEACHING = ("identity", "tutorial", "import")
@@ -45,7 +46,7 @@ def overview(project: Project) -> Overview:
     try:
         return _overview(project)
     except StudioError as error:
-        return Overview(project, problem=str(error))
+        return Overview(project, problem=" ".join(filter(None, [told(error.message), told(error.hint)])))
 
 
 def best_evaluation(found: list[Evaluation]) -> Evaluation | None:
