@@ -18,9 +18,8 @@ from torch.nn import functional
 from studio.data.packing import Ints
 
 BLOCK_TOKENS = 128  # best on CPUs, in bfloat16 and in float32
-SHORT_ROW = (
-    256  # tokens that are one block, whatever they see: calls cost more there than scores that count for nothing
-)
+# Tokens that are one block, whatever they see: calls cost more there than scores that count for nothing.
+SHORT_ROW = 256
 LONG_TOKENS = 1024  # a row's chain from here on: PyTorch's causal kernel beats blocks, and keeps less
 KEPT_KEYS = 512  # keys a token, on average, up to which probabilities are kept for the backward pass
 PADDING = 1.5  # scores that a group computes for each one that counts, at most

@@ -257,9 +257,8 @@ class Forward:
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         mask = batch.layout.mask if batch.layout else None
         if mask is None and batch.layout and self._config.train.cuda_graph != "off":
-            mask = torch.ones(
-                1, 1, 1, 1, dtype=torch.bool, device=self.device
-            )  # else transformers asks the GPU for one
+            # Else transformers asks the GPU for one.
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if mask is not None and self.kind == "eager":  # adds its mask to the scores
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(self._dtype).min)
         return {

@@ -23,9 +23,8 @@ from studio.errors import ConfigError, Problem
 MOST_RECORDED = 24  # sizes: each keeps what it computes with
 TOLERANCE = 0.02  # of a gradient's length: sums in another order differ by less, even of 16-bit numbers
 KINDS = ("sdpa", "varlen", "flash_attention_2", "flex")  # of attention, whose layouts have tensors of fixed shapes
-Pass = Callable[
-    [Batch], Tensor
-]  # adds a batch's gradient, returns its loss; weights of the batch say how much it counts
+Pass = Callable[[Batch], Tensor]
+"""Adds a batch's gradient, returns its loss; weights of the batch say how much it counts."""
 Shapes = tuple[torch.Size, ...]
 
 
