@@ -131,9 +131,9 @@ def _resume(shell: Shell, line: argparse.Namespace) -> None:
 
 
 def _test(shell: Shell, line: argparse.Namespace) -> None:
+    if line.cfg_options:
+        raise CheckpointError("--cfg-options changes nothing: a run is scored as it was trained.", "Leave it out.")
     place = _place(Path(line.checkpoint) if line.checkpoint else work_folder.newest(_work_dir(line)))
-    if xtuner_lines.base_of(line.cfg_options, "a run is scored as it was trained"):
-        raise CheckpointError("--cfg-options cannot change the base of a run that is scored.", "Leave it out.")
     shell.run("evaluate", place.run_id, "--step", _step(place.name), "-p", place.project)
 
 
@@ -148,7 +148,7 @@ def _convert(shell: Shell, line: argparse.Namespace) -> None:
     words = [place.run_id, place.name] if place else [_config_file(line.config), line.pth_model]
     words += [line.save_dir, *(["--fp32"] if line.fp32 else ["--dtype", xtuner_lines.XTUNERS_DTYPE])]
     words += ["--max-shard-size", line.max_shard_size, "--overwrite"]  # as XTuner does
-    base = xtuner_lines.base_of(line.cfg_options, "a checkpoint becomes what was trained")
+    base = xtuner_lines.base_of(line.cfg_options)
     words += ["-p", place.project] if place else []
     return shell.run("convert", "pth_to_hf", *words, *(["--base", base] if base else []))
 

@@ -208,14 +208,14 @@ def settings_of(options: Sequence[str], accumulation: int) -> list[str]:
     return [f"{ours}={value}" for ours, value in given.items()]
 
 
-def base_of(options: Sequence[str], what: str) -> str:
-    """The base model that `--cfg-options` of a command other than train name; "" for none. Raises StudioError for
-    other settings: `what` is done with what was trained."""
+def base_of(options: Sequence[str]) -> str:
+    """The base model that `--cfg-options` of a conversion name; "" for none. Raises StudioError for other settings."""
     given = dict(each.split("=", 1) for each in settings_of(options, 1))
     base = given.pop("model.base", "")
     if given:
         raise StudioError(
-            f"--cfg-options {next(iter(given))} changes nothing: {what}.", "Only the base model can be another."
+            f"--cfg-options {next(iter(given))} changes nothing: a checkpoint becomes what was trained.",
+            "Only the base model can be another.",
         )
     return base
 

@@ -194,6 +194,11 @@ def test_a_failed_command_ends_the_line_with_its_code(retune: Retune) -> None:
     assert "$ retune chat --base /nowhere/model" in said and "no such folder" in said
 
 
+@pytest.mark.parametrize("option", ["lr=1", "model.llm.pretrained_model_name_or_path=/m"])
+def test_a_run_is_scored_with_its_own_settings(retune: Retune, option: str) -> None:
+    assert "scored as it was trained. Leave it out" in retune("xtuner", "test", "c.py", "--cfg-options", option, code=1)
+
+
 def test_names_of_xtuner_are_commands_here(retune: Retune) -> None:
     assert "msagent_react" in retune("list-dataset-format")
     assert "$ retune data formats" in retune("xtuner", "list_dataset_format")
