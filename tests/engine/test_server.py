@@ -1,6 +1,8 @@
 """A real server process, asked by the real `openai` client and by ours."""
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from tests.engine.folders import lora_model
 
 ANSWER = Sampling(10)
 HELLO = [{"role": "user", "content": "Who are you?"}]
-LONGEST = 460  # tokens of an answer
+LONGEST = 3000  # tokens of an answer: seconds of work, for those who leave before it is done
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +45,24 @@ def own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(home: Path, tiny_model: Path) -> Iterator[tuple[Project, jobs.Job, Connection]]:
+def patient_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The tiny one with room for long answers."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(home: Path, patient_model: Path) -> Iterator[tuple[Project, jobs.Job, Connection]]:
     project = create_project("Served")
     for seed in (1, 2):
-        model = lora_model(tiny_model, seed)
+        model = lora_model(patient_model, seed)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data *= 20
         model.save_pretrained(project.path("hf", f"tuned-{seed}"))
-    args = {"base": str(tiny_model), "adapters": [{"name": "tuned-1", "path": "hf/tuned-1"}], "port": 0}
+    args = {"base": str(patient_model), "adapters": [{"name": "tuned-1", "path": "hf/tuned-1"}], "port": 0}
     # In bfloat16 a row rounds otherwise beside others than alone, and a random model has near ties everywhere.
     args |= {"max_answer_tokens": LONGEST, "dtype": "float32"}
     job = jobs.start(project.folder, "serve", args, needs_device=False)
@@ -79,8 +90,8 @@ def test_connection_file_is_for_its_owner_alone(served: tuple[Project, jobs.Job,
     assert connection.token not in Path(job.log_path).read_text()
 
 
-def test_models_are_listed_with_the_base_first(client: openai.OpenAI, tiny_model: Path) -> None:
-    assert [model.id for model in client.models.list()][:2] == [str(tiny_model), "tuned-1"]
+def test_models_are_listed_with_the_base_first(client: openai.OpenAI, patient_model: Path) -> None:
+    assert [model.id for model in client.models.list()][:2] == [str(patient_model), "tuned-1"]
 
 
 def test_chat_and_its_stream_agree(client: openai.OpenAI) -> None:
@@ -240,7 +251,7 @@ def test_strangers_stay_outside(connection: Connection) -> None:
         chat_client.list_models(Connection(connection.url, "no"))
 
 
-def test_columns_are_answered_together(connection: Connection, tiny_model: Path, client: openai.OpenAI) -> None:
+def test_columns_are_answered_together(connection: Connection, patient_model: Path, client: openai.OpenAI) -> None:
     other = [{"role": "user", "content": "What is your name?"}]
     columns = [Column("base", HELLO), Column("tuned-1", HELLO), Column("base", other)]
     events = list(chat_client.stream_compare(connection, columns, Sampling(10, 0.0)))
@@ -252,7 +263,7 @@ def test_columns_are_answered_together(connection: Connection, tiny_model: Path,
         text = "".join(event.delta for event in mine)
         assert text == chat_client.chat(connection, column.model, column.messages, Sampling(10, 0.0))
     first = {event.column: event.weights for event in reversed(events) if event.weights}
-    assert first[0] == first[2] == model_fingerprint(tiny_model)
+    assert first[0] == first[2] == model_fingerprint(patient_model)
     assert first[1] != first[0]
 
 
@@ -263,13 +274,13 @@ def test_each_column_may_have_its_own_sampling(connection: Connection) -> None:
     assert lengths[1] <= 3 and (lengths[0] > 3 or lengths[0] == lengths[1])
 
 
-def test_each_answer_says_what_made_it(connection: Connection, tiny_model: Path) -> None:
+def test_each_answer_says_what_made_it(connection: Connection, patient_model: Path) -> None:
     columns = [Column("base", HELLO), Column("tuned-1", HELLO)]
     events = list(chat_client.stream_compare(connection, columns, Sampling(4, 0.7, 0.9, seed=11)))
     base, tuned = ([event.proof for event in events if event.column == number and event.proof] for number in (0, 1))
     assert len(base) == len(tuned) == 1
     assert (base[0]["adapter"], tuned[0]["adapter"]) == ("off", "on")
-    assert base[0]["base_fingerprint"] == tuned[0]["base_fingerprint"] == model_fingerprint(tiny_model)
+    assert base[0]["base_fingerprint"] == tuned[0]["base_fingerprint"] == model_fingerprint(patient_model)
     assert base[0]["weights"] != tuned[0]["weights"]
     assert (
         base[0]["sampling"] | {"max_new_tokens": 4, "temperature": 0.7, "top_p": 0.9, "seed": 11} == base[0]["sampling"]
