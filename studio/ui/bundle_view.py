@@ -161,11 +161,12 @@ def _row(line: Line) -> dict[str, Any]:
 
 
 def _score_too(project: Project, run: Run) -> None:
-    """The scorecards that the bundle has and this run has not, one after the other."""
+    """The scorecards that the bundle has and this run has not, each by a job of its own."""
     job = newest_job(project.folder, "evaluate")
     due = comparing.scorecards_due(project, run.id)
     if job and job.live:
         job_panel(project.folder, job, "train.reproduced.job")
     elif due and st.button(_("Score it as the bundle was"), key="train.reproduced.score"):
-        runs.start_evaluate(project, run.id, due[0].step, due[0].limit, due[0].suite)
+        for each in due:
+            runs.start_evaluate(project, run.id, each.step, each.limit, each.suite)
         st.rerun()
