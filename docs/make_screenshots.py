@@ -149,7 +149,7 @@ def _as_it_is(page: Page, language: str) -> None:
 def _converse(page: Page, language: str) -> None:
     """Load the newest checkpoint beside the base and ask both two questions."""
     page.locator(".st-key-compare-load button").click()
-    question = page.get_by_role("textbox", name="Ask all of them")
+    question = page.locator("[data-testid=stChatInputTextArea]:visible").first
     expect(question).to_be_enabled(timeout=JOB_MS)
     for number, text in enumerate(QUESTIONS, start=1):
         question.fill(text)
