@@ -3,8 +3,8 @@
     python benchmarks/exports.py [luna=ADAPTER_FOLDER ...] [--formats f16 q8_0 q6_k q5_k_m q4_k_m]
 
 The starter alone, and with each adapter (in Hugging Face format, as `retune convert` writes it). Every file is written
-and read back as the gate does it, by llama.cpp where that is installed, on one thread. Prints a table; the figures
-in results/exports.md and the gate's tolerances come from here.
+and read back as the gate does it, by llama.cpp where that is installed, on one thread. Prints a table, as
+results/exports.md has it; the gate's tolerances are about twice its figures.
 """
 
 import argparse

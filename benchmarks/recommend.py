@@ -215,8 +215,8 @@ def run_lines(*found: Recommendation) -> Iterator[str]:
     """The verdict on the run, by each set of questions."""
     for name, advice in zip(("first", "check"), found, strict=False):
         for run in advice.runs:
-            told = [run.sentence, *run.figures] if run.spoilt else ["Not overfitted, nor is a checkpoint of it."]
-            yield f"By the {name} questions ({len(run.scored)} checkpoints): {' '.join(told)}"
+            told = run.told or "Not overfitted, nor is a checkpoint of it."
+            yield f"By the {name} questions ({len(run.scored)} checkpoints): {told}"
             yield ""
 
 

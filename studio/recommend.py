@@ -126,6 +126,11 @@ class RunVerdict:
         return ""
 
     @property
+    def told(self) -> str:
+        """The sentence, and the figures that go with it."""
+        return " ".join([self.sentence, *self.figures]).strip()
+
+    @property
     def figures(self) -> list[str]:
         """What its last scored checkpoint does, a sentence for each thing that is sure."""
         return [sign.sentence for sign in self.last.overfit.suspicions if sign.sure]

@@ -107,7 +107,7 @@ def score_table(found: Comparison) -> list[list[str]]:
 
 def overfitted(advice: Recommendation) -> list[str]:
     """For each run that ended overfitted: that it did, and what its last checkpoint does."""
-    return [" ".join([run.sentence, *run.figures]) for run in advice.runs if run.is_overfitted]
+    return [run.told for run in advice.runs if run.is_overfitted]
 
 
 def on_the_way(advice: Recommendation) -> list[str]:

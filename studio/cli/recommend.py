@@ -96,10 +96,7 @@ def _plain(found: Comparison) -> dict[str, object]:
 
 def _advice(advice: Recommendation) -> dict[str, object]:
     """With what follows from it: a caveat, and the verdict on each run."""
-    runs = {
-        run.run_id: {"is_overfitted": run.is_overfitted, "sentence": " ".join([run.sentence, *run.figures]).strip()}
-        for run in advice.runs
-    }
+    runs = {run.run_id: {"is_overfitted": run.is_overfitted, "sentence": run.told} for run in advice.runs}
     return asdict(advice) | {"caveat": advice.caveat, "runs": runs}
 
 

@@ -46,7 +46,7 @@ def forget_copied(address: int, num_bytes: int) -> None:
 
 
 def _is_of_a_file(address: int) -> bool:
-    """Whether this process has a file mapped there."""
+    """Whether this process has a file mapped there; where the system does not say, nothing is let go of."""
     with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8") as file:
         for line in file:
             borders, _, _, _, inode = line.split()[:5]

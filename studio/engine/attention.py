@@ -8,7 +8,6 @@ different lengths, or it goes to FlexAttention (cuda/flex.py), whichever is fast
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,10 +22,10 @@ from studio.data.packing import Ints, room
 from studio.engine.blocks import Blocks, cut, hidden_from
 from studio.engine.cuda import measured
 from studio.engine.cuda.flex import Flex
+from studio.engine.models.load import GPU_KERNELS, has_needed
 
 NAME = "retune"  # under which transformers finds this attention
 ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
-GPU_KINDS = ("varlen", "flash_attention_2", "flex")  # what each needs: models/load.py
 TRIAL_TOKENS = 4096  # in the row on which kinds are compared
 
 
@@ -111,7 +110,7 @@ def choices(
     if any(window is not None and window < longest for window in windows):
         return
     if not any(getattr(config, each, 0) for each in ATTENTION_DROPOUTS):
-        if name in GPU_KINDS:
+        if name in GPU_KERNELS:
             yield name, "as configured"
         if name == "blocks" or name == "auto" and device.type == "cpu":
             yield "blocks", "a CPU computes short segments fastest as plain matrix products"
@@ -158,12 +157,7 @@ def _trial(
 def _gpu_kinds(dtype: torch.dtype, device: torch.device) -> list[str]:
     """What may run here. Flash kernels compute 16-bit numbers on GPUs from compute capability 8.0."""
     flash = dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
-    here = {"varlen": flash, "flash_attention_2": flash and _has("flash_attn"), "flex": _has("triton"), "sdpa": True}
-    return [kind for kind, may_run in here.items() if may_run]
-
-
-def _has(package: str) -> bool:
-    return find_spec(package) is not None
+    return [*(kind for kind in GPU_KERNELS if has_needed(kind) and (flash or kind == "flex")), "sdpa"]
 
 
 def typical_row(longest: int) -> Ints:

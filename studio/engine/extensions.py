@@ -4,12 +4,13 @@ torch guards such a build with a file, which a killed process leaves behind: all
 Here the system holds the lock and frees it when its holder is gone.
 """
 
-import fcntl
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch.utils import cpp_extension, file_baton
 
 from studio.paths import cache_folder
@@ -26,24 +27,22 @@ def prepare() -> None:
 class Baton(file_baton.FileBaton):
     """One process builds, the others wait for it, or for its end."""
 
+    def __init__(self, lock_file_path: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(lock_file_path, *args, **kwargs)
+        # Another name than torch's: the file stays, and a program with torch's own lock would wait for it.
+        self._lock = FileLock(f"{lock_file_path}ed")
+
     def try_acquire(self) -> bool:
-        self._open()
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
+            self._lock.acquire(blocking=False)
+        except Timeout:
             return False
         return True
 
     def wait(self) -> None:
         """Until it is free. A build that was not ended is noticed by who loads what should be there."""
-        self._open()
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-        self.release()
+        with self._lock:
+            pass
 
     def release(self) -> None:
-        os.close(self.fd)
-
-    def _open(self) -> None:
-        # Another name than torch's: the file stays, and a program with torch's own lock would wait for it.
-        self.fd = os.open(f"{self.lock_file_path}ed", os.O_CREAT | os.O_RDWR)
+        self._lock.release()

@@ -185,10 +185,15 @@ def _are_alike(layers: list[Any]) -> bool:
     return len({scaling for layer in layers for scaling in layer.scaling.values()}) == 1
 
 
-def _is_gated_mlp(module: nn.Module) -> bool:
-    """down(silu(gate(x)) · up(x)) of three fused layers."""
+def gated_layers(module: nn.Module) -> list[Any]:
+    """Gate, up and down of a module that is called as one with down(silu(gate(x)) · up(x)) is; none of another."""
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return _are_alike(layers) and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+    is_gated = isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+    return layers if is_gated and None not in layers else []
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    return bool(layers := gated_layers(module)) and _are_alike(layers)
 
 
 def is_rms_norm(module: nn.Module) -> bool:

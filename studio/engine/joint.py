@@ -7,10 +7,12 @@ every weight that is read drives what the calls need out of the processor's cach
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Joint:
@@ -96,15 +98,8 @@ def joint_of(layer: Any) -> tuple[Joint, int] | None:
 @torch.no_grad()
 def same_input(model: nn.Module, layers: Sequence[nn.Linear]) -> list[list[nn.Linear]]:
     """The layers in groups that read the same tensor when the model reads a token."""
-    seen: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in layers}
-    hooks = [layer.register_forward_pre_hook(lambda layer, args: seen[layer].append(args[0])) for layer in layers]
-    try:
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=layers[0].weight.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     groups: dict[object, list[nn.Linear]] = {}
-    for layer, inputs in seen.items():
+    for layer, inputs in _inputs_of(model, layers, 1, 1).items():
         read = tuple(map(id, inputs)) or id(layer)
         groups.setdefault((read, layer.weight.dtype, layer.bias is None), []).append(layer)
     return list(groups.values())
@@ -114,12 +109,18 @@ def same_input(model: nn.Module, layers: Sequence[nn.Linear]) -> list[list[nn.Li
 def keeps_rows_apart(model: nn.Module, layers: Sequence[nn.Module]) -> bool:
     """Whether each of the layers is given a batch's rows as rows, and not tokens of all of them."""
     num_rows, num_tokens = 2, 5
-    sizes: set[int] = set()
-    hooks = [layer.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0]))) for layer in layers]
+    found = _inputs_of(model, layers, num_rows, num_tokens)
+    return {len(each) for inputs in found.values() for each in inputs} <= {num_rows}
+
+
+def _inputs_of(model: nn.Module, layers: Sequence[Layer], num_rows: int, num_tokens: int) -> dict[Layer, list[Tensor]]:
+    """What each layer is given while the model reads so many rows of so many tokens."""
+    seen: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
+    hooks = [layer.register_forward_pre_hook(lambda layer, args: seen[layer].append(args[0])) for layer in layers]
     try:
         ids = torch.zeros(num_rows, num_tokens, dtype=torch.long, device=next(model.parameters()).device)
         model(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return sizes <= {num_rows}
+    return seen

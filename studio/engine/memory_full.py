@@ -2,12 +2,14 @@
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from studio.engine.loop import Trainer
 from studio.errors import StudioError
+
+if TYPE_CHECKING:  # what it computes with asks this module what an error means
+    from studio.engine.loop import Trainer
 
 Result = TypeVar("Result")
 SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -24,7 +26,7 @@ def is_memory_full(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)
 
 
-def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
+def until_it_fits(trainer: "Trainer", call: Callable[[], Result]) -> Result:
     """What `call` returns, with trainer.micro_batch_size halved until it fits: in all processes, when one is short.
 
     Raises MemoryFullError when one example at a time is too much, and when a step cannot be taken again: once the
@@ -49,7 +51,7 @@ def until_it_fits(trainer: Trainer, call: Callable[[], Result]) -> Result:
         trainer.micro_batch_size //= 2
 
 
-def _cannot_try_again(trainer: Trainer, reason: str) -> MemoryFullError:
+def _cannot_try_again(trainer: "Trainer", reason: str) -> MemoryFullError:
     if trainer.ranks.takes_steps:
         return MemoryFullError(
             f"Out of memory with train.micro_batch_size {trainer.micro_batch_size} ({reason}), where processes that "
@@ -75,7 +77,7 @@ def what_fits(wanted: int, fitting: int, examples_per_step: int, step: int) -> M
     )
 
 
-def free_memory(trainer: Trainer) -> None:
+def free_memory(trainer: "Trainer") -> None:
     """Give back what a step that broke off holds."""
     trainer.optimizer.zero_grad(set_to_none=True)
     gc.collect()

@@ -195,10 +195,9 @@ class Training:
         self.step, self.tokens_seen = saved.step, saved.data.tokens_seen
         # Saving comes last at a border: everything else that was due at this step is done and stored, unless a stop
         # did not wait for the samples.
-        self._sampled_step = self._evaluated_step = self._probed_step = self.step
+        self._evaluated_step = self._probed_step = self.step
         self._owes_samples = counters.owes_samples
-        if self._owes_samples:
-            self._sampled_step = -1
+        self._sampled_step = -1 if self._owes_samples else self.step
         self.saver.go_on_from(self.step, path)
         return notices
 

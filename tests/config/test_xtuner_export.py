@@ -111,7 +111,10 @@ def exported(base: str, **settings: Any) -> str:
 
 
 def test_a_tokenizer_is_told_what_xtuner_tells_it() -> None:
-    """Without them XTuner stops, or trains answers that have no end; each is what XTuner's own configs say."""
+    """Without them XTuner stops, or trains answers that have no end; each is what XTuner's own configs say.
+
+    The file is text for XTuner, read back without running it: trust_remote_code is a word there, and loads nothing.
+    """
     told = {
         "Qwen/Qwen-7B": ["trust_remote_code=True", "eos_token='<|endoftext|>'", "padding_side='right'"],
         "Qwen/Qwen-7B-Chat": ["trust_remote_code=True", "eos_token='<|im_end|>'"],

@@ -19,7 +19,7 @@ from studio.engine.attention import Chains, Layout, Masked
 from studio.engine.blocks import Blocks, cut, hidden_from
 from studio.engine.cuda import flex, measured
 from studio.engine.cuda.flex import Flex
-from studio.engine.models.load import pick_attention
+from studio.engine.models.load import GPU_KERNELS, pick_attention
 from studio.errors import ModelError
 
 CPU = torch.device("cpu")
@@ -256,7 +256,7 @@ def test_a_trial_computes_forward_and_backward() -> None:
     assert (ends[:8] == len(ends)).all() and set(np.diff(np.unique(ends[8:-24]))) == {24}
 
 
-@pytest.mark.parametrize("name", attention.GPU_KINDS)
+@pytest.mark.parametrize("name", GPU_KERNELS)
 def test_what_needs_a_gpu_is_refused_without(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name} cannot run on cpu"):
         pick_attention(name, CPU)

@@ -12,7 +12,8 @@ from studio.engine.extensions import Baton
 
 
 def hold(lock: str, says: Connection) -> None:
-    says.send(Baton(lock).try_acquire())
+    baton = Baton(lock)
+    says.send(baton.try_acquire())
     says.recv()
 
 

@@ -128,6 +128,7 @@ def _known(config: RunConfig) -> KnownModel | None:
 
 def _model_code(config: RunConfig) -> str:
     brings = known_model_type(config.model.base) in BRING_CODE
+    # Text for XTuner, as its own configs have it; nothing here loads by it.
     return "\n        trust_remote_code=True,  # it brings code, which XTuner runs" if brings else ""
 
 
@@ -135,7 +136,7 @@ def _tokenizer_settings(config: RunConfig) -> str:
     """What XTuner's configs tell the tokenizer of a family."""
     family, template = known_model_type(config.model.base), _template(config).rpartition(".")[2]
     known = _known(config)
-    lines = ["trust_remote_code=True"] if family in BRING_CODE else []
+    lines = ["trust_remote_code=True"] if family in BRING_CODE else []  # text for XTuner, as above
     lines += ["encode_special_tokens=True"] if "chatglm3" in (template, known and known.family) else []
     if end := QWEN_CHAT_END if family == "qwen" and template == "qwen_chat" else ENDS.get(family):
         lines.append(f"eos_token={end!r}")

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from studio.config.schema import RunConfig
 from studio.engine.batches import Batch
 from studio.engine.cuda import measured
+from studio.engine.memory_full import is_memory_full
+from studio.engine.models.load import GPU_KERNELS
 from studio.errors import ConfigError, Problem
 
 MOST_RECORDED = 24  # sizes: each keeps what it computes with
 TOLERANCE = 0.02  # of a gradient's length: sums in another order differ by less, even of 16-bit numbers
-KINDS = ("sdpa", "varlen", "flash_attention_2", "flex")  # of attention, whose layouts have tensors of fixed shapes
+KINDS = ("sdpa", *GPU_KERNELS)  # of attention, whose layouts have tensors of fixed shapes
 Pass = Callable[[Batch], Tensor]
 """Adds a batch's gradient, returns its loss; weights of the batch say how much it counts."""
 Shapes = tuple[torch.Size, ...]
@@ -81,15 +83,15 @@ class Recorded:
 
 
 class Replays:
-    """Computes passes, those of a size that came before by replaying. `why` says whether it does, and why (not).
+    """Computes passes, those of a size that came before by replaying; says in the log whether it does, and why (not).
 
     Before the first replay counts, it must have the gradient of the ordinary pass and, unless `must`, be faster.
+    `given_up`: no pass is replayed any more.
     """
 
     def __init__(
         self, compute: Pass, parameters: Sequence[nn.Parameter], recorder: Recorder, device: torch.device, must: bool
     ) -> None:
-        self.why = "not tried yet"
         self._compute, self._parameters, self._recorder = compute, parameters, recorder
         self._device, self._must = device, must
         self._seen: set[Shapes] = set()
@@ -121,7 +123,7 @@ class Replays:
             if not self._is_proven and not self._prove(made, batch):
                 return None
         except RuntimeError as error:
-            if "out of memory" in str(error):
+            if is_memory_full(error):
                 raise
             self._give_up(f"it cannot be recorded: {' '.join(str(error).split())[:200]}")
             return None
@@ -145,9 +147,7 @@ class Replays:
             self._give_up(f"it is not faster{_shown(times)}")
         else:
             self._is_proven = True
-            self._tell(
-                f"replayed; its gradient is that of the ordinary pass ({difference / length:.0e}){_shown(times)}"
-            )
+            _tell(f"replayed; its gradient is that of the ordinary pass ({difference / length:.0e}){_shown(times)}")
         return self._is_proven
 
     def _added(self, way: Callable[[], Tensor], before: list[Tensor]) -> list[Tensor]:
@@ -168,11 +168,7 @@ class Replays:
         self._recorded.clear()
         if self._must:
             raise refusal(why)
-        self._tell(f"not used, {why}")
-
-    def _tell(self, why: str) -> None:
-        self.why = why
-        print(f"CUDA graph: {why}", flush=True)
+        _tell(f"not used, {why}")
 
 
 def replays(
@@ -191,7 +187,7 @@ def replays(
         return Replays(compute, parameters, recorder, device, must=wanted == "on")
     if wanted == "on":
         raise refusal(why)
-    print(f"CUDA graph: not used, {why}", flush=True)
+    _tell(f"not used, {why}")
     return None
 
 
@@ -212,6 +208,10 @@ def _obstacle(config: RunConfig) -> str:
 
 def refusal(why: str) -> ConfigError:
     return ConfigError([Problem("train.cuda_graph", f"is on, but {why}", "off, auto")])
+
+
+def _tell(what: str) -> None:
+    print(f"CUDA graph: {what}", flush=True)
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
 
 from studio.engine.attention import head_shape
 from studio.engine.cuda import measured
-from studio.engine.fused import is_rms_norm
+from studio.engine.fused import gated_layers, is_rms_norm
 
 TRIAL_TOKENS = 2048
 TOLERANCE = 0.02  # of each result's length: sixteen-bit numbers rounded at other places differ by less
@@ -114,7 +113,7 @@ def _layers(model: nn.Module, kernels: Kernels) -> Iterator[Piece]:
 
     unfused = [module for module in model.modules() if "forward" not in vars(module)]
     norms = _by_width((len(module.weight), module) for module in unfused if is_rms_norm(module))
-    mlps = _by_width((module.gate_proj.in_features, module) for module in unfused if _is_gated_mlp(module))
+    mlps = _by_width((module.gate_proj.in_features, module) for module in unfused if _is_linear_mlp(module))
     for kind, groups, forward in (("RMSNorm", norms, norm), ("gated MLP", mlps, mlp)):
         for width, layers in groups.items():
             first, inputs = layers[0], cache(partial(_input, layers[0], width))
@@ -122,11 +121,9 @@ def _layers(model: nn.Module, kernels: Kernels) -> Iterator[Piece]:
             yield Piece(f"{kind} {width} wide", own, liger, partial(_replace_forward, layers, forward))
 
 
-def _is_gated_mlp(module: nn.Module) -> bool:
-    """down(silu(gate(x)) · up(x))."""
-    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    are_linear = all(hasattr(layer, "in_features") for layer in layers)
-    return are_linear and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+def _is_linear_mlp(module: nn.Module) -> bool:
+    layers = gated_layers(module)
+    return bool(layers) and all(hasattr(layer, "in_features") for layer in layers)
 
 
 def _by_width(found: Iterator[tuple[int, nn.Module]]) -> dict[int, list[nn.Module]]:

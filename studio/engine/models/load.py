@@ -32,6 +32,8 @@ from studio.errors import DataError, ModelError  # noqa: E402
 from studio.model_code import is_trusted, not_consented  # noqa: E402
 from studio.models import missing_parts  # noqa: E402
 
+# Kernels of attention that run on GPUs alone, each with the package that it needs ("": it is torch's own).
+GPU_KERNELS = {"varlen": "", "flash_attention_2": "flash_attn", "flex": "triton"}
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 
@@ -108,13 +110,18 @@ def load_base(
     return LoadedModel(model, tokenizer, chat_template, eos_ids, folder, device, dtype, _stops(folder, chat_template))
 
 
+def has_needed(kernel: str) -> bool:
+    """Whether the package of a kernel of GPU_KERNELS is installed; torch's own needs none."""
+    return not GPU_KERNELS[kernel] or find_spec(GPU_KERNELS[kernel]) is not None
+
+
 def pick_attention(name: str, device: torch.device) -> str:
     """What transformers loads a model with, by a config's name; training chooses its own kernel later.
 
     Raises ModelError for a kernel that cannot run here.
     """
-    needed = {"varlen": "", "flex": "triton", "flash_attention_2": "flash_attn"}.get(name)
-    if needed is not None and (device.type != "cuda" or needed and find_spec(needed) is None):
+    needed = GPU_KERNELS.get(name, "")
+    if name in GPU_KERNELS and (device.type != "cuda" or not has_needed(name)):
         raise ModelError(
             f"model.attention {name} cannot run on {device.type} here" + (f", it needs {needed}." if needed else "."),
             "Set model.attention to auto, or train on a machine with an NVIDIA GPU"
