@@ -1,9 +1,10 @@
 """Fault points: named places where a test kills the process or fills the disk, to see what survives.
 
 The variable RETUNE_FAULT says what happens where: `ACTION@POINT` or `ACTION@POINT:N` (the Nth time, 1 if not said),
-several with commas. POINT may be `*`: any. Actions: `kill` (SIGKILL to this process), `pause` (SIGSTOP: it stands still
-there until it gets SIGCONT), `full` (the disk is full), `oom` (the device's memory is). RETUNE_FAULT_TRACE names a file
-that gets a line for every point passed. Without either a point costs one comparison.
+several with commas, and with `/R` behind it in the process of rank R alone. POINT may be `*`: any. Actions: `kill`
+(SIGKILL to this process), `pause` (SIGSTOP: it stands still there until it gets SIGCONT), `full` (the disk is full),
+`oom` (the device's memory is). RETUNE_FAULT_TRACE names a file that gets a line for every point passed. Without either
+a point costs one comparison.
 """
 
 import errno
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 FAULT, TRACE = "RETUNE_FAULT", "RETUNE_FAULT_TRACE"
-ORDER = re.compile(r"(?P<action>kill|pause|full|oom)@(?P<point>[^:]+)(?::(?P<number>\d+))?")
+ORDER = re.compile(r"(?P<action>kill|pause|full|oom)@(?P<point>[^:/]+)(?::(?P<number>\d+))?(?:/(?P<rank>\d+))?")
 
 
 @dataclass
@@ -33,8 +34,9 @@ class Plan:
         """Raises ValueError for an order that is none."""
         found = [(part, ORDER.fullmatch(part)) for part in text.split(",") if part]
         if wrong := [part for part, match in found if match is None]:
-            raise ValueError(f"{FAULT}: {wrong[0]!r} is not ACTION@POINT or ACTION@POINT:N")
-        orders = [(match["action"], match["point"], int(match["number"] or 1)) for _, match in found if match]
+            raise ValueError(f"{FAULT}: {wrong[0]!r} is not ACTION@POINT, ACTION@POINT:N or that with /RANK")
+        own = [match for _, match in found if match and match["rank"] in (None, os.environ.get("RANK"))]
+        orders = [(match["action"], match["point"], int(match["number"] or 1)) for match in own]
         return cls(orders, trace)
 
     def hit(self, point: str) -> None:

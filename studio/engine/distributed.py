@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -24,11 +24,13 @@ from studio.config import zero
 from studio.config.schema import RunConfig
 from studio.engine import extensions
 from studio.engine.checkpoint import write_pth
+from studio.engine.memory_full import is_memory_full
 from studio.errors import CheckpointError, ConfigError, Problem
 
 BUCKET_ELEMENTS = 8 * 2**20  # gradients travel in pieces of this size
 TIMEOUT = timedelta(hours=2)  # rank 0 may evaluate and save; who dies is found by the job, not by a timeout
 Loss = Callable[..., Tensor]
+Made = TypeVar("Made")
 
 
 class Alone:
@@ -80,6 +82,23 @@ class Alone:
     def begin_try(self) -> None:
         """A step is taken or an evaluation made, perhaps not for the first time."""
         self._num_full = None
+
+    def made_by_all(self, make: Callable[[], Made]) -> Made:
+        """What this process makes for itself, before it exchanges anything with the others in this try.
+
+        Raises torch's or Python's error in a process whose memory ran out, MemoryError in the others.
+        """
+        try:
+            made, failure = make(), None
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_full(error):
+                raise
+            made, failure = None, error
+        num_full = int(self.sums(failure is not None)[0])
+        if num_full:
+            self._num_full = num_full
+            raise failure or MemoryError(f"in {num_full} of the other processes")
+        return made
 
     def require_all_fit(self) -> None:
         """Asked by each process that has computed its part, before anything is made of the parts.
@@ -202,7 +221,7 @@ class Sharded(Copies):
         self._engine._copy_recovery_script = lambda path: None  # a script beside the files that loads them unsafely
 
     def all_try_again(self) -> bool:
-        return False  # the backward pass has exchanged gradients already
+        return bool(self._num_full)  # else passes have exchanged gradients or weights already
 
     def backward(self, last: bool, *arguments: Any) -> Tensor:
         """Loss of a micro-batch, its gradient added to the step's; `last` ends the step's accumulation."""

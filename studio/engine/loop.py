@@ -96,7 +96,7 @@ class Trainer:
     def step(self, examples: Sequence[Example], number: int) -> StepResult:
         """Take optimizer step `number` (from 1) on these examples. Raises NotFiniteError before the weights change."""
         started = time.perf_counter()
-        batches = self._made(examples)
+        batches = self.ranks.made_by_all(lambda: self._made(examples))
         num_trained, num_tokens, num_computed = self._count(batches)
         losses = self._gradients(batches, num_trained)
         loss = self.ranks.sums(float(torch.stack(losses).sum()))[0]

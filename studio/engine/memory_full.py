@@ -39,7 +39,7 @@ def until_it_fits(trainer: "Trainer", call: Callable[[], Result]) -> Result:
         except (RuntimeError, MemoryError) as error:
             if not is_memory_full(error):
                 raise
-            reason = " ".join(str(error).split())[:160]
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
         free_memory(trainer)  # only here: while the error is handled, its frames hold on to their tensors
         if not trainer.ranks.all_try_again():
             raise _cannot_try_again(trainer, reason)

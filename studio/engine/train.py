@@ -381,8 +381,9 @@ class Training:
         self.phase("sampling")
         may_be_cut = self.ranks.world == 1 and not self.requests.stop
         asked = (self.model, self.loaded, self.config.record, self.job.run_id, self.step)
+        should_stop = self._stop_asked if may_be_cut else None
         with self.trainer.forward.precision():
-            texts = take_samples(*asked, should_stop=self._stop_asked if may_be_cut else None)
+            texts = take_samples(*asked, should_stop, self.ranks.partitions_weights)
         self._sampled_step = self.step
         self._owes_samples = may_be_cut and bool(self.requests.stop)
         if self._owes_samples:

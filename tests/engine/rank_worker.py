@@ -1,9 +1,11 @@
 """Run by `tests/engine/test_distributed.py` in two processes: the same steps under every strategy, numbers to a file.
 
 argv: model folder, output file, names of cases. A case: strategy-method-pack-dtype, as zero2-lora-tree-float32; the
-strategy `short` is ddp with a process that runs out of memory, and `ill` before a case has mishaps in one process.
+strategy `short` is ddp with a process that runs out of memory, `unmade` before a case has one that does so while it
+makes a step's batches, and `ill` before a case has mishaps in one process.
 """
 
+import contextlib
 import errno
 import math
 import os
@@ -20,7 +22,7 @@ from studio.engine import adapters, devices
 from studio.engine.adapters import trainable_parameters
 from studio.engine.distributed import Alone, ranks_of
 from studio.engine.loop import NotFiniteError, StepResult, Trainer
-from studio.engine.memory_full import until_it_fits
+from studio.engine.memory_full import MemoryFullError, until_it_fits
 from studio.engine.models.load import load_base
 
 NUM_STEPS, ROWS = 20, 8
@@ -133,6 +135,35 @@ def short_of_memory(model: Path, case: str, world: int) -> dict[str, Any]:
             "valid": valid_at_second_try(trainer), "weights": learned(trainer.model, trainer.ranks)}  # fmt: skip
 
 
+def without_batches(model: Path, case: str, world: int) -> dict[str, Any]:
+    """As `train`, but the second process runs out of memory while it makes batches: those of the fourth step once, and
+    after the last step always. `sizes`: of micro-batches, -1 where a process did not learn then that one example is too
+    much."""
+    trainer = start(model, case, world)
+    trainer.join(trainer.ranks)
+    results = steps(trainer, 0, 3)
+    whole, failing = trainer.forward.batches, [trainer.ranks.rank == 1]
+
+    def batches(*arguments: Any) -> Any:
+        if failing[0]:
+            failing[0] = always
+            raise MemoryError
+        return whole(*arguments)
+
+    always, trainer.forward.batches = False, batches
+    results += [
+        until_it_fits(trainer, lambda number=number: trainer.step(rows_of(number), number + 1))
+        for number in range(3, NUM_STEPS)
+    ]
+    size, weights = trainer.micro_batch_size, learned(trainer.model, trainer.ranks)
+    always, failing[0] = True, trainer.ranks.rank == 1
+    with contextlib.suppress(MemoryFullError):
+        until_it_fits(trainer, lambda: trainer.step(rows_of(50), NUM_STEPS))
+        size = -1
+    sizes = trainer.ranks.gather(torch.tensor(size))
+    return {"losses": [each.loss for each in results], "sizes": [int(each) for each in sizes], "weights": weights}
+
+
 def valid_at_second_try(trainer: Trainer) -> float:
     whole, calls = trainer.forward.loss, []
 
@@ -214,6 +245,9 @@ def main(model: str, out: str, *cases: str) -> None:
     for case in cases:
         if case.startswith("short-"):
             found[case] = short_of_memory(Path(model), case.replace("short", "ddp"), world)
+            continue
+        if case.startswith("unmade-"):
+            found[case] = without_batches(Path(model), case.removeprefix("unmade-"), world)
             continue
         if case.startswith("ill-"):
             found[case] = mishaps(Path(model), case.removeprefix("ill-"), world, Path(out).parent)

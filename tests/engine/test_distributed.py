@@ -17,6 +17,7 @@ KINDS = ("lora-tree-float32", "full-sequence-float32")
 QUANTISED = ("zero2-qlora-tree-float32", "zero3-qlora-tree-float32")
 VIRTUAL = ("ddp-prompt_tuning-none-float32", "zero2-prefix_tuning-none-float32")
 SHORT = "short-lora-tree-float32"
+UNMADE = ("ddp-lora-tree-float32", "zero2-lora-tree-float32")
 ILL = ("zero2-full-sequence-float32", "zero3-lora-tree-float32")
 WITHIN = 1e-5
 
@@ -34,7 +35,7 @@ def together(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
     done = subprocess.run(
         [*line, "tests.engine.rank_worker", str(base), str(out), *cases, *QUANTISED, *VIRTUAL, SHORT,
-         *(f"ill-{case}" for case in ILL)],
+         *(f"ill-{case}" for case in ILL), *(f"unmade-{case}" for case in UNMADE)],
         cwd=REPOSITORY, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -82,6 +83,17 @@ def test_all_processes_take_the_step_again_when_one_is_short_of_memory(together:
     assert found["sizes"] == [1, 1]
     assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
     assert found["valid"] == pytest.approx(expected["valid"], rel=WITHIN)
+    assert distance(found["weights"], expected["weights"]) < WITHIN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", UNMADE)
+def test_memory_that_runs_out_in_one_process_before_anything_is_exchanged_is_told_to_all(
+    together: dict, alone: dict, case: str
+) -> None:
+    found, expected = together[f"unmade-{case}"], alone["lora-tree-float32"]
+    assert found["sizes"] == [1, 1]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
     assert distance(found["weights"], expected["weights"]) < WITHIN
 
 

@@ -196,6 +196,20 @@ def verified_weights_in(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
+def test_samples_that_fail_in_one_rank_of_those_that_compute_them_together_end_the_run(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ZeRO-3 every token takes all ranks: the other one would wait for ever."""
+    monkeypatch.setenv(faults.FAULT, "oom@sample:2/1")
+    settings = {"record.sample_every_steps": 2, "record.evaluate_every_steps": 0}
+    run, job = runs.start_run(training_project, spread(tiny_config, "zero3", **settings))
+    *_, ended = jobs.watch(training_project.folder, job.id)
+    assert ended.state == "failed" and ended.cause.startswith("Rank 1: The samples of step 2 failed in this process")
+    assert "asked for at sample" in ended.cause and "Resume the run." in ended.cause
+    assert [step for step, _ in numbers(training_project, run.id)["train/loss"]] == [1, 2]
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_weights(
     training_project: Project, tiny_config: Make
 ) -> None:
