@@ -1,6 +1,6 @@
 """Every built-in config constructed on a tiny stand-in of its architecture, and one of each family trained.
 
-    python benchmarks/families.py [--only FAMILY]
+    python benchmarks/families.py [--only FAMILY] [--kept FILE --seconds N]
 
 For each name: a model of the architecture (transformers' config class, two layers), its adapter or full weights and
 its quantisation as the config says, rows in the config's template, the plan of a step as the config packs, and the
@@ -9,7 +9,8 @@ their rows and questions are one construction). Of those that learn from picture
 language model's part that is constructed, and each must say what is missing. Then, for one name of every family, three
 optimizer steps, whose losses must be finite and fall below the first on repeated rows.
 Architectures that transformers does not have are stood in for by Llama; the table says which.
-Writes benchmarks/results/families.md.
+With --kept, what was constructed is kept in FILE and not done again, so that it may be done in parts of --seconds each;
+the same code must do them all. Writes benchmarks/results/families.md when all are done.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -48,29 +49,69 @@ RATE = 1e-2  # a tiny random model shows nothing at the rates of large ones
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one name; `losses` of its steps where it was trained."""
+    """What became of one construction; `losses` of its steps where it was trained."""
 
-    entry: Entry
     problem: str = ""
     num_learning: int = 0
     losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
+class Done:
+    """Outcomes by construction and number of steps: names that differ only in their rows and questions share one."""
+
+    def __init__(self, kept: Path | None) -> None:
+        self._kept, self._found = kept, dict[tuple[str, int], Outcome]()
+        lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.is_file() else []
+        for key, steps, values in map(json.loads, lines):
+            self._found[key, steps] = Outcome(**values)
+
+    @property
+    def seconds(self) -> float:
+        return sum(each.seconds for each in self._found.values())
+
+    def of(self, entry: Entry, steps: int) -> Outcome:
+        return self._found[construction(entry, steps), steps]
+
+    def fill(self, wanted: list[tuple[Entry, int]], seconds: float) -> int:
+        """Do what is not done yet for so long; returns how many are left."""
+        open_ones = {(construction(entry, steps), steps): entry for entry, steps in wanted}
+        print(f"{len(wanted)} configs are {len(open_ones)} different constructions", flush=True)
+        left = [each for each in open_ones if each not in self._found]
+        until = time.monotonic() + seconds
+        with tempfile.TemporaryDirectory() as folder:
+            while left and time.monotonic() < until:
+                key, steps = left.pop(0)
+                self._keep(key, steps, outcome(open_ones[key, steps], Path(folder), steps))
+        return len(left)
+
+    def _keep(self, key: str, steps: int, made: Outcome) -> None:
+        self._found[key, steps] = made
+        if self._kept:
+            with self._kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, steps, asdict(made)]) + "\n")
 
 
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--only", default="", help="a family")
-    only = options.parse_args().only
-    started = time.time()
-    entries = [entry for entry in candidates() if only in ("", entry.model.family)]
-    with tempfile.TemporaryDirectory() as folder:
-        built = each_once(entries, Path(folder))
-        trained = [outcome(entry, Path(folder), steps=STEPS) for entry in one_of_each_family(entries)]
-    failed = [each for each in [*built, *trained] if each.problem]
-    for each in failed:
-        print(f"{each.entry.name}: {each.problem}")
-    report = page(built, trained, time.time() - started)
+    options.add_argument("--kept", type=Path, help="a file that keeps what is done")
+    options.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; --kept goes on there")
+    asked = options.parse_args()
+    entries = [entry for entry in candidates() if asked.only in ("", entry.model.family)]
+    trained_ones = one_of_each_family(entries)
+    done = Done(asked.kept)
+    missing = done.fill([*((each, 0) for each in entries), *((each, STEPS) for each in trained_ones)], asked.seconds)
+    if missing:
+        sys.exit(f"{missing} constructions are left: the same command goes on there.")
+    built = [(entry, done.of(entry, 0)) for entry in entries]
+    trained = [(entry, done.of(entry, STEPS)) for entry in trained_ones]
+    failed = [(entry, each) for entry, each in [*built, *trained] if each.problem]
+    for entry, each in failed:
+        print(f"{entry.name}: {each.problem}")
+    report = page(built, trained, done.seconds)
     print(report)
-    if not only:
+    if not asked.only:
         RESULTS.write_text(report, encoding="utf-8")
     sys.exit(bool(failed))
 
@@ -94,18 +135,10 @@ def one_of_each_family(entries: list[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def each_once(entries: list[Entry], root: Path) -> list[Outcome]:
-    """What became of each name. Names that differ only in their data and what is asked are one construction."""
-    done: dict[str, Outcome] = {}
-    for entry in entries:
-        if (key := construction(entry)) not in done:
-            done[key] = outcome(entry, root, steps=0)
-    print(f"{len(entries)} configs are {len(done)} different constructions", flush=True)
-    return [replace(done[construction(entry)], entry=entry) for entry in entries]
-
-
-def construction(entry: Entry) -> str:
-    """All of a config that the construction of model, plan and optimizer depends on."""
+def construction(entry: Entry, steps: int) -> str:
+    """All of a config that the construction of model, plan and optimizer depends on; what is trained has its name."""
+    if steps:
+        return entry.name
     values = config_of(entry).model_dump(mode="json")
     kept = {section: values[section] for section in ("method", "lora", "train", "distributed")}
     data = {name: value for name, value in values["data"].items() if name not in ("sources", "recipes")}
@@ -127,10 +160,12 @@ def tiny(entry: Entry, base: Path) -> RunConfig:
 
 
 def outcome(entry: Entry, root: Path, steps: int) -> Outcome:
+    started = time.monotonic()
     try:
-        return _outcome(entry, root, steps)
+        made = _outcome(entry, root, steps)
     except Exception as error:  # each name is to be heard of
-        return Outcome(entry, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        made = Outcome(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return replace(made, seconds=time.monotonic() - started)
 
 
 def _outcome(entry: Entry, root: Path, steps: int) -> Outcome:
@@ -157,29 +192,28 @@ def _outcome(entry: Entry, root: Path, steps: int) -> Outcome:
     if steps and not all(math.isfinite(loss) for loss in losses):
         raise ValueError(f"losses {losses}")
     learning = sum(each.numel() for each in adapters.trainable_parameters(trainer.model))
-    return Outcome(entry, "", learning, tuple(losses))
+    return Outcome("", learning, tuple(losses))
 
 
-def page(built: list[Outcome], trained: list[Outcome], seconds: float) -> str:
-    sound = sum(not each.problem for each in built)
-    methods = Counter(each.entry.method for each in built if not each.problem)
-    parts = sum(each.entry.line.task != "sft" for each in built if not each.problem)
+def page(built: list[tuple[Entry, Outcome]], trained: list[tuple[Entry, Outcome]], seconds: float) -> str:
+    sound = [entry for entry, each in built if not each.problem]
+    parts = sum(entry.line.task != "sft" for entry in sound)
     lines = [
         "# Every family on a tiny stand-in", "",
-        f"`python benchmarks/families.py`: {sound} of {len(built)} configs constructed ({dict(methods)}; "
-        f"of {parts} the language model's part), "
-        f"{sum(not each.problem for each in trained)} of {len(trained)} families trained for {STEPS} steps, "
+        f"`python benchmarks/families.py`: {len(sound)} of {len(built)} configs constructed "
+        f"({dict(Counter(entry.method for entry in sound))}; of {parts} the language model's part), "
+        f"{sum(not each.problem for _entry, each in trained)} of {len(trained)} families trained for {STEPS} steps, "
         f"{seconds:.0f} s on {platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, "
         f"transformers {transformers.__version__}.", "",
         "| family | config | architecture | stand-in | weights that learn | losses |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for each in trained:
-        kind = each.entry.model.shape.model_type
+    for entry, each in trained:
+        kind = entry.model.shape.model_type
         losses = each.problem or " → ".join(f"{loss:.3f}" for loss in each.losses)
-        name = f"`{each.entry.name}`"
+        name = f"`{entry.name}`"
         lines.append(
-            f"| {each.entry.model.family} | {name} | {kind} | {underneath(kind)} | {each.num_learning:,} | {losses} |"
+            f"| {entry.model.family} | {name} | {kind} | {underneath(kind)} | {each.num_learning:,} | {losses} |"
         )
     return "\n".join(lines) + "\n"
 
