@@ -13,6 +13,7 @@ from studio.errors import CheckpointError
 from studio.paths import sha256_of
 
 Progress = Callable[[int], None]
+STATE_FILE = "retune_state.pth"  # in a folder: what a single file holds, but for weights and optimizer
 
 
 def measure(path: Path, progress: Progress | None = None) -> dict[str, Any]:

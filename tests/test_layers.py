@@ -28,6 +28,8 @@ SHELVES = [
         "recommend",
         "harness_tasks",
         "checkpoint_files",
+        "conversions",
+        "weight_folders",
         "foreign",
         "request_log",
         "server_key",

@@ -92,7 +92,9 @@ def chat(
     ] = 256,
     temperature: TemperatureOption = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Only so many of the likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="The likeliest tokens up to this probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="The likeliest tokens up to this probability; 0: the likeliest.")
+    ] = 1.0,
     repetition_penalty: Annotated[
         float, typer.Option(min=0.01, max=10, help="Above 1: what was said is less likely.")
     ] = 1.0,

@@ -143,7 +143,7 @@ class SideBySide:
 
 
 class Agent:
-    """One model that calls tools; every step is shown."""
+    """One model that calls tools. Its words are shown while it speaks, what a tool gave as soon as it is there."""
 
     def __init__(
         self,
@@ -163,25 +163,30 @@ class Agent:
         self._session.reset()
 
     def ask(self, question: str) -> None:
-        for step in show.waiting(self._session.answer(question, self._sampling.stop), f"{self._model} is at it …"):
-            _show_step(step)
+        for step in self._session.answer(question, self._sampling.stop):
+            _show_outcome(step)
 
     def _say(self, messages: list[Message], stops: list[str]) -> Generator[str, None, None]:
         sampling = replace(self._sampling, stop=tuple(stops))
-        return chat_client.stream_chat(self._connection, self._model, messages, sampling)
+        with closing(chat_client.stream_chat(self._connection, self._model, messages, sampling)) as pieces:
+            try:
+                for piece in show.waiting(pieces, f"{self._model} is at it …"):
+                    show.out.print(show.plain(piece), end="", highlight=False)
+                    yield piece
+            finally:
+                show.say("")
 
 
 def _head(model: str, weights: str) -> None:
     show.out.print(show.plain(f"{model}  weights {weights[:12]}"), style="bold", highlight=False)
 
 
-def _show_step(step: Step) -> None:
-    if step.thought:
-        show.out.print(show.plain(f"Thought  {step.thought}"), style="bright_black", highlight=False)
+def _show_outcome(step: Step) -> None:
+    """What came of the words that were shown: what a tool gave, or why there is no answer."""
     if step.tool:
-        show.out.print(show.plain(f"Action   {step.tool}: {step.tool_input}"), style="cyan", highlight=False)
-        show.out.print(show.plain(f"{'Failed ' if step.failed else 'Result '}  {step.result}"), highlight=False)
-    if step.answer or step.ended_by == "answer":
-        show.say(f"Answer   {step.answer or '(it said nothing)'}")
+        label = f"{step.tool} failed:" if step.failed else f"{step.tool} gave:"
+        show.out.print(show.plain(f"{label} {step.result}"), style="cyan", highlight=False)
+    if step.ended_by == "answer" and not step.answer:
+        show.say("(it said nothing)")
     if step.ended_by in ("steps", "time"):
         show.warn(f"It ended without an answer: the limit of {step.ended_by} was reached.")

@@ -16,6 +16,8 @@ ORDER = (
     "bundle", "reproduce", "chat", "agent", "selftest", "serve", "server", "conversations", "jobs", "doctor", "xtuner",
     "list-dataset-format", "log-dataset", "check-custom-dataset", "test", "preprocess", "mmbench", "eval-refcoco",
 )  # fmt: skip
+INNER = "inner"
+"""`obj` of a command line that another one runs: what goes wrong is the outer one's to say."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -38,6 +40,8 @@ class Edge(Verbs):
         try:
             return super().invoke(ctx)
         except StudioError as error:
+            if ctx.obj == INNER:
+                raise
             show.fail(str(error))
         except BrokenPipeError:
             show.drop_output()  # the reader of a pipe, such as `head`, has seen enough

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         chats,
         checkpoint_files,
         comparison,
+        conversions,
         dataset_checks,
         datasets,
         estimate,
@@ -68,6 +69,7 @@ else:
     votes = _AtFirstUse("studio.votes")
     checkpoint_files = _AtFirstUse("studio.checkpoint_files")
     comparison = _AtFirstUse("studio.comparison")
+    conversions = _AtFirstUse("studio.conversions")
     dataset_checks = _AtFirstUse("studio.dataset_checks")
     datasets = _AtFirstUse("studio.datasets")
     estimate = _AtFirstUse("studio.estimate")

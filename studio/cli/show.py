@@ -39,14 +39,12 @@ def warn(text: str) -> None:
 
 
 def waiting(items: Iterable[Item], text: str) -> Iterator[Item]:
-    """The items; a terminal shows `text`, turning, until each one comes."""
+    """The items; a terminal shows `text`, turning, until the first one comes."""
     rest = iter(items)
-    while True:
-        with err.status(plain(text)):
-            coming = list(islice(rest, 1))
-        if not coming:
-            return
-        yield coming[0]
+    with err.status(plain(text)):
+        first = list(islice(rest, 1))
+    yield from first
+    yield from rest
 
 
 def amount(number: int, word: str) -> str:

@@ -10,7 +10,7 @@ import typer
 from studio.cli import show
 from studio.cli.follow import follow
 from studio.cli.group import group
-from studio.cli.lazy import jobs
+from studio.cli.lazy import catalog, conversions, jobs
 from studio.cli.options import ProjectOption, ShardOption, base_model, chosen
 from studio.errors import CheckpointError
 from studio.paths import system_folder
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="float32, float16 or bfloat16; left out, what fits the checkpoint or base.")
 ]
+CONFIG_SUFFIXES = (".py", ".yaml", ".yml")
 app = group("Convert checkpoints and merge adapters.")
 
 
 @app.command("pth_to_hf")
 def pth_to_hf(
-    config_or_run: Annotated[str, typer.Argument(help="The run, its config file, or the .py of an XTuner run.")],
+    config_or_run: Annotated[
+        str, typer.Argument(help="The run, its config (file or built-in name), or the .py of an XTuner run.")
+    ],
     pth: Annotated[
         Path, typer.Argument(help="The checkpoint: its name in the run (step_60.pth), a .pth, or a DeepSpeed folder.")
     ],
@@ -45,8 +48,8 @@ def pth_to_hf(
 
     Example: retune convert pth_to_hf starter_lora-1 step_60.pth luna-adapter
     """
-    is_file = Path(config_or_run).is_file()
-    folder = system_folder() if is_file else chosen(project).folder
+    is_file = Path(config_or_run).is_file() or Path(config_or_run).suffix in CONFIG_SUFFIXES
+    folder = system_folder() if is_file or catalog.is_built_in(config_or_run) else chosen(project).folder
     config = str(Path(config_or_run).resolve()) if is_file else config_or_run
     args = {"config": config, "pth": str(_checkpoint(pth, folder, config_or_run)), "out": str(out.resolve())}
     args |= {"dtype": "float32" if fp32 else dtype, "max_shard_size": max_shard_size, "overwrite": overwrite}
@@ -123,6 +126,8 @@ def say_verdict(merge: Job) -> None:
 
 
 def _do(folder: Path, kind: str, args: dict[str, object], title: str, needs_device: bool = False) -> Job:
+    """What cannot become anything is refused before a job starts, and loads torch, for it."""
+    conversions.check(kind, folder, args)
     return follow(folder, jobs.start(folder, kind, args, title=title, needs_device=needs_device))
 
 

@@ -13,9 +13,10 @@ import typer
 
 from studio.cli import show, xtuner_lines
 from studio.cli.config import find_config, with_settings
+from studio.cli.group import INNER
 from studio.cli.lazy import datasets, projects, runs, work_folder
 from studio.cli.xtuner_lines import parse_line
-from studio.errors import CheckpointError, ProjectError
+from studio.errors import CheckpointError, ProjectError, StudioError
 from studio.paths import sha256_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def xtuner(
     Example: retune xtuner train config.py --work-dir train --deepspeed deepspeed_zero2
     """
     line = parse_line([*(words or ["help"])])
-    HANDLERS[line.command](Shell(context), line)
+    try:
+        HANDLERS[line.command](Shell(context), line)
+    except StudioError as error:
+        error.hint = xtuner_lines.in_their_words(line, error)
+        raise
 
 
 def alias(
@@ -59,9 +64,13 @@ class Shell:
         self._root = context.find_root()
 
     def run(self, *words: str) -> None:
-        """Raises typer.Exit when the command failed; it has said why."""
+        """Raises StudioError when the command failed, typer.Exit where it has said why."""
         show.out.print(show.plain(f"$ retune {shlex.join(words)}"), style="bold", highlight=False)
-        if code := self._root.command.main(args=list(words), prog_name="retune", standalone_mode=False):
+        try:
+            code = self._root.command.main(args=list(words), prog_name="retune", standalone_mode=False, obj=INNER)
+        except typer.TyperException as error:  # a value out of its range, which XTuner's grammar knows nothing of
+            raise StudioError(error.format_message()) from error
+        if code:
             raise typer.Exit(int(code))
 
 

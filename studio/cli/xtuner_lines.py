@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,6 +19,12 @@ ELSEWHERE = {
 PREPROCESSORS_ELSEWHERE = {"refcoco": "models that see images"}
 NO_LATER = "It comes with models that see images, in a later version; here only text models are trained."
 XTUNERS_DTYPE = "float16"  # what XTuner's conversion and merge write unless told otherwise
+FLAG = re.compile(r"--[a-z][a-z-]*")
+OUR_COMMAND = re.compile(r"`?retune [^`\n]*`?")  # a whole one may be typed as it stands
+# Command -> a flag that a hint names, and what does the same in XTuner's grammar.
+HINTS = {
+    "convert": {"--base": "--cfg-options model.llm.pretrained_model_name_or_path=…"},
+}
 SEES_IMAGES = ("llava", "visual_encoder", "image")
 
 
@@ -39,6 +46,21 @@ def parse_line(words: Sequence[str]) -> argparse.Namespace:
         if getattr(parsed, name, None):
             raise StudioError(f"--{name.replace('_', '-')} is for models that see images.", NO_LATER)
     return parsed
+
+
+def in_their_words(line: argparse.Namespace, error: StudioError) -> str:
+    """The hint of an error as this line may follow it: flags of our commands as XTuner's, or told to be ours."""
+    hint = error.hint
+    for ours, theirs in HINTS.get(line.command, {}).items():
+        hint = hint.replace(ours, theirs)
+    told = OUR_COMMAND.sub("", f"{error.message} {hint}")
+    odd = [flag for flag in FLAG.findall(told) if flag not in _flags(line)]
+    return f"{hint} ({odd[0]} belongs to the retune command above.)".strip() if odd else hint
+
+
+def _flags(line: argparse.Namespace) -> set[str]:
+    """The flags of a line's command in XTuner's grammar."""
+    return {_option(name) for name in vars(line)}
 
 
 def _hyphens(word: str, number: int) -> str:

@@ -1,6 +1,5 @@
 """LoRA adapters in folders, ours and others': read and checked, without running or importing what they name."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,10 @@ from torch import nn
 
 from studio.engine.models.families import layout_of
 from studio.engine.safe_load import load_pth
-from studio.engine.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_seal, weights_hash
-from studio.errors import CheckpointError, UnsafeFileError
+from studio.engine.weights import read_seal, weights_hash
+from studio.errors import CheckpointError
 from studio.paths import sha256_of
-
-OLD_ADAPTER_WEIGHTS = "adapter_model.bin"
-# Settings of an adapter that name Python modules to import; ours never have them.
-IMPORTING_SETTINGS = ("auto_mapping", "megatron_config", "megatron_core")
-VIRTUAL_KINDS = ("PROMPT_TUNING", "PREFIX_TUNING")
+from studio.weight_folders import ADAPTER_WEIGHTS, OLD_ADAPTER_WEIGHTS, adapter_config
 
 
 @dataclass(frozen=True)
@@ -47,13 +42,9 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """A LoRA adapter in PEFT's format. Raises CheckpointError, or UnsafeFileError for one that would import code."""
-    config = _read_config(folder)
+    config = adapter_config(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / OLD_ADAPTER_WEIGHTS).is_file():
         return Adapter(folder, config, _read_old(folder / OLD_ADAPTER_WEIGHTS), {})
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{folder.name!r} has no {ADAPTER_WEIGHTS}.", "Give a folder made by convert, or one with safetensors."
-        )
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -72,30 +63,3 @@ def _read_old(path: Path) -> dict[str, torch.Tensor]:
     if odd := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
         raise CheckpointError(f"{path.name} holds {str(odd[0])[:60]!r}, which is no tensor.", "Convert it again.")
     return content
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{str(folder)!r} is not an adapter: it has no {ADAPTER_CONFIG}.", "Give a folder that convert made."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{ADAPTER_CONFIG} in {folder.name!r} cannot be read: {error}.") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        if kind in VIRTUAL_KINDS:
-            raise CheckpointError(
-                f"{folder.name!r} holds virtual tokens ({kind}): they stand before every text and change no weight of "
-                "the base, so there is nothing to merge.",
-                "Use it as an adapter: chat and serve load it beside the base. Only LoRA can be merged.",
-            )
-        raise CheckpointError(f"{folder.name!r} holds a {kind} adapter, which cannot be merged.", "Allowed: LORA.")
-    if asking := [name for name in IMPORTING_SETTINGS[:2] if config.get(name)]:
-        raise UnsafeFileError(
-            f"{ADAPTER_CONFIG} in {folder.name!r} asks to import a module ({asking[0]}); it was not loaded.",
-            f"Remove {asking[0]} if you trust the adapter.",
-        )
-    return config

@@ -32,7 +32,7 @@ class SamplingBody(BaseModel):
     """OpenAI's names for how to answer."""
 
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
     max_completion_tokens: int | None = Field(None, ge=1, le=LONGEST_ANSWER)
     seed: int | None = None

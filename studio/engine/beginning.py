@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from studio.checkpoint_files import manifest_path
+from studio.conversions import is_foreign
 from studio.engine import adapters
 from studio.engine.adapter_files import read_adapter
 from studio.engine.checkpoint import verify
-from studio.engine.foreign import in_our_format, is_foreign
+from studio.engine.foreign import in_our_format
 from studio.engine.models.families import layout_of
 from studio.engine.zero_folder import read_own
 from studio.errors import CheckpointError

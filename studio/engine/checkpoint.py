@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from studio import checkpoint_files, faults
-from studio.checkpoint_files import manifest_path, read_manifest
+from studio.checkpoint_files import STATE_FILE, manifest_path, read_manifest
 from studio.engine.safe_load import load_pth
 from studio.errors import CheckpointError, DiskFullError, StoreBusyError
 from studio.machine import versions
@@ -40,7 +40,6 @@ from studio.store import open_db
 
 FORMAT = "retune/1"
 LAST_CHECKPOINT = "last_checkpoint"
-STATE_FILE = "retune_state.pth"  # in a folder: what a single file holds, but for weights and optimizer
 FILE_NAME = re.compile(r"step_(\d+)\.pth")
 
 

@@ -10,16 +10,22 @@ import torch
 
 from studio.checkpoint_files import manifest_path
 from studio.config.schema import ADAPTER_METHODS, RunConfig, parse_config
-from studio.config.yaml import load_config
+from studio.conversions import (
+    DEFAULT_SHARD_SIZE,
+    base_of_foreign,
+    check_convert,
+    is_foreign,
+    number_format,
+    opened,
+    places,
+)
 from studio.data.talk import talk_of
 from studio.engine.card import model_card, shown_base
 from studio.engine.checkpoint import FORMAT, verify
-from studio.engine.foreign import cast, in_our_format, is_foreign
+from studio.engine.foreign import cast, in_our_format
 from studio.engine.job import JobContext
 from studio.engine.models.families import native
 from studio.engine.weights import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     WEIGHTS_FILE,
     Base,
     copy_tokenizer,
@@ -27,24 +33,20 @@ from studio.engine.weights import (
     on_disk,
     output_folder,
     own_dtype,
-    require_free,
-    require_replaceable,
     save_tensors,
     seal,
-    shard_bytes,
     tokenizer_bytes,
     write_named_template,
 )
 from studio.engine.zero_folder import FolderWeights, read_own
-from studio.errors import CheckpointError, ConfigError, ModelError, Problem, StudioError
-from studio.foreign.xtuner import XTunerCheckpoint, open_checkpoint
+from studio.errors import CheckpointError, ConfigError, ModelError, Problem
+from studio.foreign.xtuner import XTunerCheckpoint
 from studio.models import resolve
-from studio.paths import atomic_write_json, inside, remove
+from studio.paths import atomic_write_json, remove
 from studio.store import checkpoints as store
 from studio.store import open_db
-from studio.store.runs import CONFIG_FILE
+from studio.weight_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, shard_bytes
 
-DEFAULT_SHARD_SIZE = "2GB"
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
 EMBEDDING = "model.embed_tokens.weight"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -88,22 +90,17 @@ def run(job: JobContext) -> dict[str, Any]:
     `overwrite` alone; a run's own folder in the project always, for it holds the same checkpoint.
     Raises CheckpointError for a damaged or foreign file; `out` then stays as it was.
     """
+    check_convert(job.folder, job.args)
     limit = shard_bytes(job.args.get("max_shard_size") or DEFAULT_SHARD_SIZE)
-    asked = "float32" if job.args.get("fp32") else str(job.args.get("dtype") or "")
-    if asked and asked not in DTYPES:
-        raise StudioError(f"Weights cannot be written as {asked!r}.", f"Allowed: {', '.join(DTYPES)}.")
-    pth, out, run_id, config = _places(job.folder, job.args)
-    require_replaceable(out)
-    if job.args.get("out"):
-        require_free(out, bool(job.args.get("overwrite")))
-    return _convert_to(job, pth, out, run_id, config, dtype=asked, max_shard_bytes=limit)
+    pth, out, run_id, config = places(job.folder, job.args)
+    return _convert_to(job, pth, out, run_id, config, dtype=number_format(job.args), max_shard_bytes=limit)
 
 
 @contextmanager
 def weights_of_run(job: JobContext, run_id: str, step: int, scratch: Path) -> Iterator[Path]:
     """The Hugging Face folder of a run's checkpoint; one that has to be converted for this goes into `scratch`, and is
     gone afterwards."""
-    pth, out, run_id, config = _places(job.folder, {"run_id": run_id, "step": step})
+    pth, out, run_id, config = places(job.folder, {"run_id": run_id, "step": step})
     if (out / WEIGHTS_FILE).is_file():
         yield out
         return
@@ -128,7 +125,7 @@ def _convert_to(
 ) -> dict[str, Any]:
     """`keep`: the folder stays, and is noted in the database."""
     job.phase("reading the checkpoint")
-    if not manifest_path(pth).is_file() and is_foreign(pth):
+    if is_foreign(pth):
         source, base = _read_foreign(pth, out, job.args, DTYPES[dtype or XTUNERS_DTYPE])
     else:
         source = read_source(pth, out, config, run_id)
@@ -145,8 +142,7 @@ def _convert_to(
 
 def _read_foreign(pth: Path, out: Path, args: dict[str, Any], dtype: torch.dtype) -> tuple[Source, Base]:
     """A checkpoint of XTuner, cast as it is read, and its base."""
-    config = Path(str(args.get("config") or ""))
-    found = open_checkpoint(pth, config if config.suffix == ".py" else None)
+    found = opened(pth, args)
     base = _foreign_base(found, str(args.get("base") or ""))
     content = in_our_format(found, base.name, dtype)
     meta, tensors = content["meta"], content["state_dict"]
@@ -155,15 +151,9 @@ def _read_foreign(pth: Path, out: Path, args: dict[str, Any], dtype: torch.dtype
 
 
 def _foreign_base(found: XTunerCheckpoint, asked: str) -> Base:
-    """The base that is asked for, else the one that the config names. An adapter can be converted without it."""
-    try:
-        return known_base(asked or found.settings.base)
-    except ModelError as error:
-        if asked or not found.is_adapter:
-            raise ModelError(
-                f"{found.path.name} needs its base model: {error.message}", "Name it with --base."
-            ) from error
-        return Base(_plausible(found.settings.base), Path(), "", found.settings.base)
+    """An adapter can be converted without its base."""
+    name = base_of_foreign(found, asked)
+    return known_base(name) if name else Base(_plausible(found.settings.base), Path(), "", found.settings.base)
 
 
 def _plausible(name: str) -> str:
@@ -241,40 +231,6 @@ def _cast_to(source: Source, dtype: torch.dtype | None, scratch: Path | None) ->
         made = cast(tensor, dtype, name, source.pth.name)
         found[name] = on_disk(made, scratch) if scratch else made
     return found
-
-
-def _places(folder: Path, args: dict[str, Any]) -> tuple[Path, Path, str, RunConfig | None]:
-    """(checkpoint, output folder, run id, config to hold it against); the id is empty outside a project's runs."""
-    if args.get("run_id"):
-        run_id, step = str(args["run_id"]), int(args["step"])
-        with open_db(folder) as db:
-            checkpoint = store.get(db, run_id, step)
-        out = args.get("out") or inside(folder, Path("hf", f"{run_id}-step_{step}"))
-        return inside(folder, checkpoint.path), Path(out), run_id, None
-    if missing := [name for name in ("pth", "out") if not args.get(name)]:
-        raise StudioError(f"convert needs {' and '.join(missing)}.", "Give a run and a step, or config, pth and out.")
-    pth, out = Path(args["pth"]), Path(args["out"])
-    config, run_id = _config_of(folder, str(args.get("config") or ""))
-    return pth, out, run_id or _run_of(folder, pth), config
-
-
-def _config_of(folder: Path, given: str) -> tuple[RunConfig | None, str]:
-    """The config of a file or of a run, and the run's id in the latter case."""
-    if not given or given.endswith(".py"):
-        return None, ""
-    if Path(given).is_file():
-        return load_config(Path(given)), ""
-    frozen = inside(folder, Path("runs", given, CONFIG_FILE))
-    if not frozen.is_file():
-        problem = Problem("config", f"{given!r} is neither a config file nor a run of this project")
-        raise ConfigError([problem], "convert")
-    return load_config(frozen), given
-
-
-def _run_of(folder: Path, pth: Path) -> str:
-    runs = (folder / "runs").resolve()
-    parent = pth.resolve().parent
-    return parent.name if parent.parent == runs else ""
 
 
 def _check_content(pth: Path, meta: dict[str, Any], tensors: Any) -> None:

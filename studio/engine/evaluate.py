@@ -23,7 +23,7 @@ from studio.engine.examiner import Examiner, Measured
 from studio.engine.job import JobContext
 from studio.engine.likelihood import Fit
 from studio.engine.models.load import load_base
-from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions, weights_hash
+from studio.engine.weights import read_seal, versions, weights_hash
 from studio.errors import ModelError
 from studio.models import model_fingerprint, require
 from studio.paths import inside, remove, sha256_of
@@ -35,6 +35,7 @@ from studio.scores import Likelihood, MarkedAnswer
 from studio.store import checkpoints as store_checkpoints
 from studio.store import evaluations, open_db, runs
 from studio.store.evaluations import Answer, Evaluation
+from studio.weight_folders import ADAPTER_CONFIG
 
 SCRATCH = "hf/.scoring"  # one evaluation runs at a time, so what lies there at its start was left by a killed one
 

@@ -27,22 +27,14 @@ from studio.engine.job import JobContext
 from studio.engine.lineage import lineage_of
 from studio.engine.ollama import MODELFILE, modelfile, with_modelfile
 from studio.engine.tools import run_tool
-from studio.engine.weights import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    CARD_FILE,
-    Base,
-    known_base,
-    output_folder,
-    read_seal,
-    require_free,
-)
+from studio.engine.weights import CARD_FILE, Base, known_base, output_folder, read_seal
 from studio.errors import StudioError
 from studio.machine import INSTALL_QUANTIZE, QUANTIZE_TOOL
 from studio.models import STARTER
 from studio.paths import atomic_write_json, atomic_write_text, inside, sha256_of
 from studio.store import checkpoints as store
 from studio.store import open_db
+from studio.weight_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_free
 
 CPU = torch.device("cpu")
 SCRATCH = "exports/.scratch"

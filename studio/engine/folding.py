@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from studio.engine.adapter_files import IMPORTING_SETTINGS, Adapter
+from studio.engine.adapter_files import Adapter
 from studio.engine.models.families import HEAD, OWN_LAYOUT, Native, is_derived, native
 from studio.engine.safe_load import load_pth
-from studio.engine.split import weight_files
 from studio.errors import CheckpointError, ModelError
 from studio.model_code import is_trusted
+from studio.weight_folders import IMPORTING_SETTINGS, weight_files
 
 EMBEDDING = "model.embed_tokens.weight"
 

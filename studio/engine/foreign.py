@@ -1,17 +1,15 @@
 """Tensors of files that the studio did not write, read one by one: XTuner's `.pth` and folders of DeepSpeed."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from studio.engine.checkpoint import FORMAT, STATE_FILE
+from studio.engine.checkpoint import FORMAT
 from studio.engine.models.families import Native
 from studio.errors import CheckpointError
 from studio.foreign.deepspeed_folder import Piece, Weight
 from studio.foreign.pickles import StoredTensor
-from studio.foreign.torch_file import open_dictionary
 from studio.foreign.xtuner import XTunerCheckpoint
 from studio.paths import slugify
 
@@ -48,14 +46,6 @@ def _read_piece(piece: Piece) -> torch.Tensor:
     if piece.num_elements == tensor.numel():
         return tensor.reshape(-1)  # as it lies, or in order when it was stored as a view
     return tensor.reshape(-1)[piece.start : piece.start + piece.num_elements]
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a checkpoint is not in our own format. Raises CheckpointError, UnsafeFileError."""
-    if path.is_dir():
-        return not (path / STATE_FILE).is_file()
-    meta = open_dictionary(path).content.get("meta")
-    return not isinstance(meta, dict) or "format" not in meta
 
 
 def in_our_format(

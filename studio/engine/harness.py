@@ -19,12 +19,13 @@ from studio.engine.devices import pick_device, pick_dtype, set_threads  # noqa: 
 from studio.engine.generate import quiet, wearing  # noqa: E402
 from studio.engine.job import JobContext  # noqa: E402
 from studio.engine.models.load import LoadedModel, load_base  # noqa: E402
-from studio.engine.weights import ADAPTER_CONFIG, read_seal, versions  # noqa: E402
+from studio.engine.weights import read_seal, versions  # noqa: E402
 from studio.errors import DataError, JobError  # noqa: E402
 from studio.harness_tasks import EXTRA, Task, read_tasks  # noqa: E402
 from studio.models import require  # noqa: E402
 from studio.paths import atomic_write_json  # noqa: E402
 from studio.store import checkpoints, open_db  # noqa: E402
+from studio.weight_folders import ADAPTER_CONFIG  # noqa: E402
 
 BATCH = 8
 KIND = "lm_eval"

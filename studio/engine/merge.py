@@ -9,6 +9,7 @@ import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from studio.conversions import ONTO, check_merge, number_format
 from studio.data.talk import GATE_FILE, Talk, read_talk
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
@@ -27,23 +28,15 @@ from studio.engine.weights import (
     known_base,
     output_folder,
     own_dtype,
-    require_free,
-    require_replaceable,
     save_tensors,
     seal,
-    shard_bytes,
 )
-from studio.errors import StudioError
 from studio.machine import versions
 from studio.paths import atomic_write_json
 from studio.store import checkpoints as store
 from studio.store import open_db
+from studio.weight_folders import require_free, shard_bytes
 
-ONTO = {
-    "base": "the base in its own number format, as Compare and the scorecard use it",
-    "dequantised": "the base as it was squeezed to 4 bits in training, unpacked again",
-}
-"""What an adapter is folded into. Only QLoRA knows a difference: it never saw the base in its own format."""
 NOT_ON_THE_CARD = ("kind", "talk", "data_fingerprints", "agreement", "weights")
 FLOAT32_SHARE = 0.7
 """Compute in float32 when the weights then take at most this share of the memory that is free."""
@@ -74,16 +67,14 @@ def run(job: JobContext) -> dict[str, Any]:
     the result, gate.json and retune_weights.json say so, with the figures.
     Raises CheckpointError for a damaged adapter or one of another base, before anything is written.
     """
+    check_merge(job.folder, job.args)
     args = job.args
     out = Path(args["out"])
-    require_replaceable(out)
     device = pick_device(args.get("device") or "auto")
     set_threads()
     job.phase("reading the adapter")
     adapter = read_adapter(Path(args["adapter"]))
     base = known_base(str(args["base"]), str(adapter.seal.get("base_fingerprint", "")), "The adapter's weights")
-    if out.resolve() in (adapter.folder.resolve(), base.folder.resolve()):
-        raise StudioError(f"{str(out)!r} is what the merge is made from.", "Choose another folder for the result.")
     record = merge(job, base, adapter, out, device, form_of(args, base))
     register(job, out, record)
     told = ("sha256", "run_id", "step", "verified", "message", "agreement", "onto")
@@ -92,11 +83,7 @@ def run(job: JobContext) -> dict[str, Any]:
 
 def form_of(args: Mapping[str, Any], base: Base) -> Form:
     """From the arguments of a job. Raises StudioError, naming what is allowed."""
-    name, onto = str(args.get("dtype") or ""), str(args.get("onto") or "base")
-    if name and name not in DTYPES:
-        raise StudioError(f"Weights cannot be written as {name!r}.", f"Allowed: {', '.join(DTYPES)}.")
-    if onto not in ONTO:
-        raise StudioError(f"An adapter cannot be merged onto {onto!r}.", f"Allowed: {', '.join(ONTO)}.")
+    name, onto = number_format(args), str(args.get("onto") or "base")
     dtype = DTYPES[name] if name else own_dtype(base.folder)
     return Form(dtype, shard_bytes(args.get("max_shard_size") or "2GB"), onto, bool(args.get("overwrite")))
 

@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from studio.conversions import check_layout
 from studio.engine.convert import write_model
 from studio.engine.job import JobContext
 from studio.engine.models.families import Native, native, read_native
-from studio.engine.split import read_shard, weight_files
-from studio.engine.weights import Base, copy_tokenizer, own_dtype, shard_bytes
-from studio.errors import ModelError, StudioError
+from studio.engine.split import read_shard
+from studio.engine.weights import Base, copy_tokenizer, own_dtype
+from studio.errors import ModelError
 from studio.models import model_files
 from studio.paths import atomic_path, atomic_write_json, require_free_space
+from studio.weight_folders import shard_bytes, weight_files
 
 SHARD_SIZE = "2GB"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
@@ -22,9 +24,8 @@ def run(job: JobContext) -> dict[str, Any]:
     """Args: source (a model folder), out (not there yet), own ("" for transformers' class, else the folder of the
     family whose layout is wanted; its Python files are copied and not run). Raises ModelError.
     """
+    check_layout(job.folder, job.args)
     source, out, own = Path(job.args["source"]), Path(job.args["out"]), str(job.args.get("own") or "")
-    if out.exists():
-        raise StudioError(f"{str(out)!r} is there already; it was not touched.", "Choose a folder that is not there.")
     found = native(Path(own) if own else source)
     if found is None:
         raise ModelError(

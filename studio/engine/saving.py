@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from studio.checkpoint_files import STATE_FILE
 from studio.engine import adapters
 from studio.engine.best import Best
-from studio.engine.checkpoint import STATE_FILE, CheckpointFolder, num_tensor_bytes, write_pth
+from studio.engine.checkpoint import CheckpointFolder, num_tensor_bytes, write_pth
 from studio.engine.health import Health
 from studio.engine.loop import Trainer
 from studio.engine.record import Recorder, Silence

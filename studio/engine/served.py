@@ -19,9 +19,10 @@ from studio.engine.mixing import BASE_ADAPTER, RowAdapters
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.selftest import Witness
 from studio.engine.thin import thin_out
-from studio.engine.weights import ADAPTER_CONFIG, read_seal, weights_hash
+from studio.engine.weights import read_seal, weights_hash
 from studio.errors import ModelError
 from studio.models import model_fingerprint
+from studio.weight_folders import ADAPTER_CONFIG
 
 BASE_NAME = "base"
 _NAME = re.compile(r"[\w][\w.:/@+-]{0,119}")

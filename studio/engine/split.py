@@ -1,6 +1,5 @@
 """`split`: a model folder with one file a tensor, as XTuner's `convert split` cuts one, for tools that read it so."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +7,14 @@ from typing import Any
 
 import torch
 
+from studio.conversions import check_split
 from studio.engine.job import JobContext
 from studio.engine.safe_load import load_pth
-from studio.errors import CheckpointError, ModelError, StudioError
+from studio.errors import CheckpointError, ModelError
 from studio.models import model_files
 from studio.paths import atomic_path, atomic_write_json, require_free_space
+from studio.weight_folders import INDEXES, weight_files
 
-INDEXES = {"model.safetensors": "safetensors", "pytorch_model.bin": "bin"}
 NAMES = {"safetensors": "model-{:05d}-of-{:05d}.safetensors", "bin": "pytorch_model-{:05d}-of-{:05d}.bin"}
 MAX_TENSORS = 99_999
 
@@ -25,9 +25,8 @@ def run(job: JobContext) -> dict[str, Any]:
     Weights keep their format (safetensors, or `.bin` files as XTuner writes them) and every bit; all other files are
     copied. Raises ModelError when the source is no model, CheckpointError for damaged weights.
     """
+    check_split(job.folder, job.args)
     source, out = Path(job.args["source"]), Path(job.args["out"])
-    if out.exists():
-        raise StudioError(f"{str(out)!r} is there already; it was not touched.", "Choose a folder that is not there.")
     shards, kind = weight_files(source)
     require_free_space(out, sum(path.stat().st_size for path in shards) + 2**24, f"the model {out.name}")
     num_tensors = sum(1 for shard in shards for _ in _names(shard))
@@ -48,27 +47,6 @@ def run(job: JobContext) -> dict[str, Any]:
         index = next(f"{stem}.index.json" for stem, each in INDEXES.items() if each == kind)
         atomic_write_json(temporary / index, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
     return {"path": str(out), "tensors": num_tensors, "bytes": num_bytes}
-
-
-def weight_files(folder: Path) -> tuple[list[Path], str]:
-    """The weight files of a model folder, and whether they are `safetensors` or `bin`. Raises ModelError."""
-    for stem, kind in INDEXES.items():
-        if (folder / f"{stem}.index.json").is_file():
-            return _listed(folder, f"{stem}.index.json"), kind
-        if (folder / stem).is_file():
-            return [folder / stem], kind
-    raise ModelError(f"{str(folder)!r} holds no weights.", f"A model folder has one of {', '.join(INDEXES)}.")
-
-
-def _listed(folder: Path, index: str) -> list[Path]:
-    try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} in {folder.name!r} cannot be read: {error!r}.") from error
-    paths = [folder / name for name in names]
-    if missing := [path.name for path in paths if path.parent != folder or not path.is_file()]:
-        raise ModelError(f"{folder.name!r} lacks {missing[0]}.", "Copy the model again.")
-    return paths
 
 
 def _tensors(shards: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +15,16 @@ import torch
 
 from studio.data.named import NamedTemplate, as_jinja
 from studio.data.old_tokenizers import can_be_made
-from studio.data.talk import GATE_FILE, WEIGHTS_FILE
+from studio.data.talk import WEIGHTS_FILE
 from studio.data.template import CHAT_TEMPLATE_FILE
 from studio.data.tokens import TextTokenizer
-from studio.errors import CheckpointError, StudioError
+from studio.errors import CheckpointError
 from studio.machine import versions
 from studio.models import BaseModel, model_fingerprint, require, resolve
 from studio.paths import atomic_path, atomic_write_json, atomic_write_text, require_free_space, sha256_of
+from studio.weight_folders import json_object, require_replaceable
 
 CARD_FILE = "README.md"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a tokenizer consists of, in any family; weights and code are not among them.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,7 +42,6 @@ TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # Settings of a tokenizer_config.json that ask for Python code of the model, or name what such code is told.
 OF_OWN_CODE = ("auto_map", "tokenizer_class", "sp_model_kwargs", "decode_with_prefix_space")
 SPARE_BYTES = 16 * 2**20
-SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,6 @@ def _reference(model: BaseModel) -> str:
     return model.id if model.kind == "huggingface" else str(model.folder)
 
 
-def shard_bytes(size: str) -> int:
-    """Bytes of a size such as 2GB or 500MB. Raises StudioError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", str(size), re.IGNORECASE)
-    num_bytes = int(float(found[1]) * SIZE_UNITS[found[2].upper()]) if found else 0
-    if num_bytes < 1000:
-        raise StudioError(f"{size!r} is no size for a weights file.", "Write a number and a unit: 500MB, 2GB.")
-    return num_bytes
-
-
 @contextmanager
 def output_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `out` at the end; a failure leaves what was there.
@@ -101,28 +90,6 @@ def output_folder(out: Path, num_bytes: int) -> Iterator[Path]:
         yield temporary
 
 
-def require_replaceable(out: Path) -> None:
-    """Raise StudioError when `out` holds something that did not come from convert or merge."""
-    if not out.exists():
-        return
-    hint = "Choose a folder that does not exist yet."
-    if not out.is_dir():
-        raise StudioError(f"{str(out)!r} is a file, not a folder.", hint)
-    there = {path.name for path in out.iterdir()}
-    ours = {name for record in (WEIGHTS_FILE, GATE_FILE) for name in (record, *_json_of(out / record).get("files", []))}
-    if strange := sorted(there - ours):
-        raise StudioError(
-            f"{str(out)!r} holds {strange[0]!r}, which this command did not make; it was not touched.", hint
-        )
-
-
-def require_free(out: Path, overwrite: bool) -> None:
-    """Raise StudioError when something lies at `out` that is not to be replaced; an empty folder is nothing."""
-    is_empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not is_empty and not overwrite:
-        raise StudioError(f"{out.name!r} is there already; it was not touched.", "Choose another name, or --overwrite.")
-
-
 def copy_tokenizer(base: Path, out: Path) -> None:
     """Tokenizer files, chat template and generation config of the base, byte for byte.
 
@@ -133,7 +100,7 @@ def copy_tokenizer(base: Path, out: Path) -> None:
             shutil.copyfile(base / name, out / name)
     if not (base / TOKENIZER_JSON).is_file() and can_be_made(base):
         TextTokenizer.load(base).save(out / TOKENIZER_JSON)
-        config = {name: value for name, value in _json_of(out / TOKENIZER_CONFIG).items() if name not in OF_OWN_CODE}
+        config = {name: value for name, value in json_object(out / TOKENIZER_CONFIG).items() if name not in OF_OWN_CODE}
         atomic_write_json(out / TOKENIZER_CONFIG, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
@@ -148,7 +115,7 @@ def write_named_template(name: str, base: Path, out: Path) -> None:
     """The named template that weights were trained with, as the chat template of their folder, and what ends it."""
     template, tokenizer = NamedTemplate.load(name, base), TextTokenizer.load(base)
     atomic_write_text(out / CHAT_TEMPLATE_FILE, as_jinja(template))
-    config = _json_of(out / GENERATION_CONFIG)
+    config = json_object(out / GENERATION_CONFIG)
     known = config.get("eos_token_id")
     words = (template.special_tokens.get("eos_token", ""), *template.stop)
     stops = [stop for stop in map(tokenizer.token_id, words) if stop is not None]
@@ -209,19 +176,10 @@ def seal(out: Path, card: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def read_seal(folder: Path) -> dict[str, Any]:
     """What retune_weights.json says, {} when there is none. Raises CheckpointError when the weights changed since."""
-    record = _json_of(folder / WEIGHTS_FILE)
+    record = json_object(folder / WEIGHTS_FILE)
     if record and record.get("sha256") != weights_hash(folder):
         raise CheckpointError(
             f"The weights in {str(folder)!r} are damaged: they do not have the hash in {WEIGHTS_FILE}.",
             "Convert the checkpoint again.",
         )
     return record
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    """A JSON object, {} when the file is missing or is something else: then we did not write it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

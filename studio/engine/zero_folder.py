@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from studio.engine.checkpoint import STATE_FILE
+from studio.checkpoint_files import STATE_FILE
 from studio.engine.foreign import read_weight
 from studio.engine.safe_load import load_pth
 from studio.foreign.deepspeed_folder import Weight

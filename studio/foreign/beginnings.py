@@ -10,8 +10,8 @@ from studio.errors import CheckpointError, ConfigError, Problem
 from studio.foreign.torch_file import open_dictionary
 from studio.foreign.xtuner import open_checkpoint
 from studio.paths import typed_path
+from studio.weight_folders import ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_METHODS = ("lora", "qlora")
 NOT_TRAINED_HERE = ("modules_to_save", "rank_pattern", "alpha_pattern")
 ALLOWED = "An adapter folder in PEFT's format, a .pth, or a folder of DeepSpeed."

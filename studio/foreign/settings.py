@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from studio.config.schema import ADAPTER_METHODS, RunConfig
 from studio.config.xtuner.mapping import last
 from studio.config.xtuner.reading import SCALARS, TUPLES, read_file, read_text
 from studio.errors import CheckpointError, ConfigError
@@ -37,6 +38,20 @@ def read_settings(config: str | Path) -> Settings:
     except ConfigError as error:
         reason = "; ".join(problem.message for problem in error.problems)
         raise CheckpointError(f"The config {reason}.", "Give the config that XTuner dumped.") from error
+
+
+def settings_of(config: RunConfig) -> Settings:
+    """The same facts of a config of ours."""
+    lora = {"r": config.lora.rank, "lora_alpha": config.lora.alpha, "lora_dropout": config.lora.dropout}
+    return Settings(
+        base=config.model.base,
+        lora=lora if config.method in ADAPTER_METHODS else {},
+        is_quantized=config.method == "qlora",
+        accumulation=config.train.gradient_accumulation_steps,
+        template=config.data.template,
+        max_length=config.data.max_length,
+        learning_rate=config.train.learning_rate,
+    )
 
 
 def _settings(names: Mapping[str, Any]) -> Settings:

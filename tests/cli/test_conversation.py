@@ -22,11 +22,10 @@ def speaks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[dict[str, str]], 
 
     def stream_chat(_: Connection, __: str, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
         asked.append((list(messages), sampling))
-        yield (
-            "Final Answer: 2"
-            if "Response:" in messages[-1]["content"]
-            else "Thought: hm\nAction: Calculate\nAction Input: 1"
-        )
+        if "Response:" in messages[-1]["content"]:
+            yield from ("Final ", "Answer: 2")
+        else:
+            yield from ("Thought: hm\n", "Action: Calculate\nAction Input: 1")
 
     monkeypatch.setattr(conversation.chat_client, "stream_chat", stream_chat, raising=False)
     monkeypatch.setattr("studio.agent.session.pick_tools", lambda names, decimals: [HOSTILE])
@@ -39,9 +38,25 @@ def test_steps_are_shown_as_text(speaks: list, capsys: pytest.CaptureFixture[str
     seen = capsys.readouterr()
     said = seen.out
     assert not seen.err  # a pipe is shown no waiting
-    assert "Thought  hm" in said and "Action   Calculate: 1" in said and "Answer   2" in said
+    assert said.startswith("Thought: hm\nAction: Calculate\nAction Input: 1\nCalculate gave: ")
+    assert said.endswith("\nFinal Answer: 2\n")
     assert "[red]<script>alert(1)</script>" in said and "\x1b" not in said
     assert speaks[0][0][0]["content"].startswith("Be brief.\n") and "END" in speaks[0][1].stop
+
+
+def test_words_are_shown_while_the_model_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stream_chat(*_: object) -> Iterator[str]:
+        for piece in ("Final ", "Answer: ", "2"):
+            yield piece
+            seen.append(capsys.readouterr().out)  # when it is asked for the next piece
+
+    monkeypatch.setattr(conversation.chat_client, "stream_chat", stream_chat, raising=False)
+    Agent(Connection("", ""), "tuned", Sampling(9), ["calculate"], "react").ask("1+1?")
+    assert seen == ["Final ", "Answer: ", "2"]
 
 
 def test_the_conversation_goes_on_and_begins_anew(speaks: list) -> None:

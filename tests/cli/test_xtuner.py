@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from studio import jobs
 from studio.cli import xtuner
 from studio.cli.app import app
 from studio.cli.xtuner import Shell
@@ -15,6 +16,7 @@ from studio.cli.xtuner_lines import (
     SETTINGS,
     _grammar,
     chat_words,
+    in_their_words,
     merge_words,
     parse_line,
     process_settings,
@@ -26,6 +28,7 @@ from studio.paths import REPOSITORY
 from studio.projects import Project, create_project
 from studio.work_folder import newest, place_of, show_run
 from tests.cli.conftest import Retune
+from tests.foreign.places import FULL
 
 DOCS = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("xtuner.md", "xtuner.zh.md")]
 
@@ -192,6 +195,53 @@ def test_lines_about_checkpoints_name_the_run(said: list[str], tmp_path: Path, r
 def test_a_failed_command_ends_the_line_with_its_code(retune: Retune) -> None:
     said = retune("xtuner", "chat", "/nowhere/model", code=1)
     assert "$ retune chat --base /nowhere/model" in said and "no such folder" in said
+
+
+WRONG_INPUTS = [
+    ("convert merge nowhere/base adapter out", "nowhere/base' is not on this machine"),
+    ("convert merge {model} nothing out", "nothing' is not an adapter"),
+    ("convert merge {model} {adapter} {adapter}", "is what the merge is made from"),
+    ("convert merge {model} {adapter} out --max-shard-size 2", "no size for a weights file"),
+    ("convert pth_to_hf c.py nothing.pth out", "no checkpoint 'nothing.pth'"),
+    ("convert split nothing out", "holds no weights"),
+    ("convert split {model} {adapter}", "is there already"),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), WRONG_INPUTS)
+def test_wrong_inputs_are_refused_before_a_job_starts(
+    typed: str, said: str, retune: Retune, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "start", lambda *_, **__: pytest.fail("a job was started"))
+    assert said in retune("xtuner", *typed.format(model=tiny_model, adapter=adapter).split(), code=1)
+
+
+def test_hints_speak_xtuners_grammar(retune: Retune, tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text("x = 1")
+    words = ("convert", "pth_to_hf", tmp_path / "c.py", FULL, tmp_path / "out")
+    theirs = retune("xtuner", *words, code=1)
+    assert "--cfg-options model.llm.pretrained_model_name_or_path=" in theirs and "--base" not in theirs
+    assert "Name it with --base." in retune(*words, code=1)
+
+
+def test_a_flag_that_xtuner_lacks_is_told_to_be_ours() -> None:
+    line = parse_line("train c.py".split())
+    assert in_their_words(line, StudioError("No.", "Start with --allow-lint-errors.")).endswith(
+        "(--allow-lint-errors belongs to the retune command above.)"
+    )
+    for hint in ("Choose another --work-dir.", "Begin with `retune train --continue-from x`.", "Mend it."):
+        assert in_their_words(line, StudioError("No.", hint)) == hint
+
+
+@pytest.mark.parametrize("typed", ["--top-p 7", "--top-k -1", "--temperature 9", "--seed -1", "--max-new-tokens 0"])
+def test_numbers_out_of_range_are_a_sentence(typed: str, retune: Retune) -> None:
+    said = retune("xtuner", "chat", "starter", *typed.split(), code=1)
+    assert f"error: Invalid value for '{typed.split()[0]}" in said and "\u256d" not in said
 
 
 @pytest.mark.parametrize("option", ["lr=1", "model.llm.pretrained_model_name_or_path=/m"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from studio.config.yaml import save_config
 from studio.engine import convert
-from studio.engine.weights import known_base, on_disk, shard_bytes, weights_hash
+from studio.engine.weights import known_base, on_disk, weights_hash
 from studio.engine.zero_folder import FolderWeights
 from studio.errors import CheckpointError, ConfigError, StudioError, UnsafeFileError
 from studio.foreign.deepspeed_folder import Piece, Weight
@@ -24,6 +24,7 @@ from studio.models import Kind, hub_folder, write_manifest
 from studio.paths import sha256_of
 from studio.store import checkpoints as store
 from studio.store import open_db
+from studio.weight_folders import shard_bytes
 from tests.engine.folders import (
     config_for,
     full_checkpoint,

@@ -13,9 +13,10 @@ from studio.checkpoint_files import manifest_path, verify
 from studio.engine.checkpoint import CheckpointFolder, load_checkpoint
 from studio.engine.merge import read_adapter
 from studio.engine.safe_load import load_pth
-from studio.engine.weights import ADAPTER_WEIGHTS, save_tensors, seal
+from studio.engine.weights import save_tensors, seal
 from studio.errors import StudioError
 from studio.projects import Project
+from studio.weight_folders import ADAPTER_WEIGHTS
 from tests.damage import KINDS, Bomb, damage_file, watched
 from tests.engine.kills import differences
 

@@ -69,7 +69,8 @@ def test_equal_seeds_repeat_and_others_do_not(load_tiny: Callable[..., LoadedMod
 def test_top_p_keeps_the_likeliest_tokens_only(load_tiny: Callable[..., LoadedModel]) -> None:
     model = load_tiny().model
     greedy = run(model, [[5, 6, 7]], eos_ids=[])
-    assert run(model, [[5, 6, 7]], eos_ids=[], temperature=5.0, top_p=1e-6) == greedy
+    for top_p in (1e-6, 0.0):
+        assert run(model, [[5, 6, 7]], eos_ids=[], temperature=5.0, top_p=top_p) == greedy
 
 
 def test_samples_follow_the_distribution() -> None:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
-from studio.engine.split import read_shard, weight_files
+from studio.engine.split import read_shard
 from studio.errors import CheckpointError, ModelError
+from studio.weight_folders import weight_files
 
 OWN_LAYOUT = "own_layout"
 """Attribute of a loaded model of such a family: its `Native`, for adapters that come in its own layout."""
