@@ -2,7 +2,6 @@
 
 import copy
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -138,12 +137,11 @@ def test_a_tools_answer_becomes_a_system_message() -> None:
     assert found.messages[3] == Message("system", "Response:{'weather': 'sunny'}\n")
 
 
+@pytest.mark.timeout(60)  # what grows with the square of a text takes many minutes
 @pytest.mark.parametrize("text", ["{" * 200_000, '{"a":' * 50_000, "<|startofthink|>" * 50_000, "<|startofexec|>x"])
 def test_long_hostile_texts_take_no_time(text: str) -> None:
     said = [("system", text), ("user", "q"), ("assistant", text)]
-    started = time.monotonic()
     XTUNER_MAPS["msagent_react"].convert({"conversations": [{"from": who, "value": what} for who, what in said]})
-    assert time.monotonic() - started < 5
 
 
 pieces = st.sampled_from(

@@ -105,10 +105,11 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def points_of(trace: Path) -> dict[str, int]:
-    """The fault points of checkpoints and rows that were passed, and how often; caches are written only once."""
+    """The fault points of steps, samples, checkpoints and rows that were passed, and how often; caches are written only
+    once."""
     found = Counter(trace.read_text().splitlines())
     files, rows = (
         ("step_N.pth", "step_N.manifest.json", "last_checkpoint"),
-        ("row", "rotate", "commit", "end metrics", "end samples"),
+        ("row", "rotate", "commit", "end metrics", "end samples", "step", "sample"),
     )
     return {name: number for name, number in found.items() if name.endswith(files) or name.startswith(rows)}

@@ -10,37 +10,34 @@ import torch
 from studio.engine import environment
 from studio.paths import REPOSITORY
 
-GROWTH = """
-import os, re, sys
+PRODUCTS = """
+import sys
 from studio.engine import environment
 if sys.argv[1] == "prepared":
     environment.prepare()
 import torch
-def resident():
-    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
 weight = torch.ones(64, 64, dtype=torch.bfloat16)
-for rows in range(1, 300):  # more than are kept: from here on only what is not let go adds up
+for rows in [*range(2, 400), 2]:
     torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
-before = resident()
-for rows in range(300, 960):
-    torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
-print(resident() - before)
 """
 
 
-def growth(how: str) -> int:
-    """Kilobytes that products of 660 shapes leave behind."""
+def last_kernel(how: str) -> str:
+    """What oneDNN says of the kernel of a shape that comes again after 397 others."""
     own = {name: value for name, value in os.environ.items() if name not in environment.SETTINGS}
-    line = [sys.executable, "-c", GROWTH, how]
+    line = [sys.executable, "-c", PRODUCTS, how]
+    own["ONEDNN_VERBOSE"] = "profile_create"
     done = subprocess.run(line, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return next(line for line in reversed(done.stdout.splitlines()) if ",create:" in line)
 
 
 @pytest.mark.skipif(
     not torch.cpu.get_capabilities().get("avx512_bf16"), reason="kernels are compiled for bfloat16 where the CPU has it"
 )
 def test_kernels_of_shapes_long_gone_are_not_kept() -> None:
-    assert growth("prepared") < growth("as it is") / 2
+    """Each is half a megabyte; how much of that the system gets back differs from run to run."""
+    assert "create:cache_hit" in last_kernel("as it is")
+    assert "create:cache_miss" in last_kernel("prepared")
 
 
 def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,16 @@
 """A run that is killed and resumed ends bit-equal to one that was never interrupted: real processes, real signals."""
 
-import os
 import random
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from studio import jobs, runs
+from studio import faults, jobs, runs
 from studio.config.schema import RunConfig
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
@@ -26,18 +26,24 @@ EXACT = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_killed_and_resumed_is_bit_equal(
-    training_project: Project, tiny_config: Callable[..., RunConfig], method: str
+    training_project: Project, tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     settings = {"train.num_steps": NUM_STEPS, "record.save_every_steps": 5, "record.evaluate_every_steps": 4}
     config = tiny_config(method=method, **settings, **{"lora.dropout": 0.1})
     whole, job = runs.start_run(training_project, config)
     runs.wait(training_project.folder, job, 800)
 
-    broken, job = runs.start_run(training_project, config)
-    chance = random.Random(method)
+    chance, broken = random.Random(method), None
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        interrupt(training_project, broken.id, job, chance.randint(3, 12), chance.random() * 0.02, how)
-        job = runs.resume_run(training_project, broken.id)
+        monkeypatch.setenv(faults.FAULT, f"pause@step:{chance.randint(4, 13)}")
+        if broken is None:
+            broken, job = runs.start_run(training_project, config)
+        else:
+            job = runs.resume_run(training_project, broken.id)
+        interrupt(training_project, job, chance.random() * 0.02, how)
+        assert step_of(training_project, broken.id) < NUM_STEPS
+    monkeypatch.delenv(faults.FAULT)
+    job = runs.resume_run(training_project, broken.id)
     ended = runs.wait(training_project.folder, job, 800)
 
     assert ended.state == "finished" and ended.result["steps"] == NUM_STEPS
@@ -47,20 +53,20 @@ def test_killed_and_resumed_is_bit_equal(
         assert same(weights[0][part], weights[1][part]), part
 
 
-def interrupt(project: Project, run_id: str, job: Job, num_steps: int, delay_seconds: float, how: int) -> None:
-    """Signal the run's process some steps after where it starts, at no particular point of a step."""
-    first = None
-    while first is None or step_of(project, run_id) < first + num_steps:
+def interrupt(project: Project, job: Job, delay_seconds: float, how: int) -> None:
+    """Signal the run's process a moment after it has begun the step before which it waits, at no particular point."""
+    while True:
         current = jobs.get(project.folder, job.id)
         assert current.live, f"the run ended before it could be interrupted: {current.state} {current.cause}"
-        if current.phase == "training" and first is None:
-            first = step_of(project, run_id)
+        process = psutil.Process(current.pid)
+        if current.phase == "training" and process.status() == psutil.STATUS_STOPPED:
+            break
         time.sleep(0.01)
+    process.resume()
     time.sleep(delay_seconds)
-    os.kill(current.pid, how)
+    process.send_signal(how)
     while jobs.get(project.folder, job.id).live:
         time.sleep(0.02)
-    assert step_of(project, run_id) < NUM_STEPS
 
 
 def step_of(project: Project, run_id: str) -> int:
