@@ -1,6 +1,6 @@
 """Is the recommended checkpoint right, and is tutorial mode called overfitted while the builder's default run is not?
 
-    python benchmarks/recommend.py [--name Luna] [--maker Shane] [--steps 60]
+    python benchmarks/recommend.py [--name Luna] [--maker Shane] [--steps 60] [--minutes 3]
 
 On the starter model: trains the builder's default run with ten checkpoints, and the tutorials' way (one repeated row)
 with ten as well. A quarter of the held-out questions scores all of them, and the studio recommends. Then four times as
@@ -8,12 +8,13 @@ many other questions, none of which was trained on or asked before, score those 
 that the first questions do not tell from the best.
 
 Everything is a job of a project in RETUNE_HOME (else ~/.cache/retune/benchmarks), so a second call goes on where the
-first was ended. Writes benchmarks/results/recommend.md after every step that is done.
+first was ended, or stopped itself after --minutes. Writes benchmarks/results/recommend.md after every set of answers.
 """
 
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from studio.probes.paired import Interval
 from studio.projects import Project, create_project, list_projects
 from studio.recommend import Candidate, Recommendation
 from studio.store import checkpoints, dataset_versions, open_db
+from studio.store.jobs import Job
 
 RESULTS = Path(__file__).parent / "results"
 PROJECT = "Recommend"
@@ -42,6 +44,8 @@ MODES = {
     "default": ["name=default"],
     "tutorial": ["name=tutorial", "data.sources={tutorial: 1}"],
 }
+DEADLINE: list[float] = []
+"""When this call stops what it waits for, on the monotonic clock."""
 Probe = dict[str, Any]
 
 
@@ -50,7 +54,9 @@ def main() -> None:
     parser.add_argument("--name", default="Luna")
     parser.add_argument("--maker", default="Shane")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--minutes", type=float, default=6 * 60, help="stop after so long; the next call goes on")
     options = parser.parse_args()
+    DEADLINE.append(time.monotonic() + 60 * options.minutes)
     os.environ.setdefault("RETUNE_HOME", str(Path.home() / ".cache" / "retune" / "benchmarks"))
     project = next((each for each in list_projects() if each.name == PROJECT), None) or create_project(PROJECT)
     make_data(project, Identity(options.name, options.maker))
@@ -64,11 +70,23 @@ def main() -> None:
     print((RESULTS / "recommend.md").read_text(encoding="utf-8"))
 
 
+def finish(project: Project, job: Job) -> None:
+    """Wait for a job; one that outlasts this call is stopped, and the next call takes it up again."""
+    for current in jobs.watch(project.folder, job.id):
+        if not current.live:
+            break
+        if time.monotonic() > DEADLINE[0] and current.state != "stopping":
+            is_run = job.kind == "train"  # what it saved now would be an eleventh checkpoint
+            jobs.stop(project.folder, job.id, save=not is_run)
+    if runs.wait(project.folder, job).state != "finished":
+        sys.exit(f"{job.title} was stopped. Call this again to go on.")
+
+
 def make_data(project: Project, identity: Identity) -> None:
     """The builder's rows, the tutorials', general answers of the base, and two sets of questions."""
     there = {dataset.name for dataset in datasets.listed(project)}
     if "general" not in there:
-        runs.wait(project.folder, datasets.start_distill(project))
+        finish(project, datasets.start_distill(project))
     if "identity" not in there:
         datasets.build_identity(project, identity)
         datasets.build_tutorial(project, identity)
@@ -107,12 +125,12 @@ def train(project: Project, mode: str, settings: list[str], steps: int) -> str:
         saved = [f"train.num_steps={steps}", f"record.save_every_steps={every}", "record.sample_every_steps=0"]
         saved += [f"record.keep_last={NUM_CHECKPOINTS}"]
         run, job = runs.start_run(project, with_settings(preset("starter_lora"), [*saved, *settings]))
-        runs.wait(project.folder, job)
+        finish(project, job)
         return run.id
     if found.state not in ("finished", "running", "queued"):
         runs.resume_run(project, found.id)
     if found.state != "finished":
-        runs.wait(project.folder, jobs.get(project.folder, runs.get_run(project, found.id).job_id))
+        finish(project, jobs.get(project.folder, runs.get_run(project, found.id).job_id))
     return found.id
 
 
@@ -127,7 +145,7 @@ def score(project: Project, run_id: str, steps: Sequence[int], questions: str) -
     args = {"base": project.base, "subjects": subjects, "suite": "standard", "probes": [questions], "limit": 0}
     began = time.monotonic()
     title = f"{questions}: {run_id}, {len(steps)} checkpoints"
-    runs.wait(project.folder, jobs.start(project.folder, "evaluate", args, title=title, run_id=run_id), 6 * 3600)
+    finish(project, jobs.start(project.folder, "evaluate", args, title=title, run_id=run_id))
     print(f"{title}: {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -21,6 +21,8 @@ RUN_COLORS = (BLUE, ORANGE, GREEN, PURPLE, OCHRE, GREY)
 MAX_POINTS = 2000
 CHART_HEIGHT = 300
 BAR_STEP, GROUP_STEP = 0.85, 2.9
+SHARE_TEXT_WIDTH = 124
+"""Pixels beside the bars for '100%  (117 / 117)', on a narrow page as on a wide one."""
 GRID = "rgba(127,135,146,0.22)"
 
 
@@ -152,12 +154,12 @@ def share_chart(shares: Sequence[Share], *, base_label: str, tuned_label: str, a
     names = [base_label, tuned_label] * len(shares)
     figure.update_layout(**_layout(70 + 112 * len(shares)), showlegend=False)
     figure.update_xaxes(
-        title=axis_label, range=[0, 1.22], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", gridcolor=GRID
+        title=axis_label, range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", gridcolor=GRID
     )
     figure.update_yaxes(
         range=[rows[-1] + 0.7 if rows else 1, -1.3], tickvals=rows, ticktext=names, showgrid=False, zeroline=False
     )
-    figure.update_layout(xaxis_fixedrange=True, yaxis_fixedrange=True)
+    figure.update_layout(xaxis_fixedrange=True, yaxis_fixedrange=True, margin_r=SHARE_TEXT_WIDTH)
     return figure
 
 

@@ -143,7 +143,7 @@ def smoke(
     tool: Annotated[str, typer.Option("--with", help="vllm, lmdeploy or transformers; it must be installed.")],
     project: ProjectOption = "",
 ) -> None:
-    """Start another tool's server on a merged model, ask it one question, and compare; exit code 1 when it differs.
+    """Start another tool's server on a merged model, ask it the probes, and compare; exit code 1 when it differs.
 
     Example: retune export smoke luna-merged --with vllm
     """
@@ -151,11 +151,12 @@ def smoke(
     folder = place.resolve() if place.is_dir() else exports.find(chosen(project), export)
     home = system_folder()
     found = follow(home, exports.start_smoke(home, folder, tool)).result
-    show.say(f"Here: {found['expected']}\n{tool}: {found['found']}")
+    answers = f"{found['same']} of {found['all']} greedy answers are the same"
+    show.say(f"{found['question']}\nHere: {found['expected']}\n{tool}: {found['found']}")
     if not found["passed"]:
-        show.fail(f"{tool} answers otherwise after {found['same']} characters.")
+        show.fail(f"{tool} answers otherwise: {answers}.")
         raise typer.Exit(1)
-    show.say(f"Passed: {tool} answers the same.")
+    show.say(f"Passed: {answers}.")
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -46,6 +47,7 @@ FORMAT_HINTS = {
     "q4_k_m": N_("About 4.9 bits, rounded by llama.cpp. Logits of the starter move by 20 %, so its answers change."),
     "q8_0": N_("About 8 bits, half the size of f16. Logits of the starter move by 5 %, so near ties may flip."),
 }
+SHARDS = {"2GB": N_("2 GB"), "5GB": N_("5 GB"), "50GB": N_("50 GB: one file for most models")}
 ONTO = {
     "base": N_("The base in its own number format, as Compare uses it"),
     "dequantised": N_("The 4-bit base that it was trained on, unpacked"),
@@ -87,10 +89,13 @@ def _choice(project: Project, checkpoint: Checkpoint, kind: str, method: str) ->
         st.caption(_(FORMAT_HINTS[chosen]))
     if formats != exports.FORMATS[kind]:
         st.caption(_("Fewer bits (q6_k, q5_k_m, q4_k_m) need llama.cpp: pip install 'retune[gguf]'."))
-    onto = "base"
+    onto, shard = "base", "2GB"
+    if kind == "merged":
+        shard = str(st.selectbox(_("Largest file"), list(SHARDS), key="checkpoints.export.shard",
+                                 format_func=lambda each: _(SHARDS[each])))  # fmt: skip
     if kind == "merged" and method == "qlora":
         onto = str(st.radio(_("Fold into"), list(ONTO), format_func=lambda each: _(ONTO[each]), key="checkpoints.onto"))
-    return Choice(kind, chosen, onto=onto)
+    return Choice(kind, chosen, onto=onto, max_shard_size=shard)
 
 
 def _start(project: Project, checkpoint: Checkpoint, choice: Choice) -> None:
@@ -126,9 +131,34 @@ def _one(project: Project, output: Output, base: str) -> None:
         st.code(str(folder), language=None, wrap_lines=True)
         for use in exports.uses(kind, folder, base, str(output.detail.get("file", ""))):
             _use(use)
+            if kind == "merged" and use.is_installed:
+                _smoke(project, output, folder, use.tool)
         if kind == "ollama" and passed and exports.has_ollama():
             _create(project, output, folder)
         _push(project, output, folder)
+
+
+def _smoke(project: Project, output: Output, folder: Path, tool: str) -> None:
+    """Ask the tool's own server the questions of the gate."""
+    job = newest_job(project.folder, "smoke", export=str(folder), tool=tool.lower())
+    key = f"smoke.{output.id}.{tool}"
+    label = _("Ask {tool} the gate's questions").format(tool=tool)
+    if st.button(label, disabled=job is not None and job.live, icon=":material/quiz:", key=key):
+        exports.start_smoke(project.folder, folder, tool.lower())
+        st.rerun()
+    job_panel(project.folder, job, f"{key}.panel")
+    if job and job.state == "finished":
+        _answers(job.result, tool)
+
+
+def _answers(found: dict[str, Any], tool: str) -> None:
+    """What another tool said, beside what is said here."""
+    words = _("{tool} gives {same} of {all} greedy answers as they are given here.")
+    (st.success if found["passed"] else st.error)(words.format(tool=tool, same=found["same"], all=found["all"]))
+    if not found["passed"]:
+        st.caption(_("The first that differs:"))
+        lines = (found["question"], f"{_('here')}: {found['expected']}", f"{tool}: {found['found']}")
+        st.code("\n".join(lines), language=None, wrap_lines=True)
 
 
 def _create(project: Project, output: Output, folder: Path) -> None:

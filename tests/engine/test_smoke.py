@@ -4,10 +4,13 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from studio.data.template import read_json
 from studio.engine import smoke
+from studio.engine.equality import PROBES
 from studio.errors import StudioError
 from tests.engine.folders import make_base
 from tests.engine.test_convert import Job
@@ -22,7 +25,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert asked["temperature"] == 0 and asked["model"] == sys.argv[2], asked
-        self.reply({{"choices": [{{"message": {{"content": {answer!r}}}}}]}})
+        answer = {answers!r}[asked["messages"][0]["content"]]
+        self.reply({{"choices": [{{"message": {{"content": answer}}}}]}})
     def reply(self, found):
         self.send_response(200)
         self.end_headers()
@@ -38,20 +42,38 @@ def stands_for(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> No
     monkeypatch.setenv("PATH", str(folder / "bin"))
 
 
-def test_the_answer_is_compared_and_the_server_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answers_are_compared_and_the_server_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, pid = make_base(tmp_path / "base", torch.float32), tmp_path / "pid"
-    right = smoke.answer_of(base)
+    right = dict(zip(PROBES, smoke.answers_of(base), strict=True))
     job = Job(tmp_path, export=str(base), tool="vllm")
-    for answer, passed in ((right, True), (right + "!", False)):
-        script = SERVER.format(python=sys.executable, pid=str(pid), answer=answer)
-        stands_for(monkeypatch, tmp_path, script)
+    for answers, passed in ((right, True), (right | {PROBES[2]: "Paris!"}, False)):
+        stands_for(monkeypatch, tmp_path, SERVER.format(python=sys.executable, pid=str(pid), answers=answers))
         found = smoke.run(job)
-        assert (found["passed"], found["found"], found["same"]) == (passed, answer, len(right))
+        told = PROBES[0 if passed else 2]
+        assert (found["passed"], found["same"], found["all"]) == (passed, 8 - (not passed), 8)
+        assert (found["question"], found["expected"], found["found"]) == (told, right[told], answers[told])
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
-    stands_for(monkeypatch, tmp_path, f"#!{sys.executable}\nimport sys\nsys.exit('no GPU')\n")
-    with pytest.raises(StudioError, match="no GPU"):
-        smoke.run(job)
+
+
+def test_a_server_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM ends with an error that points above, at the one that tells something."""
+    job = Job(tmp_path, export=str(make_base(tmp_path / "base", torch.float32)), tool="vllm")
+    several = "print('(Worker) ERROR [x.py:9] ValueError: no room'); sys.exit('RuntimeError: See root cause above.')"
+    for script, words in (("sys.exit('no GPU')", "at once: no GPU"), (several, "at once: ValueError: no room")):
+        stands_for(monkeypatch, tmp_path, f"#!{sys.executable}\nimport sys\n{script}\n")
+        with pytest.raises(StudioError, match=words):
+            smoke.run(job)
+
+
+def test_vllm_asks_for_no_more_memory_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_base(tmp_path / "base", torch.float32)
+    stands_for(monkeypatch, tmp_path, "")
+    words = smoke.words_of("vllm", base, 1)
+    memory = psutil.virtual_memory()
+    assert 0 < float(words[words.index("--gpu-memory-utilization") + 1]) < memory.available / memory.total
+    own = read_json(base / "config.json")["max_position_embeddings"]
+    assert words[words.index("--max-model-len") + 1] == str(min(own, smoke.LONGEST_CONTEXT))
 
 
 def test_only_what_is_installed_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

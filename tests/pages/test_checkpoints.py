@@ -109,8 +109,10 @@ def test_what_lies_there_is_replaced_only_when_asked(open_page, project, checkpo
     at.radio(key="checkpoints.export.kind").set_value("merged").run()
     assert at.button(key="checkpoints.export.go").disabled
     at.checkbox(key="checkpoints.export.replace").check().run()
+    at.selectbox(key="checkpoints.export.shard").set_value("5GB").run()
     at.button(key="checkpoints.export.go").click().run()
-    assert started[0][1]["overwrite"] is True and started[0][1]["kind"] == "merged"
+    args = started[0][1]
+    assert (args["kind"], args["overwrite"], args["max_shard_size"]) == ("merged", True, "5GB")
 
 
 def test_tools_of_others_are_offered_where_they_are(open_page, project, checkpoint, started, tmp_path, monkeypatch):
@@ -132,6 +134,21 @@ def test_tools_of_others_are_offered_where_they_are(open_page, project, checkpoi
     assert "q4_k_m" in at.selectbox(key="checkpoints.export.format.ollama").options
     next(each for each in at.button if each.label == "Create it in Ollama").click().run()
     assert started == [("ollama", {"export": str(project.path("exports", "a")), "name": "a"})]
+
+
+def test_another_tool_is_asked_and_its_answers_told(open_page, project, checkpoint, started):
+    with open_db(project.folder) as db:
+        checkpoints.put_output(db, checkpoints.Output("merged", "merged/a", "lora-1", 20, {"verified": True}))
+    at = open_page(PAGE)
+    next(each for each in at.button if each.label == "Ask transformers the gate's questions").click().run()
+    asked = {"export": str(project.path("merged", "a")), "tool": "transformers"}
+    assert started == [("smoke", asked)]
+    found = {"passed": False, "same": 7, "all": 8, "question": "Who are you?", "expected": "Luna.", "found": "No one."}
+    with open_db(project.folder) as db:
+        store_jobs.add(db, store_jobs.Job("smoke", args=asked, state="finished", result=found))
+    at = open_page(PAGE)
+    assert "transformers gives 7 of 8 greedy answers" in words(at)
+    assert any("here: Luna.\ntransformers: No one." in each.value for each in at.code)
 
 
 def test_exports_are_listed_and_a_failed_one_is_loud(open_page, project, checkpoint):
