@@ -61,7 +61,7 @@ def main() -> None:
             atomic_write_json(RESULTS / "formats.json", found)
             atomic_write_text(RESULTS / "formats.md", page(list(found.values())))
             print(" | ".join(found[f"{name} {form}"]), flush=True)
-    print((RESULTS / "formats.md").read_text(encoding="utf-8"))
+    print(page(list(found.values())))
 
 
 def read_rows() -> dict[str, Row]:

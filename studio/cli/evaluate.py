@@ -97,7 +97,8 @@ def scorecard(evaluation: Evaluation) -> None:
         for line in scores.lines(evaluation.scores)
         if line.num_probes
     ]
-    show.table(["", "base", "tuned", "target", "probes"], rows)
+    if rows:
+        show.table(["", "base", "tuned", "target", "probes"], rows)
     _divergence(evaluation)
     if groups := evaluation.scores.get("groups"):
         show.table(["probes passed", "base", "tuned", "difference"], [_group_row(*pair) for pair in groups.items()])

@@ -48,6 +48,18 @@ def test_its_verdict_counts_and_is_turned_round() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "passed"),
+    [
+        ("PASS: it greets.", True), ("FAIL - it greets.", False), ("**Fail**\nit greets.", False),
+        ("<think>Is it a greeting? FAIL?</think>\nPASS\nit greets.", True), ("PASSABLE", None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_its_first_word(said: str, passed: bool | None) -> None:
+    [mark] = parse_suite(SUITE, "x").probes()[0].marks(Said("Hi"), judge(said))
+    assert mark.passed is passed and (passed is None or mark.why == "it greets.")
+
+
+@pytest.mark.parametrize(
     ("said", "status", "why"),
     [("Well, PASS I guess", 200, "neither"), ("", 200, "neither"), ("x", 401, "status 401"), ("x", 500, "status 500")],
 )
