@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=tuple(writer.FORMATS))
-    parser.add_argument("--minutes", type=float, default=60, help="begin no file after so long; the next call goes on")
+    parser.add_argument("--minutes", type=float, default=60, help="end with the first file that is done after so long")
     parser.add_argument("--fresh", action="store_true", help="measure what was measured before, too")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,11 +56,15 @@ def main() -> None:
     found = {} if asked.fresh else read_rows()
     for name, folder in ({"starter": ""} | dict(each.split("=", 1) for each in asked.adapters)).items():
         lacking = [form for form in asked.formats if f"{name} {form}" not in found]
-        for form, row in measured(read_adapter(Path(folder)) if folder else None, lacking, deadline):
+        if not lacking:
+            continue
+        for form, row in measured(read_adapter(Path(folder)) if folder else None, lacking):
             found[f"{name} {form}"] = [name, form, *row]
             atomic_write_json(RESULTS / "formats.json", found)
             atomic_write_text(RESULTS / "formats.md", page(list(found.values())))
             print(" | ".join(found[f"{name} {form}"]), flush=True)
+            if time.monotonic() > deadline:
+                sys.exit("Out of time. Call this again to go on.")
     print(page(list(found.values())))
 
 
@@ -70,17 +74,13 @@ def read_rows() -> dict[str, Row]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def measured(adapter: Adapter | None, formats: Sequence[str], deadline: float) -> Iterator[tuple[str, Row]]:
+def measured(adapter: Adapter | None, formats: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """One a format: the file written, read back, and gone again."""
-    if not formats or time.monotonic() > deadline:
-        return
     base = require(STARTER)
     expected, weights = expected_of(base, adapter, torch.float32, CPU), FoldedWeights(base, adapter)
     speech = speech_of(vocabulary_of(expected.tokenizer, weights.config.vocab_size), expected)
     num_weights = sum(shape.numel() for shape in weights.shapes.values())
     for form in formats:
-        if time.monotonic() > deadline:
-            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "x.gguf"
             writer.write(Job(path.parent), path, weights, speech, writer.FORMATS[form], {"name": "x"})

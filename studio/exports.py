@@ -12,7 +12,7 @@ from typing import Any
 from studio import jobs, runs
 from studio.errors import JobError, StudioError
 from studio.machine import INSTALL_QUANTIZE, LLAMA_CPP_PACKAGES, QUANTIZE_TOOL
-from studio.models import resolve
+from studio.other_servers import Use, server_lines, use
 from studio.paths import slugify
 from studio.projects import Project
 from studio.store import checkpoints as store
@@ -83,15 +83,6 @@ def formats_here(kind: str) -> tuple[str, ...]:
 
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-
-
-@dataclass(frozen=True)
-class Use:
-    """A command that runs an export elsewhere."""
-
-    tool: str
-    command: str
-    is_installed: bool
 
 
 def folder_of(project: Project, name: str, choice: Choice) -> Path:
@@ -182,23 +173,10 @@ def uses(kind: str, folder: Path, base: str, file: str = "") -> Iterator[Use]:
         command = f"{shlex.join(['ollama', 'create', name, '-f', model])}\n{shlex.join(['ollama', 'run', name])}"
         yield Use("Ollama", command, has_ollama())
     if kind in ("ollama", "gguf"):
-        yield _use("llama.cpp", ["llama-server", "-m", str(folder / file), "--jinja"], "llama-server")
+        yield use("llama.cpp", ["llama-server", "-m", str(folder / file), "--jinja"])
     if kind == "merged":
-        yield _use("vLLM", ["vllm", "serve", place, "--served-model-name", name], "vllm")
-        yield _use("LMDeploy", ["lmdeploy", "serve", "api_server", place, "--model-name", name], "lmdeploy")
-        yield _use("transformers", ["transformers", "serve", place], "transformers")
+        yield use("vLLM", ["vllm", "serve", place, "--served-model-name", name])
+        yield use("LMDeploy", ["lmdeploy", "serve", "api_server", place, "--model-name", name])
+        yield use("transformers", ["transformers", "serve", place])
     if kind == "adapter":
-        named = _served_base(base)
-        loras = ["--enable-lora", "--lora-modules", f"{name}={place}"]
-        yield _use("vLLM", ["vllm", "serve", named, *loras], "vllm")
-        yield _use("LMDeploy", ["lmdeploy", "serve", "api_server", named, "--adapters", f"{name}={place}"], "lmdeploy")
-
-
-def _use(tool: str, command: list[str], program: str) -> Use:
-    return Use(tool, shlex.join(command), shutil.which(program) is not None or find_spec(program) is not None)
-
-
-def _served_base(base: str) -> str:
-    """What a server of another tool is told of a base: an id of the hub, else its folder."""
-    found = resolve(base)
-    return found.id if found.kind == "huggingface" else str(found.folder)
+        yield from server_lines(base, {name: folder})

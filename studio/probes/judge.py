@@ -49,7 +49,9 @@ class Judge:
         content = f"Rule: {rubric}\n\nQuestion:\n<<<\n{prompt}\n>>>\n\nAnswer:\n<<<\n{answer}\n>>>"
         messages = [{"role": "system", "content": TASK}, {"role": "user", "content": content}]
         try:
-            said = self._ask({"model": self.model, "messages": messages, "temperature": 0, "max_tokens": LONGEST_VERDICT})
+            said = self._ask(
+                {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": LONGEST_VERDICT}
+            )
         except httpx.HTTPStatusError as error:
             return Mark(RUBRIC, None, f"the judge answered with status {error.response.status_code}")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:

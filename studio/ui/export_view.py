@@ -8,7 +8,8 @@ from typing import Any
 import streamlit as st
 
 from studio import exports
-from studio.exports import Choice, Use
+from studio.exports import Choice
+from studio.other_servers import Use
 from studio.projects import Project
 from studio.store.checkpoints import Checkpoint, Output
 from studio.ui.i18n import N_, _

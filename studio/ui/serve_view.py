@@ -128,7 +128,7 @@ def _other_servers(base: str, adapters: dict[str, Path], port: int) -> None:
     """The same with vLLM or LMDeploy, for where they are."""
     with st.expander(_("Other servers"), icon=":material/terminal:"):
         for line in server_lines(base, adapters, port):
-            st.caption(line.tool if line.installed else _("{tool} is not installed here.").format(tool=line.tool))
+            st.caption(line.tool if line.is_installed else _("{tool} is not installed here.").format(tool=line.tool))
             st.code(line.command, language="bash", wrap_lines=True)
 
 

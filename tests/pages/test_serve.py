@@ -159,8 +159,25 @@ def test_other_servers_lines_name_base_and_adapters(tmp_path):
     vllm, lmdeploy = server_lines("org/model", {"mine": tmp_path / "a b"}, 8001)
     words = shlex.split(vllm.command)
     assert words[:3] == ["vllm", "serve", "org/model"] and f"mine={tmp_path / 'a b'}" in words
-    assert words[words.index("--port") + 1] == "8001" and not vllm.installed
+    assert words[words.index("--port") + 1] == "8001" and not vllm.is_installed
     assert shlex.split(lmdeploy.command)[:4] == ["lmdeploy", "serve", "api_server", "org/model"]
+
+
+def test_vllm_is_told_of_high_ranks_and_of_another_template(tmp_path):
+    """It refuses ranks above 16, and speaks to adapters by the base's template."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "chat_template.jinja").write_text("one")
+    (base / "config.json").write_text("{}")
+    for name, config, template in (("low", {"r": 16}, "one"), ("high", {"r": 8, "rank_pattern": {"q": 40}}, "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        (tmp_path / name / "chat_template.jinja").write_text(template)
+    low = server_lines(str(base), {"low": tmp_path / "low"})[0].command
+    assert "--max-lora-rank" not in low and "--chat-template" not in low
+    both = shlex.split(server_lines(str(base), {name: tmp_path / name for name in ("low", "high")})[0].command)
+    assert both[both.index("--max-lora-rank") + 1] == "64"
+    assert both[both.index("--chat-template") + 1] == str(tmp_path / "high" / "chat_template.jinja")
 
 
 def test_stop_asks_the_server_to_stop(open_page, project, server, started):
