@@ -6,13 +6,67 @@ every weight that is read drives what the calls need out of the processor's cach
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Worn:
+    """Which rows of a batch wear what was laid: from `first` to before `end` of `num_rows`.
+
+    `gate` (rows that wear, ranks): 1 where a column of the ranks is of the row's own adapter, else 0; None when all
+    are 1. The default: every row of any batch wears all.
+    """
+
+    first: int = 0
+    end: int = 0
+    num_rows: int = 0
+    gate: Tensor | None = None
+
+    def tokens(self, num_rows: int, num_tokens: int) -> slice:
+        """Where the tokens of these rows stand. Raises ValueError where a layer mixes the rows of a batch."""
+        if not self.num_rows:
+            return slice(None)
+        if num_rows != self.num_rows:
+            raise rows_are_mixed()
+        each = num_tokens // num_rows
+        return slice(self.first * each, self.end * each)
+
+
+class Ups:
+    """The wide sides of adapters, of layers side by side: `ups` has one for each layer, (ranks, width).
+
+    Neighbours of one shape are one call; zeros between layers of different inputs would have to be read.
+    """
+
+    def __init__(self, ups: Sequence[Tensor]) -> None:
+        self._runs: list[tuple[int, int, Tensor]] = []  # (first column, first rank, (layers, ranks, width))
+        column = rank = 0
+        for (num_ranks, width), group in groupby(ups, key=lambda up: up.shape):
+            run = torch.stack(list(group)).contiguous()
+            if num_ranks:
+                self._runs.append((column, rank, run))
+            column, rank = column + len(run) * width, rank + len(run) * num_ranks
+
+    def sums(self, wide: Tensor, narrow: Tensor) -> list[Callable[[], Tensor]]:
+        """Calls that add to `wide` (tokens, widths) in place what `narrow` (tokens, ranks) gives."""
+        return [_sum(wide[:, column:], narrow[:, rank:], run) for column, rank, run in self._runs]
+
+
+def _sum(wide: Tensor, narrow: Tensor, run: Tensor) -> Callable[[], Tensor]:
+    num, num_ranks, width = run.shape
+    wide, narrow = wide[:, : num * width], narrow[:, : num * num_ranks]
+    if num == 1:
+        return partial(wide.addmm_, narrow, run[0])
+    apart = [each.unflatten(1, (num, -1)).transpose(0, 1) for each in (wide, narrow)]
+    return partial(apart[0].baddbmm_, apart[1], run)
 
 
 class Joint:
@@ -26,9 +80,8 @@ class Joint:
         self._product = product
         self._input: Tensor | None = None  # held, so that no other tensor can be taken for it
         self._said: list[Tensor | None] = []
-        self._down = self._up = torch.empty(0, 0)
-        self._is_worn = False
-        self._gate: Tensor | None = None
+        self.down, self.ups = torch.empty(0, 0), Ups([])
+        self.worn: Worn | None = None
 
     def forward(self, number: int, x: Tensor) -> Tensor:
         """Of the layer with this number. What was given once is computed anew, as its reader may change it."""
@@ -44,37 +97,37 @@ class Joint:
         assert said is not None
         return said
 
-    def lay(self, down: Tensor, up: Tensor) -> None:
-        """Adapters side by side: (x · `down`ᵀ) · `up` is what they add. `down` (ranks, in), `up` (ranks, out)."""
-        self._down, self._up = down, up
+    def lay(self, down: Tensor, ups: Sequence[Tensor]) -> None:
+        """Adapters side by side: (x · `down`ᵀ) · up is what they add to a layer.
 
-    def send(self, is_worn: bool, gate: Tensor | None = None) -> None:
-        """Whether any row of the following batches wears what was laid.
-
-        `gate` (rows, ranks): 1 where a column of the ranks is of the row's own adapter, else 0; None when all are 1.
+        `down` (ranks of all layers, in); `ups` has one for each layer, (its ranks, its width), of the same number
+        format.
         """
-        self._is_worn, self._gate = is_worn, gate
+        self.down, self.ups = down, Ups(ups)
+
+    def send(self, worn: Worn | None) -> None:
+        """Which rows of the following batches wear what was laid; None for none of them."""
+        self.worn = worn
 
     def _computed(self, x: Tensor) -> Tensor:
         """(…, out) of x (…, in)."""
         out = self._product(x)
-        if not self._is_worn:
+        if self.worn is None:
             return out
-        narrow = nn.functional.linear(x.to(self._down.dtype), self._down).view(-1, len(self._down))
-        wide = out.reshape(len(narrow), -1).to(narrow.dtype)
-        return self._add(wide, narrow, len(x)).to(out.dtype).view(out.shape)
+        flat, tokens = out.flatten(0, -2), x.flatten(0, -2)
+        those = self.worn.tokens(len(x), len(flat))
+        wide = flat[those].to(self.down.dtype)
+        self._add(wide, nn.functional.linear(tokens[those].to(self.down.dtype), self.down))
+        flat[those] = wide
+        return flat.view(out.shape)
 
-    def _add(self, wide: Tensor, narrow: Tensor, num_rows: int) -> Tensor:
-        """Add what adapters say to `wide` (tokens, out), and return it; `narrow` (tokens, ranks) is changed too.
-
-        Raises ValueError where a layer mixes the rows of a batch.
-        """
-        gate = self._gate
+    def _add(self, wide: Tensor, narrow: Tensor) -> None:
+        """Add what adapters say to `wide` (tokens, out), of rows that wear some; `narrow` (tokens, ranks) changes."""
+        gate = self.worn.gate if self.worn else None
         if gate is not None:
-            if num_rows != len(gate):
-                raise rows_are_mixed()
-            narrow.mul_(gate if len(narrow) == num_rows else gate.repeat_interleave(len(narrow) // num_rows, dim=0))
-        return wide.addmm_(narrow, self._up)
+            narrow.mul_(gate.repeat_interleave(len(narrow) // len(gate), dim=0))
+        for add in self.ups.sums(wide, narrow):
+            add()
 
 
 def rows_are_mixed() -> ValueError:

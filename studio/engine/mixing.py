@@ -18,7 +18,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from studio.engine.adapters import core_of
-from studio.engine.joint import Joint, joint_of, keeps_rows_apart, rows_are_mixed
+from studio.engine.joint import Joint, Worn, joint_of, keeps_rows_apart, rows_are_mixed
 
 BASE_ADAPTER = "__base__"  # PEFT's name for a row that no adapter touches
 SETTLED = 4  # batches of the same rows after which no other one is expected to take turns with them
@@ -75,11 +75,11 @@ class RowAdapters:
             # beside those of the batch before: a batch that reads its prompts and one that is answered take turns
             self._stack(sorted({*used, *self._names} - {BASE_ADAPTER}))
         self._names = names
-        gates: dict[Ranks, Tensor | None] = {}
+        worn: dict[Ranks, Worn | None] = {}
         for part in self._parts:
-            if part.ranks not in gates:
-                gates[part.ranks] = _gate(part.ranks, self._names, part.device, self._dtype)
-            part.send(self._names, gates[part.ranks])
+            if part.ranks not in worn:
+                worn[part.ranks] = _worn(part.ranks, self._names, part.device, self._dtype)
+            part.send(self._names, worn[part.ranks])
 
     def wear(self, name: str) -> None:
         """All rows of all batches wear the adapter that the model wears too; what is not plain stays PEFT's."""
@@ -89,7 +89,7 @@ class RowAdapters:
                 part.close()
         self._parts = [part for part in self._parts if isinstance(part, _Plain)]
         for part in self._parts:
-            part.send([name], None)
+            part.send([name], Worn() if part.ranks else None)
 
     def close(self) -> None:
         """Every layer is PEFT's again."""
@@ -136,16 +136,16 @@ class _Plain:
         if here:
             down = torch.cat([module.lora_A[name].weight.detach() for module, name in here]).to(dtype)
             ups = [_up(modules.get(number), size, adapters) for number, size in enumerate(joint.sizes)]
-            joint.lay(down, torch.block_diag(*ups).to(self.device, dtype).contiguous())
+            joint.lay(down, [up.to(self.device, dtype) for up in ups])
         for number, module in modules.items():
             module.forward = partial(joint.forward, number)
 
-    def send(self, names: list[str], gate: Tensor | None) -> None:
-        """Rows of a batch wear these; `gate` is theirs."""
-        self._joint.send(not {name for name, _ in self.ranks}.isdisjoint(names), gate)
+    def send(self, names: list[str], worn: Worn | None) -> None:
+        """Rows of a batch wear these; `worn` says it of this layer's adapters."""
+        self._joint.send(worn)
 
     def close(self) -> None:
-        self._joint.send(False)
+        self._joint.send(None)
         for module in self._modules.values():
             del module.forward
 
@@ -162,7 +162,7 @@ class _Apart:
         self.device = next(module.parameters()).device
         module.forward = self.forward
 
-    def send(self, names: list[str], gate: Tensor | None) -> None:
+    def send(self, names: list[str], worn: Worn | None) -> None:
         self._names = names
 
     def close(self) -> None:
@@ -225,12 +225,14 @@ def _is_plain(module: Any, name: str) -> bool:
     )
 
 
-def _gate(
-    ranks: Sequence[tuple[str, int]], names: Sequence[str], device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """(rows, columns of the stack): 1 where a column is of the row's adapter, else 0. None when all are 1."""
-    columns = [owner for owner, rank in ranks for _ in range(rank)]
-    values = [[float(owner == name) for owner in columns] for name in names]
-    if all(all(row) for row in values):
+def _worn(ranks: Ranks, names: Sequence[str], device: torch.device, dtype: torch.dtype) -> Worn | None:
+    """Which of the rows that wear `names` wear adapters of these ranks; None for no row."""
+    owners = [owner for owner, rank in ranks for _ in range(rank)]
+    wearing = [row for row, name in enumerate(names) if name in owners]
+    if not wearing:
         return None
-    return torch.tensor(values, device=device, dtype=dtype)
+    first, end = wearing[0], wearing[-1] + 1
+    values = [[float(owner == name) for owner in owners] for name in names[first:end]]
+    if not all(map(all, values)):
+        return Worn(first, end, len(names), torch.tensor(values, device=device, dtype=dtype))
+    return Worn() if end - first == len(names) else Worn(first, end, len(names))
