@@ -78,9 +78,11 @@ def search(
     methods: Sequence[str] = (),
     recipes: Sequence[str] = (),
     only_fitting: bool = False,
+    max_billions: int = 0,
+    max_memory_gib: int = 0,
 ) -> list[BuiltIn]:
-    """The rows that have every word somewhere (name, base, what the data is), and are of the families, methods and
-    recipes chosen; an empty choice takes all."""
+    """The rows that have every word somewhere (name, base, what the data is), and are of the families, methods,
+    recipes, size and memory chosen; an empty choice and 0 take all."""
     wanted = words.lower().split()
     return [
         row
@@ -89,5 +91,7 @@ def search(
         and (not methods or row.method in methods)
         and (not recipes or row.recipe in recipes)
         and (row.fits or not only_fitting)
+        and (not max_billions or row.billions <= max_billions)
+        and (not max_memory_gib or row.memory_bytes <= max_memory_gib * estimate.GIB)
         and all(word in f"{row.name} {row.base} {row.about} {row.task}".lower() for word in wanted)
     ]

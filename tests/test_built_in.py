@@ -43,4 +43,7 @@ def test_search() -> None:
     assert {row.recipe for row in search(rows, "chinese law")} == {"lawyer"}
     found = search(rows, families=["qwen1_5"], methods=["full"], recipes=["alpaca"], only_fitting=True)
     assert found and all(row.fits and row.method == "full" and row.family == "qwen1_5" for row in found)
+    small = search(rows, max_billions=2, max_memory_gib=12)
+    assert small and all(row.billions <= 2 and row.memory_bytes <= 12 * GIB for row in small)
+    assert {row.method for row in search(rows, "llama2_7b_", max_memory_gib=12)} == {"qlora"}
     assert search(rows, "no such words") == [] and len(search(rows)) == len(rows)

@@ -78,7 +78,7 @@ def data_files(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         raise DataError(f"{str(path)!r} cannot be read: {error}.", ALLOWED) from error
     if not path.is_dir():
-        raise DataError(f"There is no file {path.name!r}.", "Give its full path.")
+        raise DataError(f"There is no file {str(path)!r}.", "Give its full path.")
     files = [file for file in found if suffix_of(file) in DATA_SUFFIXES] or found
     if not files:
         raise DataError(f"The folder {path.name!r} holds no file of data.", ALLOWED)

@@ -12,8 +12,10 @@ from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
 
 KEY = "config.built_in"
+SIZES = (0, 2, 4, 9, 15, 35, 75)  # billions of weights at most; 0 for all
+MEMORIES = (0, 8, 12, 16, 24, 48, 80, 640)  # GiB at most, as cards and machines with eight of them have
 METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full"}
-TABLE_HEIGHT = 420
+TABLE_HEIGHT, ROW_HEIGHT = 353, 35  # pixels; a row as Streamlit draws it
 FITS_WIDTH, INCOMPLETE_WIDTH = 60, 100  # pixels that their headers need, in English and Chinese
 
 
@@ -54,7 +56,7 @@ def _filtered(rows: tuple[BuiltIn, ...]) -> list[BuiltIn]:
         _("Search"), key=f"{KEY}.words", placeholder="internlm2 1_8b alpaca", label_visibility="collapsed",
         icon=":material/search:",
     )  # fmt: skip
-    left, middle, right = st.columns(3, vertical_alignment="bottom")
+    left, middle, right = st.columns(3, vertical_alignment="top")
     families = left.multiselect(
         _("Model"), sorted({row.family for row in rows}), key=f"{KEY}.families", placeholder=_("All")
     )
@@ -65,8 +67,19 @@ def _filtered(rows: tuple[BuiltIn, ...]) -> list[BuiltIn]:
         methods = st.pills(
             _("Method"), list(METHODS), selection_mode="multi", key=f"{KEY}.methods", format_func=METHODS.get
         )  # fmt: skip
-    fitting = st.toggle(_("Only what fits this machine"), key=f"{KEY}.fits")
-    return built_in.search(rows, words or "", families, methods or (), recipes, fitting)
+    left, middle, right = st.columns(3, vertical_alignment="bottom")
+    size = left.selectbox(_("Size at most"), SIZES, format_func=_billions, key=f"{KEY}.size")
+    memory = middle.selectbox(_("Memory at most"), MEMORIES, format_func=_gib, key=f"{KEY}.memory")
+    fitting = right.toggle(_("Only what fits this machine"), key=f"{KEY}.fits")
+    return built_in.search(rows, words or "", families, methods or (), recipes, fitting, size, memory)
+
+
+def _billions(number: int) -> str:
+    return _("{number} billion weights").format(number=number) if number else _("All")
+
+
+def _gib(number: int) -> str:
+    return f"{number} GiB" if number else _("All")
 
 
 def _table(found: list[BuiltIn]) -> BuiltIn | None:
@@ -75,11 +88,12 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
         [
             {
                 "fits": "✓" if row.fits else "", "name": row.name, "size": row.billions, "method": row.method,
-                "memory": row.memory_bytes / GIB, "data": _(row.about), "missing": bool(row.missing),
+                "memory": row.memory_bytes / GIB, "data": _(row.about), "missing": "✓" if row.missing else "",
             }
             for row in found
         ],
-        hide_index=True, height=TABLE_HEIGHT, on_select="rerun", selection_mode="single-row",
+        hide_index=True, on_select="rerun", selection_mode="single-row",
+        height=min(TABLE_HEIGHT, ROW_HEIGHT * (len(found) + 1) + 3),
         key=f"{KEY}.table.{hash(tuple(row.name for row in found))}",
         column_config={
             "fits": st.column_config.TextColumn(
@@ -90,7 +104,7 @@ def _table(found: list[BuiltIn]) -> BuiltIn | None:
             "method": st.column_config.TextColumn(_("Method"), width="small"),
             "memory": st.column_config.NumberColumn(_("Memory"), format="%.1f GiB", width="small"),
             "data": st.column_config.TextColumn(_("Data")),
-            "missing": st.column_config.CheckboxColumn(
+            "missing": st.column_config.TextColumn(
                 _("Incomplete"), width=INCOMPLETE_WIDTH, help=_("Part of it cannot be done in Retune yet.")
             ),
         },

@@ -310,7 +310,7 @@ def test_another_encoding_than_the_one_named_is_said_once(tmp_path: Path, name: 
 def test_a_name_that_says_gzip_wrongly_and_one_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a.jsonl.gz is not gzip"):
         list(scan(write(tmp_path / "a.jsonl.gz", "no gzip at all")))
-    with pytest.raises(DataError, match="no file 'nope.csv'") as raised:
+    with pytest.raises(DataError, match="no file '.*nope.csv'") as raised:
         list(scan(tmp_path / "nope.csv"))
     assert "Allowed" not in str(raised.value)
 
