@@ -34,7 +34,7 @@ def server_lines(base: str, adapters: Mapping[str, Path], port: int = PORT) -> l
     vllm += ["--enable-lora", "--max-loras", str(len(named)), "--lora-modules", *named] if named else []
     vllm += [*_rank(adapters), *_template(found.folder, adapters)]
     lmdeploy = ["lmdeploy", "serve", "api_server", model, "--server-name", HOST, "--server-port", str(port)]
-    lmdeploy += ["--adapters", *named] if named else []
+    lmdeploy += ["--backend", "pytorch", "--adapters", *named] if named else []  # its other one leaves adapters out
     return [use("vLLM", vllm), use("LMDeploy", lmdeploy)]
 
 

@@ -47,19 +47,32 @@ def score_rows(evaluation: Evaluation) -> list[list[str]]:
     """[name, base, tuned] in words, one list a score, as tables show them."""
     return [
         [TITLES[line.name], _value(line, line.base), _value(line, line.tuned) + _verdict(line)]
-        for line in scores.lines(evaluation.scores)
+        for line in _lines(evaluation)
     ]
+
+
+def group_rows(evaluation: Evaluation) -> list[list[str]]:
+    """[group, base passes, tuned passes, difference] in words, one list for each group of a suite's probes."""
+    return [
+        [name, *(_rate(scores.triple(each[side])) for side in ("base", "tuned")), scores.in_words(each["difference"])]
+        for name, each in (evaluation.scores.get("groups") or {}).items()
+    ]
+
+
+def not_held(answer: Answer) -> str:
+    """The assertions that the answer does not hold or that nobody decided, each with what was found."""
+    marks = answer.detail.get("marks") or []
+    return " · ".join(f"{each['type']}: {each['why']}" for each in marks if each["passed"] is not True)
 
 
 def as_html(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
     """The scorecard as one page without outside references; whatever models or people wrote is shown as text."""
-    lines = scores.lines(evaluation.scores)
     title = f"{evaluation.subject}: scorecard"
     body = f"""<h1>{text(evaluation.subject)}</h1>
 <p class="sub">beside its base {text(evaluation.base)} · weights {text(evaluation.weights_hash[:16])}
 · {text(evaluation.created_at[:19].replace("T", " "))} UTC</p>
-<table><thead><tr><th>Score</th><th>Base</th><th>Tuned</th><th>Target</th><th>Probes</th><th></th></tr></thead>
-<tbody>{"".join(_score_row(line) for line in lines)}</tbody></table>
+{_scores(_lines(evaluation))}
+{_suite_groups(group_rows(evaluation))}
 <p class="faint">Values in brackets are 95 % intervals: Wilson's for shares, a bootstrap for perplexity.</p>
 {_groups(evaluation.scores)}
 {_answers("Failures", [answer for answer in answers if answer.failed], "No probe failed.")}
@@ -83,24 +96,48 @@ def page(title: str, body: str, style: str = "") -> str:
 def as_markdown(evaluation: Evaluation, answers: Sequence[Answer]) -> str:
     """The scorecard and its failures in Markdown."""
     rows = [f"| {mark(name)} | {mark(base)} | {mark(tuned)} |" for name, base, tuned in score_rows(evaluation)]
-    failures = [
-        f"- **{mark(answer.prompt)}** ({mark(answer.kind)}, {mark(answer.intent)})\n"
-        f"  - base: {mark(answer.base_answer)}\n  - tuned: {mark(answer.answer)}"
-        for answer in answers
-        if answer.failed
-    ]
+    failures = [_failure(answer) for answer in answers if answer.failed]
     head = [
         f"# {mark(evaluation.subject)}",
         "",
         f"Beside its base {mark(evaluation.base)}, weights `{evaluation.weights_hash[:16]}`, "
         f"{evaluation.created_at[:19]} UTC. Brackets hold 95 % intervals.",
         "",
-        "| Score | Base | Tuned |",
-        "| --- | --- | --- |",
+        *(["| Score | Base | Tuned |", "| --- | --- | --- |"] if rows else []),
     ]
+    groups = [f"| {' | '.join(map(mark, row))} |" for row in group_rows(evaluation)]
+    if groups:
+        rows += ["", "| Probes passed | Base | Tuned | Difference |", "| --- | --- | --- | --- |", *groups]
     tail = ["", "## Failures", "", *(failures or ["No probe failed."]), "", "## How it was measured", ""]
     told = json.dumps(setting(evaluation), ensure_ascii=False, indent=2).replace("```", "'''")
     return "\n".join([*head, *rows, *tail, "```json", told, "```", ""])
+
+
+def _failure(answer: Answer) -> str:
+    lines = [
+        f"- **{mark(answer.prompt)}** ({mark(answer.kind)}, {mark(answer.intent)})",
+        f"  - base: {mark(answer.base_answer)}",
+        f"  - tuned: {mark(answer.answer)}",
+    ]
+    why = not_held(answer)
+    return "\n".join([*lines, f"  - not held: {mark(why)}"] if why else lines)
+
+
+def _lines(evaluation: Evaluation) -> list[ScoreLine]:
+    """All four for the standard probes; of a suite of one's own those that its probes measure."""
+    return [line for line in scores.lines(evaluation.scores) if line.num_probes or evaluation.is_standard]
+
+
+def _scores(lines: Sequence[ScoreLine]) -> str:
+    head = "<tr><th>Score</th><th>Base</th><th>Tuned</th><th>Target</th><th>Probes</th><th></th></tr>"
+    rows = "".join(_score_row(line) for line in lines)
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if lines else ""
+
+
+def _suite_groups(rows: Sequence[Sequence[str]]) -> str:
+    head = "<tr><th>Probes passed</th><th>Base</th><th>Tuned</th><th>Difference</th></tr>"
+    cells = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead>{head}</thead><tbody>{cells}</tbody></table>" if rows else ""
 
 
 def _score_row(line: ScoreLine) -> str:
@@ -157,10 +194,10 @@ def _answers(title: str, answers: Sequence[Answer], when_empty: str) -> str:
     rows = "".join(
         f"<tr><td class='faint'>{text(answer.kind)}<br>{text(answer.intent)}</td>"
         f"<td class='text'>{text(answer.prompt)}</td><td class='text'>{text(answer.base_answer)}</td>"
-        f"<td class='text'>{text(answer.answer)}</td></tr>"
+        f"<td class='text'>{text(answer.answer)}</td><td class='faint'>{text(not_held(answer))}</td></tr>"
         for answer in answers
     )
-    head = "<tr><th></th><th>Asked</th><th>Base</th><th>Tuned</th></tr>"
+    head = "<tr><th></th><th>Asked</th><th>Base</th><th>Tuned</th><th>Not held</th></tr>"
     return f"<h2>{title} ({len(answers)})</h2><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 

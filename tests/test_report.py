@@ -7,6 +7,8 @@ import pytest
 
 from studio import report, scores
 from studio.probes import paired
+from studio.probes.assertions import Said
+from studio.probes.reading import parse_suite
 from studio.store.evaluations import Answer, Evaluation
 from tests.marked import mark
 
@@ -89,7 +91,21 @@ def test_markdown_keeps_its_tables(evaluation: Evaluation, answers: list[Answer]
     assert "<script>" not in text.split("```")[0]
     assert not re.search(r"(?<!\\)\[x(?<!\\)\]", text.split("```")[0])
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 5}, "scores, and groups with their difference"
+
+
+def test_a_suite_of_ones_own_shows_its_groups_and_what_was_not_held() -> None:
+    [probe] = parse_suite(
+        "groups: [{name: hours, probes: [{ask: When?, assert: [{type: contains, value: '9'}]}]}]", "shop"
+    ).probes()
+    card = scores.scorecard([scores.mark(probe, Said("At 9."), Said("Never."))])
+    evaluation = Evaluation("job", "run-1", "starter", "ab" * 32, "", card, suite="shop")
+    marks = [{"type": "contains", "passed": False, "why": "9 | <b>"}, {"type": "ends", "passed": True, "why": ""}]
+    detail = {"passed": False, "marks": marks}
+    answers = [Answer(evaluation.id, 0, "other", "", "en", "When?", "At 9.", "Never.", detail)]
+    page, told = report.as_html(evaluation, answers), report.as_markdown(evaluation, answers)
+    assert "Probes passed" in page and "Knows who it is" not in page and "contains: 9 | &lt;b&gt;" in page
+    assert "| Score |" not in told and "| Probes passed |" in told and "not held: contains: 9 \\| \\<b\\>" in told
 
 
 def test_score_rows(evaluation: Evaluation) -> None:

@@ -101,10 +101,11 @@ def _advice(advice: Recommendation) -> dict[str, object]:
 
 
 def table(advice: Recommendation) -> None:
-    """The checkpoints that can be compared, earliest first."""
+    """The checkpoints that can be compared, run by run, earliest first."""
+    order = list(dict.fromkeys(each.run_id for each in advice.candidates))
     rows = [
         (each.run_id, each.step, share(each.identity), share(each.leakage), share(each.growth), _word(each, advice))
-        for each in advice.candidates
+        for each in sorted(advice.candidates, key=lambda each: order.index(each.run_id))
     ]
     if rows:
         show.table(["run", "step", "identity", "leakage", "perplexity", ""], rows)

@@ -89,7 +89,8 @@ def to_modelscope(folder: Path, repo: str, public: bool) -> str:
     except Exception as error:  # the package has a tree of its own; a person needs the cause
         reason = " ".join(str(error).split())[:300]
         raise StudioError(
-            f"ModelScope refuses {repo!r}: {type(error).__name__}: {reason}.", "Set MODELSCOPE_API_TOKEN."
+            f"Nothing was uploaded to {repo!r} on ModelScope: {type(error).__name__}: {reason}.",
+            "Look whether modelscope.cn can be reached, and set MODELSCOPE_API_TOKEN.",
         ) from error
     return f"https://modelscope.cn/models/{repo}"
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from studio.report import not_held
 from studio.store.evaluations import Answer
 from studio.ui.i18n import _
 
@@ -70,7 +71,6 @@ def _group_word(name: str) -> str:
 
 
 def _answer_row(answer: Answer) -> dict[str, str]:
-    marks = answer.detail.get("marks") or []
     word = _("failed") if answer.failed else _("passed")
     return {
         "mark": word if answer.judged else "–",
@@ -78,5 +78,5 @@ def _answer_row(answer: Answer) -> dict[str, str]:
         "question": answer.prompt,
         "base": answer.base_answer,
         "tuned": answer.answer,
-        "why": " · ".join(f"{each['type']}: {each['why']}" for each in marks if each["passed"] is not True),
+        "why": not_held(answer),
     }

@@ -161,6 +161,7 @@ def test_other_servers_lines_name_base_and_adapters(tmp_path):
     assert words[:3] == ["vllm", "serve", "org/model"] and f"mine={tmp_path / 'a b'}" in words
     assert words[words.index("--port") + 1] == "8001" and not vllm.is_installed
     assert shlex.split(lmdeploy.command)[:4] == ["lmdeploy", "serve", "api_server", "org/model"]
+    assert "--backend pytorch --adapters" in lmdeploy.command, "TurboMind leaves adapters out without a word"
 
 
 def test_vllm_is_told_of_high_ranks_and_of_another_template(tmp_path):
