@@ -268,7 +268,10 @@ def adapter_of(project: Project | None, text: str) -> dict[str, str]:
     if project is None or "/" in text or Path(text).is_dir():
         folder = typed_path(text).resolve()
         if not folder.is_dir():
-            raise ServerError(f"There is no adapter folder {text!r}.", "Give RUN, RUN:STEP, or a folder that is there.")
+            hint = "Give RUN, RUN:STEP, or a folder that is there."
+            if models.HUB_ID.fullmatch(text):
+                hint += f" One on Hugging Face first: `hf download {text} --local-dir FOLDER`."
+            raise ServerError(f"There is no adapter folder {text!r}.", hint)
         return {"name": folder.name, "path": str(folder)}
     run_id, _, step_text = text.partition(":")
     if step_text and not step_text.isdigit():

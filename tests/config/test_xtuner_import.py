@@ -202,6 +202,8 @@ def test_code_is_listed_and_never_run(name: str, canary: Path) -> None:
     assert unread and all(each.line >= 1 for each in unread)
     whole = import_text(HOSTILE[name].format(canary=canary) + WRITTEN, "hostile")
     assert whole.config.model.base == "/ft/base/tiny-llama"
+    is_told = any(each.what in line for each in unread for line in (*whole.notes, *whole.unread))
+    assert is_told or name == "eval in a value"  # which the config sets anew
 
 
 BOMBS = {

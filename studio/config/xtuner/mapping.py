@@ -538,6 +538,9 @@ class _Mapper:
             value = self._names.get(key)
             if value not in (None, False, {}):
                 self._list(key, value)
+        for name, value in self._names.items():
+            if isinstance(value, Unread) and not any(str(value) in each for each in self._unread):
+                self._notes.append(f"{value} (for {name}) was not run, and nothing that was taken over uses it")
 
 
 def _files(value: Any) -> Sequence[Any]:
