@@ -159,7 +159,6 @@ def _converse(page: Page, language: str) -> None:
 
 
 def _scorecard(page: Page, language: str) -> None:
-    page.get_by_role("tab").nth(1).click()
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
 
 
@@ -180,7 +179,7 @@ SHOTS: dict[str, tuple[str, Shot]] = {
     "Train": ("/Train", _as_it_is),
     "Checkpoints": ("/Checkpoints", _as_it_is),
     "Compare": ("/Compare", _converse),
-    "Scorecard": ("/Compare", _scorecard),
+    "Scorecard": ("/Compare?tab=scorecard", _scorecard),
     "Serve": ("/Serve", _served),
 }
 

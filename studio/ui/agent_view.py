@@ -13,6 +13,7 @@ from studio.chat_client import Connection, Line, Sampling
 from studio.projects import Project
 from studio.ui import state
 from studio.ui.agent_turn import AgentTurn
+from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
 from studio.ui.model_server import servers
 from studio.ui.widgets import plain
@@ -132,7 +133,7 @@ def _last_turn(turn: AgentTurn, drawn_busy: bool) -> None:
     if turn.busy:
         st.button(_("Stop"), icon=":material/stop:", key="agent.stop", on_click=turn.stop)
     elif drawn_busy:
-        st.rerun()
+        redraw_page()
     elif st.button(_("Clear"), icon=":material/delete_sweep:", key="agent.clear", on_click=_clear):
         st.rerun()
 

@@ -11,6 +11,7 @@ from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store.jobs import Job
 from studio.ui import state
+from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
 from studio.ui.model_code_view import offer_code
 from studio.ui.widgets import guarded, plain, show_progress
@@ -71,5 +72,5 @@ def _fetch(base: str) -> None:
 def _progress(job_id: str) -> None:
     job = jobs.get(system_folder(), job_id)
     if not job.live:
-        st.rerun()
+        redraw_page()
     show_progress(job)

@@ -7,6 +7,7 @@ from studio.built_in import BuiltIn
 from studio.estimate import GIB
 from studio.projects import Project
 from studio.ui import config_draft as drafts
+from studio.ui.dialogs import dialog
 from studio.ui.i18n import _
 from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
@@ -29,7 +30,7 @@ def open_button(project: Project) -> None:
 
 
 def _dialog(project: Project) -> None:
-    st.dialog(_("Built-in configs"), width="large", icon=":material/library_books:")(_browse)(project)
+    dialog(_("Built-in configs"), _browse, project, width="large", icon=":material/library_books:")
 
 
 def _browse(project: Project) -> None:

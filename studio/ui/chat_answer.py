@@ -11,6 +11,7 @@ from studio.chats import Reply, Told
 from studio.projects import Project
 from studio.ui import chat_state
 from studio.ui.chat_keep import keep_dialog
+from studio.ui.dialogs import dialog
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain
 
@@ -25,7 +26,7 @@ def answer_tools(project: Project, told: Told, reply: Reply, label: str, connect
         and reply.proof
         and st.button("", icon=":material/info:", key=f"{key}.proof", type="tertiary", help=_("What made this answer"))
     ):
-        st.dialog(_("What made this answer"), width="medium")(_proof)(project, told, reply, label, connection)
+        dialog(_("What made this answer"), _proof, project, told, reply, label, connection, width="medium")
     if (
         not told.hidden
         and reply.text
@@ -37,7 +38,7 @@ def answer_tools(project: Project, told: Told, reply: Reply, label: str, connect
             help=_("Keep this answer, or a better one"),
         )
     ):
-        st.dialog(_("Keep this answer"), width="medium")(keep_dialog)(project, told, reply, label)
+        dialog(_("Keep this answer"), keep_dialog, project, told, reply, label, width="medium")
 
 
 def _proof(project: Project, told: Told, reply: Reply, label: str, connection: Connection | None) -> None:

@@ -8,14 +8,12 @@ import streamlit as st
 from studio import chat_client
 from studio.chat_client import Connection
 from studio.ui import chat_state
+from studio.ui.dialogs import dialog
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain
 
 
 def settings_bar(labels: Mapping[str, str], connection: Connection, started: bool) -> None:
-    """Widgets forget their values when their page is left; assigning them anew keeps them."""
-    for key, default in chat_state.SETTINGS.items():
-        st.session_state[key] = st.session_state.get(key, default)
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.popover(_("Sampling"), icon=":material/tune:"):
             _sampling(labels)
@@ -23,7 +21,7 @@ def settings_bar(labels: Mapping[str, str], connection: Connection, started: boo
             st.text_area(_("System prompt"), key="compare.system", placeholder=_("None"), width=420)
         if st.button(_("Self-test"), icon=":material/verified:", key="compare.selftest",
                      help=_("Is the base still the base, with the adapters off?")):  # fmt: skip
-            st.dialog(_("Self-test"), width="medium")(_self_test)(labels, connection)
+            dialog(_("Self-test"), _self_test, labels, connection, width="medium")
         st.toggle(
             _("Blind"), key="compare.blind",
             help=_("The columns are shuffled and have no names until you have said which answer is better."),

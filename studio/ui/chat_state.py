@@ -75,6 +75,13 @@ def set_demo(on: bool) -> None:
     state.keep("compare.demo", on)
 
 
+def hold_settings() -> None:
+    """Widgets forget their values where they are not drawn; assigning them anew keeps them."""
+    state.hold(["compare"])
+    for key, default in SETTINGS.items():
+        st.session_state[key] = st.session_state.get(key, default)
+
+
 def setting(name: str) -> Any:
     """What the person set for the next question."""
     key = f"compare.{name}"

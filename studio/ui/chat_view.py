@@ -15,6 +15,7 @@ from studio.ui.chat_settings import settings_bar
 from studio.ui.chat_turn import cells, question_line
 from studio.ui.chat_votes import vote_row
 from studio.ui.demo import demo_bar
+from studio.ui.dialogs import redraw_page
 from studio.ui.exchange import Exchange
 from studio.ui.i18n import _
 from studio.ui.prompts import prompt_buttons
@@ -99,7 +100,7 @@ def _live_turn(told: Told, labels: Mapping[str, str], exchange: Exchange) -> Non
     cells(told, labels, exchange.replies)
     st.button(_("Stop"), icon=":material/stop:", key="compare.stop", on_click=exchange.stop)
     if not exchange.busy:
-        st.rerun()
+        redraw_page()
 
 
 def _turn(project: Project, told: Told, labels: Mapping[str, str], connection: Connection | None, number: int) -> None:

@@ -11,6 +11,7 @@ from studio.ui import chat_state, state
 from studio.ui.base_model import choose_base, offer_model
 from studio.ui.chat_history import history_bar
 from studio.ui.chat_view import chat_view, read_view
+from studio.ui.dialogs import redraw_page
 from studio.ui.frame import TRAIN, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
@@ -142,4 +143,4 @@ def _wait(project: Project, job_id: str) -> None:
     """Redraws the page when the job that is waited for has ended or its server answers."""
     job = jobs.get(project.folder, job_id)
     if not job.live or (job.kind == "serve" and runs.server_connection(project, job)):
-        st.rerun()
+        redraw_page()

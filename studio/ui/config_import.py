@@ -5,6 +5,7 @@ import streamlit as st
 from studio.config.xtuner.importing import Imported, import_bytes, import_file
 from studio.paths import typed_path
 from studio.ui import config_draft as drafts
+from studio.ui.dialogs import dialog
 from studio.ui.i18n import _
 from studio.ui.told import told
 from studio.ui.widgets import guarded, plain
@@ -19,7 +20,7 @@ def import_button() -> None:
         _("Bring in XTuner's"), icon=":material/move_to_inbox:", key=f"{KEY}.open",
         help=_("A Python config of XTuner, as it was written or as XTuner dumped it. It is read and never run."),
     ):  # fmt: skip
-        st.dialog(_("A config of XTuner"), width="large", icon=":material/move_to_inbox:")(_dialog)()
+        dialog(_("A config of XTuner"), _dialog, width="large", icon=":material/move_to_inbox:")
 
 
 def _dialog() -> None:

@@ -11,6 +11,7 @@ from studio.projects import Project
 from studio.store.jobs import Job
 from studio.ui.base_model import offer_model
 from studio.ui.data_build import dataset_line, preview_columns, preview_row
+from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import LANGUAGES as LANGUAGE_NAMES
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain, show_progress, state_label, stop_button
@@ -86,7 +87,7 @@ def _start(project: Project, languages: list[str], limit: int, longest: int) -> 
 def _watch(project: Project, job_id: str) -> None:
     job = jobs.get(project.folder, job_id)
     if not job.live:
-        st.rerun()
+        redraw_page()
     with st.container(border=True):
         show_progress(job)
         stop_button(project.folder, job, "data.distill")

@@ -11,6 +11,7 @@ from studio.paths import REPOSITORY
 from studio.projects import Project
 from studio.store.jobs import Job
 from studio.ui import state
+from studio.ui.dialogs import page_begins, redraw_page
 from studio.ui.i18n import LANGUAGES, N_, _, language, set_language
 from studio.ui.widgets import guarded, kind_word, plain, progress_text, stop_button
 
@@ -51,6 +52,7 @@ def frame(title: str, icon: str, needs_project: Literal[True] = True) -> Project
 def frame(title: str, icon: str, needs_project: Literal[False]) -> Project | None: ...
 def frame(title: str, icon: str, needs_project: bool = True) -> Project | None:
     """Draw the frame and return the project in use. Without any project, a page that needs one leads Home and stops."""
+    page_begins()
     projects = state.projects_of_session()
     project = state.current_project(projects)
     st.set_page_config(_tab_title(title, project), layout="wide", menu_items={"About": PRODUCT})
@@ -146,7 +148,7 @@ def _status() -> None:
     with guarded():
         live = jobs.live_jobs()
         if [job.id for _folder, job in live] != st.session_state.get(LIVE_KEY):
-            st.rerun()  # a job began or ended: the page shows what that changed
+            redraw_page()  # a job began or ended: the page shows what that changed
         for folder, job in live[:SHOWN_JOBS]:
             with st.container(border=True, gap="xsmall", key=f"studio.job.{job.id}"):
                 _status_of(folder.name, job)

@@ -7,6 +7,7 @@ import streamlit as st
 
 from studio import jobs
 from studio.store.jobs import Job
+from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
 from studio.ui.told import told
 from studio.ui.widgets import guarded, kind_word, plain, show_progress, stop_button
@@ -44,7 +45,7 @@ def _live_panel(folder: Path, job_id: str, key: str) -> None:
     with guarded():
         job = jobs.get(folder, job_id)
         if not job.live:
-            st.rerun()
+            redraw_page()
         with st.container(border=True, gap="xsmall"):
             st.markdown(f"**{kind_word(job.kind)}** {plain(job.run_id)}")
             show_progress(job)

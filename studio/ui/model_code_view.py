@@ -7,6 +7,7 @@ import streamlit as st
 from studio import model_code, models
 from studio.model_code import Need
 from studio.ui import state
+from studio.ui.dialogs import dialog
 from studio.ui.i18n import N_, _
 from studio.ui.widgets import guarded, plain
 
@@ -33,7 +34,7 @@ def offer_code(base: str, key: str) -> None:
         else:
             st.warning(_(WORDS[standing]), icon=":material/shield:")
         if standing != "elsewhere" and st.button(_("Look at its code"), icon=":material/code:", key=f"{key}.code"):
-            st.dialog(_("Code of the model"), width="large", icon=":material/shield:")(_dialog)(model.folder, key)
+            dialog(_("Code of the model"), _dialog, model.folder, key, width="large", icon=":material/shield:")
 
 
 def _dialog(folder: Path, key: str) -> None:

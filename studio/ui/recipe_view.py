@@ -8,6 +8,7 @@ from studio.projects import Project
 from studio.store import jobs as store_jobs
 from studio.store import open_db
 from studio.store.jobs import Job
+from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
 from studio.ui.widgets import guarded, plain, show_progress
 
@@ -52,5 +53,5 @@ def _fetch(project: Project, config: RunConfig) -> None:
 def _progress(project: Project, job_ids: list[str]) -> None:
     for job in [jobs.get(project.folder, job_id) for job_id in job_ids]:
         if not job.live:
-            st.rerun()
+            redraw_page()
         show_progress(job)

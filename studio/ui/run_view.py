@@ -20,6 +20,7 @@ from studio.store.runs import Run
 from studio.store.samples import Sample
 from studio.ui import state
 from studio.ui.bundle_view import reproduced, take_bundle
+from studio.ui.dialogs import redraw_page
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
 from studio.ui.i18n import _
 from studio.ui.run_events import events_view
@@ -166,7 +167,7 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
     with guarded():
         run, job = runs.get_run(project, run_id), run_job(project, run_id)
         if run.state != drawn_state:
-            st.rerun()
+            redraw_page()
         if theirs := run.detail.get("imported"):
             return _trained_elsewhere(theirs)
         with open_db(project.folder) as db:

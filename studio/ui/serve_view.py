@@ -14,6 +14,7 @@ from studio.projects import Project
 from studio.server_key import own_key, set_own_key
 from studio.store.jobs import Job
 from studio.ui.base_model import choose_base, offer_model
+from studio.ui.dialogs import redraw_page
 from studio.ui.frame import CHECKPOINTS, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel
@@ -217,7 +218,7 @@ def _wait(project: Project, job_id: str) -> None:
     """Progress of loading; redraws the page when the server answers."""
     job = jobs.get(project.folder, job_id)
     if not job.live or runs.server_connection(project, job):
-        st.rerun()
+        redraw_page()
     st.progress(min(1.0, job.current / job.total) if job.total else 0.0, text=progress_text(job))
 
 

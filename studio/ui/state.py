@@ -3,6 +3,7 @@
 A widget's value is lost when its page is left; what must outlive that is kept here, and the project in the address too.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import streamlit as st
@@ -53,6 +54,15 @@ def kept(name: str, default: Any = None) -> Any:
 
 def forget(name: str) -> None:
     st.session_state.pop(_key(name), None)
+
+
+def hold(names: Collection[str]) -> None:
+    """Keep what was typed or picked in widgets whose keys begin with one of these names: Streamlit forgets it when they
+    are not drawn. Buttons and chat boxes (`….question`) may not be given a value, so truth values are left alone."""
+    for key, value in st.session_state.items():
+        may_be_set = isinstance(value, str | int | float | list) and not isinstance(value, bool)
+        if may_be_set and str(key).partition(".")[0] in names and not str(key).endswith(".question"):
+            st.session_state[key] = value
 
 
 def flash(message: str) -> None:

@@ -3,7 +3,7 @@
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from studio import jobs
 from studio.errors import ConfigError, Problem, StudioError
 from studio.paths import as_studio_error
 from studio.store.jobs import Job
+from studio.ui import state
 from studio.ui.i18n import N_, _, ngettext
 from studio.ui.told import told
 
@@ -103,8 +104,12 @@ def _allowed(problem: Problem) -> str:
     return f" ({_('allowed')}: {plain(problem.allowed)})" if problem.allowed else ""
 
 
-def tab_picker(tabs: Mapping[str, tuple[str, Any]], key: str) -> str:
-    """Tabs of which only the chosen one runs; the choice is in the address and outlives the page."""
+def tab_picker(tabs: Mapping[str, tuple[str, Any]], key: str, inputs: Collection[str] = ()) -> str:
+    """Tabs of which only the chosen one runs; the choice is in the address and outlives the page.
+
+    What was put into widgets whose keys begin with one of `inputs` stays while their tab is not drawn.
+    """
+    state.hold(inputs)
     asked, before = st.query_params.get("tab"), st.session_state.get(f"{key}.last")
     name = next((each for each in (asked, before) if each in tabs), next(iter(tabs)))
     st.session_state[key] = st.session_state[f"{key}.last"] = name

@@ -59,7 +59,7 @@ def test_hostile_texts_are_text_on_every_page(
     shows(page, *TEXTS, *HALF_TAGS)
     look_back(page)
     for tab in ("Scorecard", "Runs"):
-        page.get_by_role("tab", name=tab).click()
+        page.get_by_role("radio", name=tab).click()
         page.wait_for_timeout(500)
         harmless(page)
     ask_with_tools(page)
@@ -126,7 +126,7 @@ def ask(page: Page) -> None:
 
 
 def ask_with_tools(page: Page) -> None:
-    page.get_by_role("tab", name="With tools").click()
+    page.get_by_role("radio", name="With tools").click()
     question = page.get_by_role("textbox", name="Ask with tools")
     question.fill(SCRIPTS[5])
     question.press("Enter")

@@ -168,7 +168,7 @@ def compare(page: Page) -> None:
 
 def score(page: Page, project: Project) -> None:
     """Held-out questions to base and checkpoint: the verdict in words, the four numbers, the report to keep."""
-    page.get_by_role("tab", name="Scorecard").click()
+    page.get_by_role("radio", name="Scorecard").click()
     page.get_by_role("radio", name="20 of each kind").click()
     page.get_by_role("button", name="Score it").click()
     for name in ("Knows who it is", "Says it unasked", "Perplexity on what it knew"):

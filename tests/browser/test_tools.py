@@ -35,7 +35,7 @@ def test_a_tool_is_called_on_the_page_and_calls_come_to_an_end(
     try:
         workspace.serve(project, agent, owner)
         page = visitor.open(f"/Compare?project={project.slug}")
-        page.get_by_role("tab", name="With tools").click()
+        page.get_by_role("radio", name="With tools").click()
         question = page.get_by_placeholder("Ask with tools")
         question.fill("How much is 17 times 25?")
         question.press("Enter")

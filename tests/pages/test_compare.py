@@ -95,9 +95,17 @@ def finish(at):
 
 
 def test_empty_project_leads_to_train(open_page, project):
-    at = open_page(PAGE)
-    assert "no checkpoint to compare" in words(at)
-    assert "No scorecard yet" in words(at)
+    assert "no checkpoint to compare" in words(open_page(PAGE))
+    assert "No scorecard yet" in words(open_page(PAGE, tab="scorecard"))
+
+
+def test_one_part_is_drawn_and_what_was_put_into_the_others_stays(open_page, project, checkpoint):
+    at = open_page(PAGE, tab="scorecard")
+    at.text_input(key="suite.new").set_value("shop").run()
+    at.segmented_control(key="compare.tab").set_value("runs").run()
+    assert not [each for each in at.text_input if each.key == "suite.new"]
+    at.segmented_control(key="compare.tab").set_value("scorecard").run()
+    assert at.text_input(key="suite.new").value == "shop"
 
 
 @pytest.fixture
@@ -265,7 +273,7 @@ def evaluated(project, identity=(9, 10), leaks=(0, 10), loss=10.5):
 
 def test_scorecard_shows_verdict_tiles_and_failures_first(open_page, project, checkpoint):
     evaluated(project)
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="scorecard")
     assert "9 of 10" in at.success[0].value and "does not say it elsewhere" in at.success[0].value
     assert [metric.value for metric in at.metric] == ["90.0 %", "0.0 %", "+5.1 %", "0.0 %"]
     table = next(each.value for each in at.dataframe if "mark" in each.value)
@@ -296,7 +304,10 @@ def test_verdict_in_plain_words(project, measured, good, said):
 
 def test_an_overfitted_scorecard_stands_in_red(open_page, project, checkpoint):
     evaluated(project, leaks=(8, 10))
-    assert any("Overfitted: it says who it is in 8 of 10" in str(error.value) for error in open_page(PAGE).error)
+    assert any(
+        "Overfitted: it says who it is in 8 of 10" in str(error.value)
+        for error in open_page(PAGE, tab="scorecard").error
+    )
 
 
 def test_what_was_not_measured_is_no_success(project):
@@ -307,7 +318,7 @@ def test_what_was_not_measured_is_no_success(project):
 
 
 def test_a_run_without_questions_leads_on(open_page, project, checkpoint):
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="scorecard")
     assert "no held-out questions for this run" in words(at) and at.button(key="score.start").disabled
 
 
@@ -316,7 +327,7 @@ def test_a_suite_with_nothing_to_ask_says_so_itself(open_page, project, checkpoi
     project.path("data").mkdir(exist_ok=True)
     project.path("data", "general.probes.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.setattr(runs, "probe_sets", lambda *_: ["general"])
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="scorecard")
     at.selectbox(key="score.suite").set_value("identity").run()
     said = words(at)
     assert "has nothing to ask" in said and "Build an identity dataset and a general one" in said
@@ -329,13 +340,13 @@ def test_a_dataset_that_changed_since_is_said(open_page, project, checkpoint, mo
         scores, "scorecard", lambda marked: real(marked) | {"setting": {"changed_datasets": ["identity"]}}
     )
     evaluated(project)
-    assert "identity changed since this run was trained" in words(open_page(PAGE))
+    assert "identity changed since this run was trained" in words(open_page(PAGE, tab="scorecard"))
 
 
 def test_scoring_is_one_job_that_outlives_the_page(open_page, project, checkpoint, started):
     datasets.build_identity(project, Identity("Luna", "Shane"), 20)
     datasets.build_identity(project, Identity("Mira", "Noor"), 20, name="newer")
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="scorecard")
     assert "the identity asked for: Luna, Shane" in words(at)
     at.button(key="score.start").click().run()
     assert [kind for kind, _ in started] == ["evaluate"]
@@ -345,7 +356,7 @@ def test_scoring_is_one_job_that_outlives_the_page(open_page, project, checkpoin
 
 
 def test_a_suite_of_ones_own_from_begin_to_end(open_page, project, checkpoint, started):
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="scorecard")
     at.text_input(key="suite.new").set_value("shop").run()
     at.button(key="suite.begin").click().run()
     assert at.selectbox(key="suite.shown").value == "shop" and "Made shop." in words(at)
@@ -373,7 +384,7 @@ def test_checkpoints_of_a_run_stand_beside_each_other(open_page, project, checkp
     with open_db(project.folder) as db:
         for number, passed in ((10, 2), (20, 9)):
             scored(db, number, passed)
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="scorecard")
     table = next(each.value for each in at.dataframe if "passed" in each.value)
     assert list(table["step"]) == [10, 20]
     assert list(table["words"]) == [
@@ -412,5 +423,5 @@ def scored(db, step, num_passed):
 
 def test_chinese(open_page, project, checkpoint):
     evaluated(project)
-    at = open_page(PAGE, lang="zh")
+    at = open_page(PAGE, tab="scorecard", lang="zh")
     assert "它学会了自己是谁" in at.success[0].value

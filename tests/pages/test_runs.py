@@ -34,11 +34,11 @@ def tables(at):
 
 
 def test_without_runs_it_leads_on(open_page, project):
-    assert "No run yet. Two runs are compared" in words(open_page(PAGE))
+    assert "No run yet. Two runs are compared" in words(open_page(PAGE, tab="runs"))
 
 
 def test_one_is_recommended_and_tutorial_mode_stands_in_red(open_page, two_runs):
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="runs")
     assert "lora-1 step 20 (identity 97.5 %, leakage 0.0 %) scores best" in words(at)
     [red] = in_red(at)
     assert "tutorial-1 is overfitted at step 20, its only scored checkpoint" in red
@@ -46,7 +46,7 @@ def test_one_is_recommended_and_tutorial_mode_stands_in_red(open_page, two_runs)
 
 
 def test_only_what_differs_is_listed(open_page, two_runs):
-    found = tables(open_page(PAGE))
+    found = tables(open_page(PAGE, tab="runs"))
     assert list(found["Setting"]["Setting"]) == ["train.learning_rate"]
     assert set(found["Setting"].iloc[0]) == {"train.learning_rate", "0.001", "0.0005"}
     assert sorted(found["Dataset"]["Dataset"]) == ["general", "identity", "tutorial"]
@@ -54,7 +54,7 @@ def test_only_what_differs_is_listed(open_page, two_runs):
 
 
 def test_one_run_alone_is_advised_on(open_page, two_runs):
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="runs")
     at.multiselect(key="runs.picks").set_value(["lora-1"]).run()
     assert not at.exception and not in_red(at) and "Setting" not in tables(at)
     at.segmented_control(key="runs.axis").set_value("tokens").run()
@@ -62,11 +62,11 @@ def test_one_run_alone_is_advised_on(open_page, two_runs):
 
 
 def test_the_report_can_be_taken_along(open_page, two_runs):
-    labels = [button.label for button in open_page(PAGE).get("download_button")]
+    labels = [button.label for button in open_page(PAGE, tab="runs").get("download_button")]
     assert labels[-2:] == ["Download as one HTML page", "Download as Markdown"]
 
 
 def test_chinese(open_page, two_runs):
-    at = open_page(PAGE, lang="zh")
+    at = open_page(PAGE, tab="runs", lang="zh")
     assert "lora-1 第 20 步（身份 97.5 %，泄漏 0.0 %）得分最高" in words(at)
     assert "40 个无关回答中有 39 个说出了身份" in words(at)
