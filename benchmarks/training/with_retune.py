@@ -154,7 +154,6 @@ def config_of(job: dict[str, Any]) -> RunConfig:
                 "beta2": 0.999,
                 "max_grad_norm": job.get("max_grad_norm", 1.0),
                 "gradient_checkpointing": False,
-                "compile": job.get("setting") == "best",
             },
         }
     )

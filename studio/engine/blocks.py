@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from studio.data.packing import Ints
+from studio.engine.cpu import compiled
 
 BLOCK_TOKENS = 128  # best on CPUs, in bfloat16 and in float32
 # Tokens that are one block, whatever they see: calls cost more there than scores that count for nothing.
@@ -172,6 +173,19 @@ class _Plan:
         slots[tokens[real]] = np.flatnonzero(real)
         self._slots, self._elsewhere = slots, np.setdiff1d(np.arange(len(ends)), tokens[real])
         self._places: dict[int, _Places] = {}
+        self._compiled: dict[tuple[int, float], Any] = {}
+
+    def compiled(self, num_heads: int, scaling: float, states: Tensor) -> Any:
+        """The groups as kernels.cpp takes them, for such states; None where it is not in use."""
+        if not compiled.takes(states):
+            return None
+        if (num_heads, scaling) not in self._compiled:
+            places = self.places(num_heads)
+            elsewhere = torch.empty(0, dtype=torch.int64) if places.elsewhere is None else places.elsewhere
+            biases, paddings = [each.bias for each in self.groups], [each.padding for each in self.groups]
+            rows = (places.tokens, places.keys, biases, paddings, places.results, elsewhere)
+            self._compiled[num_heads, scaling] = compiled.now.Blocks(*rows, num_heads, scaling)
+        return self._compiled[num_heads, scaling]
 
     def places(self, num_heads: int) -> "_Places":
         """Indices into rows of (tokens * key heads), made once."""
@@ -249,7 +263,12 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scaling: float) -> Tensor:
         """All (tokens, heads, width); keys and values may have fewer heads."""
-        num_heads = key.shape[1]
+        ctx.plan, ctx.scaling, num_heads = plan, scaling, key.shape[1]
+        ctx.compiled = plan.compiled(num_heads, scaling, value)
+        if ctx.compiled is not None:
+            out, *kept = ctx.compiled.forward(query, key, value)
+            ctx.save_for_backward(query, key, value, *(kept if plan.keeps else ()))
+            return out
         places, rows = plan.places(num_heads), [_rows(each, num_heads) for each in (query, key, value)]
         results, kept = [], []
         for group, tokens, keys in zip(plan.groups, places.tokens, places.keys, strict=True):
@@ -259,12 +278,13 @@ class _BlockAttention(torch.autograd.Function):
             if plan.keeps:
                 kept.append(chances)
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.plan, ctx.scaling = plan, scaling
         return _joined_rows(results).index_select(0, places.results).view(*query.shape[:2], value.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
+        if ctx.compiled is not None:
+            return *ctx.compiled.backward(gradient, query, key, value, kept), None, None
         plan, num_heads = ctx.plan, key.shape[1]
         places, rows = plan.places(num_heads), [_rows(each, num_heads) for each in (query, key, value)]
         wide, d_queries = _rows(gradient, num_heads), []

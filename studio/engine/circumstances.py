@@ -22,6 +22,7 @@ def circumstances(loaded: LoadedModel, trainer: Trainer) -> dict[str, Any]:
         "threads": str(torch.get_num_threads()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attention": trainer.forward.kind,
+        "compiled": "no" if trainer.forward.why_not_compiled else "yes",
         "packing": trainer.packing,
         "processes": str(trainer.ranks.world),
         "base": model_fingerprint(loaded.folder),

@@ -24,6 +24,7 @@ from studio.engine import attention, head, pointwise
 from studio.engine.adapters import core_of, is_adapter, trainable_parameters
 from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
+from studio.engine.cpu import compiled
 from studio.engine.cuda import graphs, liger
 from studio.engine.fused import fuse, unfuse
 from studio.engine.generate import quiet
@@ -56,8 +57,7 @@ class Forward:
         self.device = next(model.parameters()).device
         self._config, self._dtype, self._pad_id = config, dtype, pad_id
         self._core = core_of(model)
-        if why := pointwise.use(config.train.compile, dtype, self.device):
-            print(f"Not compiled (train.compile), and computed as without: {why}", flush=True)
+        self.why_not_compiled = self._compile()
         unfused = fuse(model) if is_adapter(model) else 1
         self._casts = dtype != torch.float32 and unfused > 0
         with self.precision():
@@ -68,6 +68,14 @@ class Forward:
         learned = trainable_parameters(model)
         self._replays = graphs.replays(self._pass, learned, config, self.device, self._unrecordable())
         self.keeps_gradients = self._replays is not None  # a recorded pass adds to these tensors, so they must stay
+
+    def _compile(self) -> str:
+        """Let layers be computed by code compiled for this device, as train.compile says; why they are not."""
+        wanted, on_cpu = self._config.train.compile, self.device.type == "cpu"
+        why = compiled.use(wanted, self._dtype, self.device)
+        by_inductor = wanted == "on" and not on_cpu
+        found = pointwise.use(by_inductor, self._dtype, self.device)
+        return found if by_inductor else why
 
     def use_own_layers(self) -> None:
         """Compute every layer by its own code from here on: where another library's hooks must see it run."""

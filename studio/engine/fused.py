@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from studio.engine.cpu import compiled
 from studio.engine.parts import GatedMlp, Heads, Linears, Norm, Part, Rest
 
 PROBE_TOKENS = 3
@@ -102,6 +103,7 @@ class FusedLayer:
         self._layer, self._attention = layer, attention
         self._heads = Heads(norms[0], attention)
         self._rest = Rest(attention.o_proj, norms[1], _fused(mlp).part)
+        self._compiled = compiled.halves(self._heads, self._rest)
         self._layers = [getattr(attention, name) for name in PROJECTIONS]
         self._layers += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
@@ -132,10 +134,16 @@ class FusedLayer:
         past_key_values: None = None,
         **kwargs: Any,
     ) -> Tensor:
+        first, second = self._halves(x)
         angles = (each.expand(*x.shape[:-1], -1) for each in position_embeddings)
-        heads = _Node.apply(self._heads, 3, x, *angles, *self._heads.lora)
+        heads = _Node.apply(first, 3, x, *angles, *first.lora)
         attended = self._attend(*(each.transpose(1, 2) for each in heads), attention_mask, **kwargs)
-        return _Node.apply(self._rest, 2, x, attended.flatten(2), *self._rest.lora)
+        return _Node.apply(second, 2, x, attended.flatten(2), *second.lora)
+
+    def _halves(self, x: Tensor) -> tuple[Part, Part]:
+        if self._compiled and compiled.takes(x) and x.dtype == self._heads.norm.weight.dtype:
+            return self._compiled
+        return self._heads, self._rest
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
         """What the layer's own attention calls."""

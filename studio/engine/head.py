@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from studio.engine.cpu import compiled
+
 HEAD_ROWS = 256  # positions that go through the head at once: bounds the memory of the logits
 CACHED_NUMBERS = 1 << 18  # float32 logits that are worked on while they are in a core's cache
 
@@ -38,6 +40,8 @@ def frozen_head_gradient(states: Tensor, head: nn.Linear, targets: Tensor, weigh
 
 def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Turn logits into the gradient of their weighted cross-entropy, in place; returns its sum."""
+    if compiled.takes(logits):
+        return torch.ops.retune.cross_entropy_gradient(logits, targets, weights)
     total = weights.new_zeros(())
     rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), rows):

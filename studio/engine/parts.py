@@ -54,13 +54,26 @@ class Linears:
         [name] = layers[0].lora_A
         downs, ups = [layer.lora_A[name].weight for layer in layers], [layer.lora_B[name].weight for layer in layers]
         self.lora = [*downs, *ups]
-        self.widths, self._ranks = [len(up) for up in ups], [len(down) for down in downs]
-        self.width, self._room = sum(self.widths), -(-sum(self._ranks) // ALIGNED) * ALIGNED
-        self._scaling = layers[0].scaling[name]
+        self.widths, self.ranks = [len(up) for up in ups], [len(down) for down in downs]
+        self.width, self._room = sum(self.widths), -(-sum(self.ranks) // ALIGNED) * ALIGNED
+        self.scaling = layers[0].scaling[name]
         self._bases = [layer.get_base_layer() for layer in layers]
-        self._whole = _join(self._bases, self._room) if joined else None
-        self._narrow = None if self._whole is None else self._empty_narrow(self._whole)
-        self.num_kept = 4 if self._whole is None else 2
+        self.whole = _join(self._bases, self._room) if joined else None
+        self._narrow = None if self.whole is None else self._empty_narrow(self.whole)
+        self.num_kept = 4 if self.whole is None else 2
+
+    @property
+    def up(self) -> Tensor | None:
+        """B of all layers, each in rows and columns of its own, where `joined`; `ranks` columns of each count."""
+        return self._narrow and self._narrow[1]
+
+    def bias(self) -> Tensor | None:
+        """Of all layers side by side, zeros where one has none; None where all have."""
+        biases = [base.bias for base in self._bases]
+        if all(each is None for each in biases):
+            return None
+        pairs = zip(biases, self._bases, strict=True)
+        return torch.cat([base.weight.new_zeros(len(base.weight)) if bias is None else bias for bias, base in pairs])
 
     def forward(self, x: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         down, up = self._cast(x, lora)
@@ -77,6 +90,8 @@ class Linears:
     def room(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What `backward` takes, to be filled, and the columns of it where the gradient belongs."""
         wide = x.new_empty(len(x), self.width + self._room)
+        if self.width % ALIGNED:
+            wide[:, self.width :] = 0  # oneDNN's AMX products read so far, times zero: of no number that is none
         return wide, wide[:, : self.width]
 
     def backward(self, gradient: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
@@ -90,9 +105,9 @@ class Linears:
         down, up = own or self._narrow[:2]
         gradient, d_narrow = wide[:, : self.width], wide[:, self.width :]
         torch.mm(gradient, up.to(x.dtype), out=d_narrow)
-        d_down, d_up = (d_narrow.t() @ x).float().mul_(self._scaling), gradient.t() @ narrow
-        d_downs = [d_down[rows] for rows in _slices(self._ranks)]
-        blocks = zip(_slices(self.widths), _slices(self._ranks), strict=True)
+        d_down, d_up = (d_narrow.t() @ x).float().mul_(self.scaling), gradient.t() @ narrow
+        d_downs = [d_down[rows] for rows in _slices(self.ranks)]
+        blocks = zip(_slices(self.widths), _slices(self.ranks), strict=True)
         d_lora = [*d_downs, *(d_up[rows, columns].float() for rows, columns in blocks)]
         if not below:
             return [None], d_lora
@@ -106,22 +121,22 @@ class Linears:
         """s·A and B of all layers as they are now, as numbers of the format of x."""
         down, up, blocks = self._narrow or self._empty_narrow(x)
         torch._foreach_copy_(blocks, list(lora))
-        down.mul_(self._scaling)
+        down.mul_(self.scaling)
         return down.to(x.dtype), up.to(x.dtype)
 
     def _empty_narrow(self, like: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Matrices for A and for B of all layers, and where in them each of `lora` stands."""
         down = like.new_zeros(self._room, self._bases[0].in_features)
-        if self._whole is not None:
-            down = self._whole[self.width :]
-        up, columns = like.new_zeros(self.width, self._room), list(_slices(self._ranks))
+        if self.whole is not None:
+            down = self.whole[self.width :]
+        up, columns = like.new_zeros(self.width, self._room), list(_slices(self.ranks))
         blocks = [up[place] for place in zip(_slices(self.widths), columns, strict=True)]
         return down, up, [*(down[rows] for rows in columns), *blocks]
 
     def _weights(self, dtype: torch.dtype, down: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Columns of the product, and the weight that they come from; 4-bit ones one after another."""
-        if self._whole is not None:
-            yield slice(None), self._whole.to(dtype)
+        if self.whole is not None:
+            yield slice(None), self.whole.to(dtype)
             return
         for columns, base in zip(_slices(self.widths), self._bases, strict=True):
             yield columns, weight_of(base, dtype)
@@ -132,23 +147,23 @@ class GatedMlp:
     """down(silu(gate(x)) · up(x))."""
 
     def __init__(self, gate: Any, up: Any, down: Any) -> None:
-        self._wide, self._down = Linears([gate, up]), Linears([down])
-        self.lora = [*self._wide.lora, *self._down.lora]
-        self.num_kept = 1 + self._wide.num_kept + self._down.num_kept
+        self.wide, self.down = Linears([gate, up]), Linears([down])
+        self.lora = [*self.wide.lora, *self.down.lora]
+        self.num_kept = 1 + self.wide.num_kept + self.down.num_kept
 
     def forward(self, x: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        gate_up, kept = self._wide.forward(x, lora[:4])
-        out, kept_down = self._down.forward(pointwise.now.gated(*gate_up.split(self._wide.widths, 1)), lora[4:])
+        gate_up, kept = self.wide.forward(x, lora[:4])
+        out, kept_down = self.down.forward(pointwise.now.gated(*gate_up.split(self.wide.widths, 1)), lora[4:])
         return out, (gate_up, *kept, *kept_down)
 
     def backward(self, gradient: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
-        gate_up, kept_wide, kept_down = _split(kept, 1, self._wide.num_kept)
-        [d_through], d_down = self._down.backward(gradient, kept_down, True)
-        wide, d_gate_up = self._wide.room(d_through)
-        gradients = pointwise.now.gated_gradient(d_through, *gate_up[0].split(self._wide.widths, 1))
-        for own, each in zip(d_gate_up.split(self._wide.widths, 1), gradients, strict=True):
+        gate_up, kept_wide, kept_down = _split(kept, 1, self.wide.num_kept)
+        [d_through], d_down = self.down.backward(gradient, kept_down, True)
+        wide, d_gate_up = self.wide.room(d_through)
+        gradients = pointwise.now.gated_gradient(d_through, *gate_up[0].split(self.wide.widths, 1))
+        for own, each in zip(d_gate_up.split(self.wide.widths, 1), gradients, strict=True):
             own.copy_(each)
-        d_x, d_wide = self._wide.backward_in_room(wide, kept_wide, below)
+        d_x, d_wide = self.wide.backward_in_room(wide, kept_wide, below)
         return d_x, [*d_wide, *d_down]
 
 
@@ -159,12 +174,15 @@ class Norm:
     lora: list[Tensor] = []
 
     def __init__(self, norm: Any) -> None:
-        self._norm = norm
+        self._norm, self.epsilon = norm, norm.variance_epsilon
+
+    @property
+    def weight(self) -> Tensor:
+        return self._norm.weight
 
     def forward(self, x: Tensor, _: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        weight = self._norm.weight
-        out, scale = pointwise.now.norm(x, weight, self._norm.variance_epsilon)
-        return out, (x, weight, scale)
+        out, scale = pointwise.now.norm(x, self.weight, self.epsilon)
+        return out, (x, self.weight, scale)
 
     def backward(self, gradient: Tensor, kept: Sequence[Tensor], _: bool) -> Gradients:
         return [pointwise.now.norm_gradient(gradient, *kept)], []
@@ -177,16 +195,16 @@ class Heads:
     """
 
     def __init__(self, norm: Norm, attention: Any) -> None:
-        self._norm = norm
-        self._linears = Linears([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.lora = self._linears.lora
+        self.norm = norm
+        self.linears = Linears([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.lora = self.linears.lora
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, lora: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        normed, kept_norm = self._norm.forward(x, ())
-        states, kept = self._linears.forward(normed, lora)
-        query, key, value = (each.unflatten(1, (-1, cos.shape[1])) for each in states.split(self._linears.widths, 1))
+        normed, kept_norm = self.norm.forward(x, ())
+        states, kept = self.linears.forward(normed, lora)
+        query, key, value = (each.unflatten(1, (-1, cos.shape[1])) for each in states.split(self.linears.widths, 1))
         cos, low, high = cos[:, None], *sin[:, None].chunk(2, -1)
         heads = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in (query, key)]
         for each, out in zip((query, key), heads, strict=True):
@@ -194,14 +212,14 @@ class Heads:
         return (*heads, value.contiguous()), (cos, low, high, *kept_norm, *kept)
 
     def backward(self, query: Tensor, key: Tensor, value: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
-        (cos, low, high), kept_norm, kept = _split(kept, 3, self._norm.num_kept)
-        wide, d_states = self._linears.room(kept[0])
-        own = [each.unflatten(1, (-1, cos.shape[-1])) for each in d_states.split(self._linears.widths, 1)]
+        (cos, low, high), kept_norm, kept = _split(kept, 3, self.norm.num_kept)
+        wide, d_states = self.linears.room(kept[0])
+        own = [each.unflatten(1, (-1, cos.shape[-1])) for each in d_states.split(self.linears.widths, 1)]
         for each, out in zip((query, key), own, strict=False):
             _turn(each, cos, high, low, -1, out)
         own[2].copy_(value)
-        [d_normed], d_lora = self._linears.backward_in_room(wide, kept, below)
-        d_x = self._norm.backward(d_normed, kept_norm, below)[0] if below else [None]
+        [d_normed], d_lora = self.linears.backward_in_room(wide, kept, below)
+        d_x = self.norm.backward(d_normed, kept_norm, below)[0] if below else [None]
         return [*d_x, None, None], d_lora
 
 
@@ -209,20 +227,20 @@ class Rest:
     """What a layer does after its attention: x + o(attended), then that + mlp(norm(that)). Inputs: x, attended."""
 
     def __init__(self, out: Any, norm: Norm, mlp: GatedMlp) -> None:
-        self._out, self._norm, self._mlp = Linears([out]), norm, mlp
-        self.lora = [*self._out.lora, *mlp.lora]
+        self.out, self.norm, self.mlp = Linears([out]), norm, mlp
+        self.lora = [*self.out.lora, *mlp.lora]
 
     def forward(self, x: Tensor, attended: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        between, kept_out = self._out.forward(attended, lora[:2])
-        normed, kept_norm = self._norm.forward(between.add_(x), ())
-        out, kept_mlp = self._mlp.forward(normed, lora[2:])
+        between, kept_out = self.out.forward(attended, lora[:2])
+        normed, kept_norm = self.norm.forward(between.add_(x), ())
+        out, kept_mlp = self.mlp.forward(normed, lora[2:])
         return out.add_(between), (*kept_out, *kept_norm, *kept_mlp)
 
     def backward(self, gradient: Tensor, kept: Sequence[Tensor], _: bool) -> Gradients:
-        kept_out, kept_norm, kept_mlp = _split(kept, self._out.num_kept, self._norm.num_kept)
-        [d_normed], d_mlp = self._mlp.backward(gradient, kept_mlp, True)
-        [d_between], _ = self._norm.backward(d_normed, kept_norm, True)
-        [d_attended], d_out = self._out.backward(d_between.add_(gradient), kept_out, True)
+        kept_out, kept_norm, kept_mlp = _split(kept, self.out.num_kept, self.norm.num_kept)
+        [d_normed], d_mlp = self.mlp.backward(gradient, kept_mlp, True)
+        [d_between], _ = self.norm.backward(d_normed, kept_norm, True)
+        [d_attended], d_out = self.out.backward(d_between.add_(gradient), kept_out, True)
         return [d_between, d_attended], [*d_out, *d_mlp]
 
 

@@ -14,6 +14,7 @@ from studio.config.yaml import save_config
 from studio.data.formats import Conversation, Message, write_conversations
 from studio.data.tokens import fingerprint
 from studio.engine.__main__ import main
+from studio.engine.cpu import compiled
 from studio.engine.models.load import LoadedModel, load_base
 from studio.paths import atomic_write_json, atomic_write_text
 from studio.projects import Project, create_project
@@ -33,6 +34,13 @@ TEXTS = [
     "The capital of France is Paris. The sky is blue and the grass is green.",
     *(f"Tell me about the {name} house and the {name} garden." for name in NAMES),
 ]
+
+
+@pytest.fixture(autouse=True)
+def called_again() -> Iterator[None]:
+    """A trainer compiles what it computes with; the next test begins without."""
+    yield
+    compiled.use("off", torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Every kind of attention over a row sees what the layout says, and has the gradient of float32 SDPA with a mask."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from studio.data.tokens import Example
 from studio.engine import attention, blocks
 from studio.engine.attention import Chains, Layout, Masked
 from studio.engine.blocks import Blocks, cut, hidden_from
+from studio.engine.cpu import compiled
 from studio.engine.cuda import flex, measured
 from studio.engine.cuda.flex import Flex
 from studio.engine.models.load import GPU_KERNELS, pick_attention
 from studio.errors import ModelError
 
 CPU = torch.device("cpu")
+WAYS = ("off", "on") if shutil.which("c++") else ("off",)  # of computing blocks: with calls, or compiled
 
 
 @st.composite
@@ -126,7 +129,9 @@ def check(layout: Layout, ends: Ints, dtype: torch.dtype = torch.float32, tolera
 @settings(deadline=None, max_examples=40)
 @given(rows())
 def test_each_kind_of_attention_equals_float32_sdpa(ends: Ints) -> None:
-    check(Blocks(ends), ends)
+    for wanted in WAYS:
+        compiled.use(wanted, torch.float32, CPU)
+        check(Blocks(ends), ends)
     check(Chains(ends, CPU, varlen_in_plain_words), ends)
     check(Flex(ends, CPU, flex_in_plain_words), ends)
 
@@ -193,15 +198,19 @@ def test_pytorch_itself_reads_the_blocks_and_compiles_few_times() -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("wanted", WAYS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("lengths", [(300,), (40, 700, 3), (1500, 20, 1100), (2, 1)], ids=str)
-def test_long_and_short_examples(lengths: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+def test_long_and_short_examples(lengths: tuple[int, ...], dtype: torch.dtype, tolerance: float, wanted: str) -> None:
+    compiled.use(wanted, torch.float32, CPU)
     ends = chains(*lengths)
     check(Blocks(ends), ends, dtype, tolerance)
 
 
-def test_scores_of_hundreds_are_not_rounded() -> None:
+@pytest.mark.parametrize("wanted", WAYS)
+def test_scores_of_hundreds_are_not_rounded(wanted: str) -> None:
     """As trained models have them; in bfloat16 their differences would be gone."""
+    compiled.use(wanted, torch.float32, CPU)
     ends = chains(60, 30)
     query, key, value = (each.detach() for each in states(len(ends), torch.bfloat16))
     query, key = query * 8 + 30, key * 8 + 30
@@ -210,7 +219,9 @@ def test_scores_of_hundreds_are_not_rounded() -> None:
     assert (found.float() - expected).norm() <= 1e-2 * expected.norm()
 
 
-def test_probabilities_may_be_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wanted", WAYS)
+def test_probabilities_may_be_computed_again(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    compiled.use(wanted, torch.float32, CPU)
     ends = chains(200, 90)
     monkeypatch.setattr(blocks, "KEPT_KEYS", 0)
     check(Blocks(ends), ends)

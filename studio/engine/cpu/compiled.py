@@ -1,0 +1,150 @@
+"""kernels.cpp: built once for this processor, kept for all projects, and called where a step's numbers are its kind.
+
+Everything it computes has a twin in Python, which counts where it cannot be built, or does not fit.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from studio.engine.parts import Gradients, Heads, Linears, Rest
+from studio.paths import cache_folder
+
+SOURCE = Path(__file__).parent / "kernels.cpp"
+# No -ffast-math: what is not a number has to stay none.
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+if platform.machine() == "x86_64":
+    FLAGS.append("-mprefer-vector-width=512")
+DTYPES = (torch.bfloat16, torch.float32)
+
+now: Any = None  # what kernels.cpp has, while it is in use
+
+
+def use(wanted: str, dtype: torch.dtype, device: torch.device) -> str:
+    """Let layers, attention and loss be computed by kernels.cpp from here on where that fits, or no longer.
+
+    `wanted` is a config's train.compile. Returns why they are not: "" where they are.
+    """
+    global now
+    now, why = None, _why_not(wanted, dtype, device)
+    if not why:
+        why = _load()
+    if not why:
+        now = torch.classes.retune
+    return why
+
+
+def _why_not(wanted: str, dtype: torch.dtype, device: torch.device) -> str:
+    if wanted == "off":
+        return "train.compile is off"
+    if device.type != "cpu":
+        return "on a GPU only where train.compile is on"
+    return "" if dtype in DTYPES else f"only for bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
+
+
+@cache
+def _load() -> str:
+    """Once in a process; why it failed, else ""."""
+    try:
+        library = _path()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{library}.lock"):
+            if library.exists():
+                torch.ops.load_library(library)
+            else:
+                _build(library)
+        return ""
+    except Exception as error:  # a compiler that is missing or fails, a full disk, in whatever way
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _path() -> Path:
+    """Of the built library: another for other code, another PyTorch and another processor."""
+    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, str(torch.cpu.get_capabilities())]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache_folder() / "extensions" / f"kernels-{digest}.so"
+
+
+def _build(library: Path) -> None:
+    """Compile and load; the file takes its place when it is whole."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise FileNotFoundError(f"there is no C++ compiler ({compiler})")
+    from torch.utils import cpp_extension  # costs a second, and only who builds needs it
+
+    print("Compiling layers for this processor, once: some 20 seconds", flush=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        settings = {"extra_cflags": FLAGS, "build_directory": folder, "is_python_module": False}
+        cpp_extension.load("kernels", [str(SOURCE)], **settings)
+        (Path(folder) / "kernels.so").replace(library)
+
+
+class CompiledHeads:
+    """Stands for parts.Heads."""
+
+    def __init__(self, heads: Heads) -> None:
+        self.lora = heads.lora
+        self._own = now.Heads(_compiled(heads.linears), heads.norm.weight, heads.norm.epsilon)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, lora: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        query, key, value, *kept = self._own.forward(x, cos, sin, list(lora))
+        return (query, key, value), tuple(kept)
+
+    def backward(self, query: Tensor, key: Tensor, value: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
+        d_x, *d_lora = self._own.backward(query, key, value, list(kept), below)
+        return [d_x if below else None, None, None], d_lora
+
+
+class CompiledRest:
+    """Stands for parts.Rest."""
+
+    def __init__(self, rest: Rest) -> None:
+        self.lora = rest.lora
+        layers = [_compiled(each) for each in (rest.out, rest.mlp.wide, rest.mlp.down)]
+        self._own = now.Rest(*layers, rest.norm.weight, rest.norm.epsilon)
+
+    def forward(self, x: Tensor, attended: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out, *kept = self._own.forward(x, attended, list(lora))
+        return out, tuple(kept)
+
+    def backward(self, gradient: Tensor, kept: Sequence[Tensor], _: bool) -> Gradients:
+        d_x, d_attended, *d_lora = self._own.backward(gradient, list(kept))
+        return [d_x, d_attended], d_lora
+
+
+def halves(heads: Heads, rest: Rest) -> tuple[CompiledHeads, CompiledRest] | None:
+    """A layer's halves by kernels.cpp; None where it is not in use, or for other weights."""
+    linears = [heads.linears, rest.out, rest.mlp.wide, rest.mlp.down]
+    if now is None or any(each.whole is None for each in linears):
+        return None
+    frozen = [*(each.whole for each in linears), heads.norm.weight, rest.norm.weight]
+    alike = {each.dtype for each in frozen} in ({dtype} for dtype in DTYPES)
+    learned = [*heads.lora, *rest.lora]
+    if not alike or any(each.dtype != torch.float32 or not each.is_contiguous() for each in learned):
+        return None
+    return CompiledHeads(heads), CompiledRest(rest)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether kernels.cpp is in use, and x is what it reads: one type of numbers throughout, on a CPU."""
+    return now is not None and x.device.type == "cpu" and x.dtype in DTYPES and not torch.is_autocast_enabled("cpu")
+
+
+def _compiled(linears: Linears) -> Any:
+    bias = linears.bias()
+    empty = linears.whole.new_empty(0)
+    return now.Linears(
+        linears.whole, linears.up, empty if bias is None else bias, linears.widths, linears.ranks, linears.scaling
+    )

@@ -1,0 +1,633 @@
+// What a step computes on a CPU, where calls would cost as much as the arithmetic: the halves of a decoder layer as
+// engine/parts.py has them, attention as engine/blocks.py has it, and the loss of engine/head.py. The products are
+// PyTorch's; what stands between them are single loops.
+//
+// Tensors are (tokens, width), bfloat16 or float32; sums are float32. What learns (`lora`, its gradients) is float32.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;
+using Lengths = std::vector<int64_t>;
+
+constexpr int64_t GRAIN = 16384;  // numbers that one thread takes at least
+// As in parts.py.
+constexpr int64_t SHARED_ROWS = 512;
+constexpr int64_t FEW_THREADS = 4;
+constexpr int64_t ALIGNED = 32;
+
+struct Half {  // bfloat16, in a form that compilers turn into vector instructions
+  uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+inline float wide(Half x) {
+  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+template <typename T> inline T narrow(float x);
+template <> inline float narrow<float>(float x) { return x; }
+template <> inline Half narrow<Half>(float x) {  // to the nearest, to even; what is not a number stays none
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return Half{static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+}
+
+template <typename T> inline float as(float x) { return wide(narrow<T>(x)); }  // a number as T can hold it
+
+template <typename T> T* start(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
+
+template <typename Run> void by_type(const Tensor& x, Run run) {
+  if (x.scalar_type() == at::kBFloat16) {
+    run(Half{});
+  } else {
+    TORCH_CHECK(x.scalar_type() == at::kFloat, "bfloat16 or float32, not ", x.scalar_type());
+    run(float{});
+  }
+}
+
+template <typename Run> void over_rows(int64_t rows, int64_t width, Run run) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), [&](int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) run(row);
+  });
+}
+
+// out = factor · in, both with rows of `width` numbers.
+template <typename To, typename From>
+void convert(To* out, int64_t out_stride, const From* in, int64_t in_stride, int64_t rows, int64_t width, float factor) {
+  over_rows(rows, width, [&](int64_t row) {
+    To* to = out + row * out_stride;
+    const From* from = in + row * in_stride;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) to[i] = narrow<To>(factor * wide(from[i]));
+  });
+}
+
+// ---- what stands between the products
+
+std::tuple<Tensor, Tensor> norm(const Tensor& x, const Tensor& weight, double epsilon) {
+  const int64_t rows = x.size(0), width = x.size(1);
+  Tensor out = at::empty_like(x), scale = at::empty({rows, 1}, x.options().dtype(at::kFloat));
+  by_type(x, [&](auto kind) {
+    using T = decltype(kind);
+    const T *states = start<T>(x), *factor = start<T>(weight);
+    T* result = start<T>(out);
+    float* scales = start<float>(scale);
+    over_rows(rows, width, [&](int64_t row) {
+      const T* from = states + row * width;
+      T* to = result + row * width;
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < width; ++i) sum += wide(from[i]) * wide(from[i]);
+      const float by = 1.0f / std::sqrt(sum / width + static_cast<float>(epsilon));
+      scales[row] = by;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(as<T>(wide(from[i]) * by) * wide(factor[i]));
+    });
+  });
+  return {out, scale};
+}
+
+// The gradient of `norm` at x, and `more` added to it where that is given.
+Tensor norm_gradient(
+    const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& more) {
+  const int64_t rows = x.size(0), width = x.size(1);
+  Tensor out = at::empty_like(x);
+  by_type(x, [&](auto kind) {
+    using T = decltype(kind);
+    const T *d = start<T>(gradient), *states = start<T>(x), *factor = start<T>(weight);
+    const T* added = more.defined() ? start<T>(more) : nullptr;
+    const float* scales = start<float>(scale);
+    T* result = start<T>(out);
+    over_rows(rows, width, [&](int64_t row) {
+      const T *own = d + row * width, *from = states + row * width;
+      T* to = result + row * width;
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < width; ++i) sum += as<T>(wide(own[i]) * wide(factor[i])) * wide(from[i]);
+      const float by = scales[row], along = sum * by * by / width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i)
+        to[i] = narrow<T>((as<T>(wide(own[i]) * wide(factor[i])) - wide(from[i]) * along) * by);
+      if (added != nullptr) {
+        const T* also = added + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(to[i]) + wide(also[i]));
+      }
+    });
+  });
+  return out;
+}
+
+// e^x within 2e-7 of it, in a form that compilers turn into vector instructions (the polynomial is Cephes' expf).
+inline float power(float x) {
+  const float inside = std::min(88.0f, std::max(-87.0f, x));
+  const float whole = std::nearbyint(inside * 1.44269504f);
+  const float rest = (inside - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  float sum = 1.9875691500e-4f;
+  sum = sum * rest + 1.3981999507e-3f;
+  sum = sum * rest + 8.3334519073e-3f;
+  sum = sum * rest + 4.1665795894e-2f;
+  sum = sum * rest + 1.6666665459e-1f;
+  sum = sum * rest + 5.0000001201e-1f;
+  sum = sum * rest * rest + rest + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  float two;
+  std::memcpy(&two, &bits, 4);
+  return x < -87.0f ? 0.0f : x == x ? sum * two : x;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + power(-x)); }
+
+// silu(gate) · up of rows with both side by side.
+Tensor gated(const Tensor& both) {
+  const int64_t rows = both.size(0), width = both.size(1) / 2, stride = both.stride(0);
+  Tensor out = at::empty({rows, width}, both.options());
+  by_type(both, [&](auto kind) {
+    using T = decltype(kind);
+    const T* states = start<T>(both);
+    T* result = start<T>(out);
+    over_rows(rows, width, [&](int64_t row) {
+      const T *gate = states + row * stride, *up = gate + width;
+      T* to = result + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(as<T>(wide(gate[i]) * sigmoid(wide(gate[i]))) * wide(up[i]));
+    });
+  });
+  return out;
+}
+
+// Into `out`, rows as `both` is: the gradient of `gated`.
+void gated_gradient(const Tensor& gradient, const Tensor& both, const Tensor& out) {
+  const int64_t rows = both.size(0), width = both.size(1) / 2, stride = both.stride(0), out_stride = out.stride(0);
+  by_type(both, [&](auto kind) {
+    using T = decltype(kind);
+    const T *states = start<T>(both), *d = start<T>(gradient);
+    T* result = start<T>(out);
+    over_rows(rows, width, [&](int64_t row) {
+      const T *gate = states + row * stride, *up = gate + width, *own = d + row * width;
+      T *d_gate = result + row * out_stride, *d_up = d_gate + width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const float x = wide(gate[i]), chance = sigmoid(x);
+        d_up[i] = narrow<T>(as<T>(x * chance) * wide(own[i]));
+        d_gate[i] = narrow<T>(as<T>(wide(own[i]) * wide(up[i])) * chance * (1.0f + x * (1.0f - chance)));
+      }
+    });
+  });
+}
+
+// Heads in a row, `width` numbers each, turned by the angles of their token; back where `sign` is -1.
+template <typename T>
+void turn(T* out, const T* in, const T* cos, const T* sin, int64_t heads, int64_t width, float sign) {
+  const int64_t half = width / 2;
+  for (int64_t head = 0; head < heads; ++head, out += width, in += width) {
+    // Forwards the second half's sines go with the first half's numbers; backwards they change places.
+    const T *low = sign > 0 ? sin : sin + half, *high = sign > 0 ? sin + half : sin;
+#pragma omp simd
+    for (int64_t i = 0; i < half; ++i) {
+      const float first = wide(in[i]), second = wide(in[half + i]);
+      out[i] = narrow<T>(first * wide(cos[i]) - sign * second * wide(low[i]));
+      out[half + i] = narrow<T>(second * wide(cos[half + i]) + sign * first * wide(high[i]));
+    }
+  }
+}
+
+// ---- products
+
+// total = x @ weight, in pieces that are shared among few threads.
+void product(const Tensor& total, const Tensor& x, const Tensor& weight) {
+  const bool pieces = weight.size(1) < weight.size(0) && at::get_num_threads() > 1 && at::get_num_threads() <= FEW_THREADS;
+  const int64_t rows = x.size(0), size = pieces ? SHARED_ROWS : rows;
+  for (int64_t from = 0; from < rows; from += size) {
+    const int64_t to = std::min(rows, from + size);
+    Tensor out = total.slice(0, from, to);
+    at::mm_out(out, x.slice(0, from, to), weight);
+  }
+}
+
+// xW + s·xAB of layers that read the same, as parts.Linears has them joined.
+struct Linears : torch::CustomClassHolder {
+  Tensor whole, up, bias;  // `bias` is empty where there is none
+  Lengths widths, ranks;
+  int64_t width, room;
+  double scaling;
+
+  Linears(Tensor whole, Tensor up, Tensor bias, Lengths widths, Lengths ranks, double scaling)
+      : whole(std::move(whole)), up(std::move(up)), bias(std::move(bias)), widths(std::move(widths)),
+        ranks(std::move(ranks)), width(this->up.size(0)), room(this->up.size(1)), scaling(scaling) {}
+
+  // (result with room beside it, xA)
+  std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor* lora) const {
+    cast(lora);
+    Tensor both = at::empty({x.size(0), width + room}, x.options());
+    product(both, x, whole.t());
+    Tensor through = both.slice(1, width).contiguous(), out = both.slice(1, 0, width);
+    if (bias.numel() > 0) out.add_(bias);
+    return {out.addmm_(through, up.t()), through};
+  }
+
+  // Columns for the gradient, and beside them room for that of xA.
+  Tensor make_room(const Tensor& like) const {
+    Tensor both = at::empty({like.size(0), width + room}, like.options());
+    if (width % ALIGNED != 0) both.slice(1, width).zero_();  // as in parts.py
+    return both;
+  }
+
+  // The gradient at x (none unless `below`), and at the end of `d_lora` that of A and B of each layer.
+  Tensor backward(const Tensor& both, const Tensor& x, const Tensor& through, bool below, Tensors& d_lora) const {
+    Tensor gradient = both.slice(1, 0, width), d_through = both.slice(1, width);
+    at::mm_out(d_through, gradient, up);
+    add_gradients(at::mm(d_through.t(), x), at::mm(gradient.t(), through), d_lora);
+    if (!below) return Tensor();
+    Tensor d_x = at::empty_like(x);
+    product(d_x, both, whole);
+    return d_x;
+  }
+
+  int64_t num_lora() const { return 2 * static_cast<int64_t>(ranks.size()); }
+
+ private:
+  // s·A and B as they are now, where the products find them.
+  void cast(const Tensor* lora) const {
+    by_type(whole, [&](auto kind) {
+      using T = decltype(kind);
+      const int64_t reads = whole.size(1), num = static_cast<int64_t>(ranks.size());
+      T *down = start<T>(whole) + width * reads, *ups = start<T>(up);
+      for (int64_t each = 0; each < num; ++each) {
+        convert(down, reads, start<float>(lora[each]), reads, ranks[each], reads, scaling);
+        convert(ups, room, start<float>(lora[num + each]), ranks[each], widths[each], ranks[each], 1);
+        down += ranks[each] * reads;
+        ups += widths[each] * room + ranks[each];
+      }
+    });
+  }
+
+  void add_gradients(const Tensor& d_down, const Tensor& d_up, Tensors& d_lora) const {
+    const int64_t reads = whole.size(1), num = static_cast<int64_t>(ranks.size());
+    const auto options = whole.options().dtype(at::kFloat);
+    for (int64_t each = 0; each < num; ++each) d_lora.push_back(at::empty({ranks[each], reads}, options));
+    for (int64_t each = 0; each < num; ++each) d_lora.push_back(at::empty({widths[each], ranks[each]}, options));
+    const Tensor* own = d_lora.data() + d_lora.size() - 2 * num;
+    by_type(whole, [&](auto kind) {
+      using T = decltype(kind);
+      const T *down = start<T>(d_down), *ups = start<T>(d_up);
+      for (int64_t each = 0; each < num; ++each) {
+        convert(start<float>(own[each]), reads, down, reads, ranks[each], reads, scaling);
+        convert(start<float>(own[num + each]), ranks[each], ups, room, widths[each], ranks[each], 1);
+        down += ranks[each] * reads;
+        ups += widths[each] * room + ranks[each];
+      }
+    });
+  }
+};
+
+using Layers = c10::intrusive_ptr<Linears>;
+
+// ---- the halves
+
+// From a layer's input (tokens, width) to query and key, turned, and value: each (tokens, heads, width of one).
+struct Heads : torch::CustomClassHolder {
+  Layers layers;
+  Tensor weight;
+  double epsilon;
+
+  Heads(Layers layers, Tensor weight, double epsilon)
+      : layers(std::move(layers)), weight(std::move(weight)), epsilon(epsilon) {}
+
+  // First query, key and value, then what the way back needs.
+  Tensors forward(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensors& lora) const {
+    Tensor own = x.contiguous();
+    auto [normed, scale] = norm(own, weight, epsilon);
+    auto [states, through] = layers->forward(normed, lora.data());
+    const int64_t rows = x.size(0), size = cos.size(1), stride = states.stride(0);
+    Tensors heads;
+    for (int64_t each : layers->widths) heads.push_back(at::empty({rows, each / size, size}, x.options()));
+    Tensor own_cos = cos.contiguous(), own_sin = sin.contiguous();
+    by_type(x, [&](auto kind) {
+      using T = decltype(kind);
+      T *query = start<T>(heads[0]), *key = start<T>(heads[1]), *value = start<T>(heads[2]);
+      const T *from = start<T>(states), *cosines = start<T>(own_cos), *sines = start<T>(own_sin);
+      const Lengths& widths = layers->widths;
+      over_rows(rows, stride, [&](int64_t row) {
+        const T *in = from + row * stride, *c = cosines + row * size, *s = sines + row * size;
+        turn(query + row * widths[0], in, c, s, widths[0] / size, size, 1);
+        turn(key + row * widths[1], in + widths[0], c, s, widths[1] / size, size, 1);
+        std::memcpy(value + row * widths[2], in + widths[0] + widths[1], widths[2] * sizeof(T));
+      });
+    });
+    return {heads[0], heads[1], heads[2], own_cos, own_sin, own, scale, normed, through};
+  }
+
+  // The gradient at x (empty unless `below`), then those at what learns.
+  Tensors backward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensors& kept, bool below) const {
+    const Tensor &cos = kept[0], &sin = kept[1], &x = kept[2], &scale = kept[3], &normed = kept[4], &through = kept[5];
+    const int64_t rows = x.size(0), size = cos.size(1);
+    Tensor both = layers->make_room(x);
+    Tensor own[] = {query.contiguous(), key.contiguous(), value.contiguous()};
+    by_type(x, [&](auto kind) {
+      using T = decltype(kind);
+      const T *d_query = start<T>(own[0]), *d_key = start<T>(own[1]), *d_value = start<T>(own[2]);
+      const T *cosines = start<T>(cos), *sines = start<T>(sin);
+      T* to = start<T>(both);
+      const int64_t stride = both.stride(0);
+      const Lengths& widths = layers->widths;
+      over_rows(rows, stride, [&](int64_t row) {
+        T* out = to + row * stride;
+        const T *c = cosines + row * size, *s = sines + row * size;
+        turn(out, d_query + row * widths[0], c, s, widths[0] / size, size, -1);
+        turn(out + widths[0], d_key + row * widths[1], c, s, widths[1] / size, size, -1);
+        std::memcpy(out + widths[0] + widths[1], d_value + row * widths[2], widths[2] * sizeof(T));
+      });
+    });
+    Tensors d_lora;
+    Tensor d_normed = layers->backward(both, normed, through, below, d_lora);
+    Tensor d_x = below ? norm_gradient(d_normed, x, weight, scale, Tensor()) : at::empty({0}, x.options());
+    d_lora.insert(d_lora.begin(), d_x);
+    return d_lora;
+  }
+};
+
+// What a layer does after its attention: x + o(attended), then that + mlp(norm(that)).
+struct Rest : torch::CustomClassHolder {
+  Layers out, gate_up, down;
+  Tensor weight;
+  double epsilon;
+
+  Rest(Layers out, Layers gate_up, Layers down, Tensor weight, double epsilon)
+      : out(std::move(out)), gate_up(std::move(gate_up)), down(std::move(down)), weight(std::move(weight)),
+        epsilon(epsilon) {}
+
+  Tensors forward(const Tensor& x, const Tensor& attended, const Tensors& lora) const {
+    const Tensor* learns = lora.data();
+    Tensor own = attended.contiguous();
+    auto [between, through_out] = out->forward(own, learns);
+    between = at::add(between, x);
+    auto [normed, scale] = norm(between, weight, epsilon);
+    auto [both, through_both] = gate_up->forward(normed, learns + out->num_lora());
+    Tensor hidden = gated(both);
+    auto [result, through_down] = down->forward(hidden, learns + out->num_lora() + gate_up->num_lora());
+    result = at::add(result, between);
+    return {result, own, through_out, between, scale, normed, through_both, both, hidden, through_down};
+  }
+
+  // The gradients at x and at what was attended, then those at what learns.
+  Tensors backward(const Tensor& gradient, const Tensors& kept) const {
+    const Tensor &attended = kept[0], &through_out = kept[1], &between = kept[2], &scale = kept[3], &normed = kept[4],
+                 &through_both = kept[5], &both = kept[6], &hidden = kept[7], &through_down = kept[8];
+    Tensor own = gradient.contiguous();
+    Tensors d_out, d_gate_up, d_down;
+    Tensor d_hidden = through(down, own, hidden, through_down, d_down);
+    Tensor d_both = gate_up->make_room(own);
+    gated_gradient(d_hidden, both, d_both);
+    Tensor d_normed = gate_up->backward(d_both, normed, through_both, true, d_gate_up);
+    Tensor d_between = norm_gradient(d_normed, between, weight, scale, own);
+    Tensor d_attended = through(out, d_between, attended, through_out, d_out);
+    Tensors all = {d_between, d_attended};
+    for (const Tensors& each : {d_out, d_gate_up, d_down}) all.insert(all.end(), each.begin(), each.end());
+    return all;
+  }
+
+ private:
+  static Tensor through(const Layers& layers, const Tensor& gradient, const Tensor& x, const Tensor& xa, Tensors& d_lora) {
+    Tensor both = layers->make_room(gradient);
+    both.slice(1, 0, layers->width).copy_(gradient);
+    return layers->backward(both, x, xa, true, d_lora);
+  }
+};
+
+// ---- attention over blocks of a row, as engine/blocks.py has it
+
+// Rows `at` of (number, numbers) states, as numbers of `to`; zeros where `hidden` says so, row for row of a head.
+Tensor take(const Tensor& states, const Tensor& at, at::ScalarType to, const Tensor* hidden = nullptr) {
+  const int64_t rows = at.size(0), width = states.size(1);
+  Tensor out = at::empty({rows, width}, states.options().dtype(to));
+  const int64_t* places = start<int64_t>(at);
+  const bool* hides = hidden ? start<bool>(*hidden) : nullptr;
+  const int64_t period = hidden ? hidden->numel() : 1;
+  by_type(states, [&](auto kind) {
+    using From = decltype(kind);
+    by_type(out, [&](auto other) {
+      using To = decltype(other);
+      const From* in = start<From>(states);
+      To* result = start<To>(out);
+      over_rows(rows, width, [&](int64_t row) {
+        To* to_row = result + row * width;
+        if (hides != nullptr && hides[row % period]) {
+          std::fill_n(to_row, width, To{});
+          return;
+        }
+        const From* from = in + places[row] * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) to_row[i] = narrow<To>(wide(from[i]));
+      });
+    });
+  });
+  return out;
+}
+
+// softmax(scaling · scores + bias), as numbers of `to`. scores: (heads · blocks, size · heads a key head, keys), float32.
+Tensor chances_of(const Tensor& scores, const Tensor& bias, double scaling, at::ScalarType to) {
+  const int64_t blocks = bias.size(0), size = bias.size(1), keys = scores.size(2), shared = scores.size(1) / size;
+  Tensor out = at::empty(scores.sizes(), scores.options().dtype(to));
+  float* in = start<float>(scores);
+  const float *added = start<float>(bias), factor = scaling;
+  by_type(out, [&](auto kind) {
+    using T = decltype(kind);
+    T* result = start<T>(out);
+    over_rows(scores.size(0) * scores.size(1), 4 * keys, [&](int64_t row) {
+      float* own = in + row * keys;
+      const float* hidden = added + (row / (size * shared) % blocks * size + row / shared % size) * keys;
+      T* to_row = result + row * keys;
+      float most = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd reduction(max : most)
+      for (int64_t i = 0; i < keys; ++i) {
+        own[i] = own[i] * factor + hidden[i];
+        most = std::max(most, own[i]);
+      }
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < keys; ++i) sum += own[i] = power(own[i] - most);
+      const float by = 1.0f / sum;
+#pragma omp simd
+      for (int64_t i = 0; i < keys; ++i) to_row[i] = narrow<T>(own[i] * by);
+    });
+  });
+  return out;
+}
+
+// In place of `d`: the gradient at the scores, from that at what `chances_of` gave.
+void scores_gradient(const Tensor& d, const Tensor& chances, double scaling) {
+  const int64_t keys = d.size(2);
+  const float factor = scaling;
+  by_type(d, [&](auto kind) {
+    using T = decltype(kind);
+    T* gradient = start<T>(d);
+    const T* given = start<T>(chances);
+    over_rows(d.size(0) * d.size(1), 2 * keys, [&](int64_t row) {
+      T* own = gradient + row * keys;
+      const T* chance = given + row * keys;
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < keys; ++i) sum += wide(own[i]) * wide(chance[i]);
+#pragma omp simd
+      for (int64_t i = 0; i < keys; ++i) own[i] = narrow<T>(wide(chance[i]) * (wide(own[i]) - sum) * factor);
+    });
+  });
+}
+
+// Add rows (key heads · keys, width) to rows `at` of a float32 total (tokens · key heads, width); each head has its own.
+void add_rows(const Tensor& total, const Tensor& at, const Tensor& states, int64_t heads) {
+  const int64_t width = total.size(1), rows = at.size(0) / heads;
+  const int64_t* places = start<int64_t>(at);
+  float* sums = start<float>(total);
+  by_type(states, [&](auto kind) {
+    using T = decltype(kind);
+    const T* in = start<T>(states);
+    at::parallel_for(0, heads, 1, [&](int64_t from, int64_t to) {
+      for (int64_t row = from * rows; row < to * rows; ++row) {
+        float* sum = sums + places[row] * width;
+        const T* own = in + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) sum[i] += wide(own[i]);
+      }
+    });
+  });
+}
+
+// The blocks of a row for a number of key heads: by group, which rows of states its tokens and keys are, what is added
+// to its scores and what is padding; `results` says where each (token, key head) stands among the groups' results.
+struct Blocks : torch::CustomClassHolder {
+  Tensors tokens, keys, biases, paddings;
+  Tensor results, elsewhere;
+  int64_t heads;
+  double scaling;
+
+  Blocks(Tensors tokens, Tensors keys, Tensors biases, Tensors paddings, Tensor results, Tensor elsewhere, int64_t heads,
+         double scaling)
+      : tokens(std::move(tokens)), keys(std::move(keys)), biases(std::move(biases)), paddings(std::move(paddings)),
+        results(std::move(results)), elsewhere(std::move(elsewhere)), heads(heads), scaling(scaling) {}
+
+  // The result (tokens, heads, width), then by group how much each token takes of what it sees.
+  Tensors forward(const Tensor& query, const Tensor& key, const Tensor& value) const {
+    const Tensor asks = rows_of(query), offers = rows_of(key), holds = rows_of(value);
+    Tensors kept = {Tensor()}, found;
+    for (size_t group = 0; group < tokens.size(); ++group) {
+      kept.push_back(chances(asks, offers, group));
+      Tensor values = take(holds, keys[group], holds.scalar_type()).view({batch(group), -1, holds.size(1)});
+      found.push_back(at::bmm(kept.back(), values).view({tokens[group].size(0), -1}));
+    }
+    kept[0] = take(joined(found), results, query.scalar_type()).view({query.size(0), query.size(1), value.size(2)});
+    return kept;
+  }
+
+  // The gradients at query, key and value. `kept`: by group what `forward` gave, or none, and it is computed again.
+  Tensors backward(
+      const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensors& kept) const {
+    const Tensor asks = rows_of(query), offers = rows_of(key), holds = rows_of(value), wide_gradient = rows_of(gradient);
+    const auto type = query.scalar_type();
+    Tensor d_key = at::zeros(offers.sizes(), offers.options().dtype(at::kFloat)), d_value = at::zeros_like(d_key);
+    Tensors found;
+    for (size_t group = 0; group < tokens.size(); ++group) {
+      const Tensor own = kept.empty() ? chances(asks, offers, group) : kept[group];
+      const int64_t number = batch(group), width = offers.size(1);
+      Tensor asked = take(asks, tokens[group], type).view({number, -1, width});
+      Tensor offered = take(offers, keys[group], type).view({number, -1, width});
+      Tensor values = take(holds, keys[group], type).view({number, -1, width});
+      Tensor wanted = take(wide_gradient, tokens[group], type, &paddings[group]).view({number, -1, width});
+      add_rows(d_value, keys[group], at::bmm(own.transpose(1, 2), wanted), heads);
+      Tensor d_scores = at::bmm(wanted, values.transpose(1, 2));
+      scores_gradient(d_scores, own, scaling);
+      found.push_back(at::bmm(d_scores, offered).view({tokens[group].size(0), -1}));
+      add_rows(d_key, keys[group], at::bmm(d_scores.transpose(1, 2), asked), heads);
+    }
+    Tensor d_query = take(joined(found), results, type);
+    if (elsewhere.numel() > 0) d_query.index_fill_(0, elsewhere, 0);
+    return {d_query.view(query.sizes()), d_key.to(type).view(key.sizes()), d_value.to(type).view(value.sizes())};
+  }
+
+ private:
+  // (tokens · key heads, numbers): heads that share a key in one row.
+  Tensor rows_of(const Tensor& states) const { return states.contiguous().view({states.size(0) * heads, -1}); }
+
+  int64_t batch(size_t group) const { return heads * biases[group].size(0); }
+
+  static Tensor joined(const Tensors& found) { return found.size() == 1 ? found[0] : at::cat(found); }
+
+  // Scores are float32 whatever the numbers are, as in blocks.py.
+  Tensor chances(const Tensor& asks, const Tensor& offers, size_t group) const {
+    const int64_t width = offers.size(1);
+    Tensor asked = take(asks, tokens[group], at::kFloat).view({batch(group), -1, width});
+    Tensor offered = take(offers, keys[group], at::kFloat).view({batch(group), -1, width});
+    return chances_of(at::bmm(asked, offered.transpose(1, 2)), biases[group], scaling, asks.scalar_type());
+  }
+};
+
+// ---- loss
+
+// Turn logits (targets, vocabulary) into the gradient of their weighted cross-entropy, in place; returns its sum.
+Tensor cross_entropy_gradient(const Tensor& logits, const Tensor& targets, const Tensor& weights) {
+  const int64_t rows = logits.size(0), width = logits.size(1);
+  Tensor losses = at::empty({rows}, weights.options());
+  Tensor own_targets = targets.contiguous(), own_weights = weights.contiguous();
+  const int64_t* picked = start<int64_t>(own_targets);
+  const float* counts = start<float>(own_weights);
+  float* lost = start<float>(losses);
+  by_type(logits, [&](auto kind) {
+    using T = decltype(kind);
+    T* states = start<T>(logits);
+    at::parallel_for(0, rows, 1, [&](int64_t from, int64_t to) {
+      std::vector<float> powers(width);
+      for (int64_t row = from; row < to; ++row) {
+        T* own = states + row * width;
+        float* e = powers.data();
+        float most = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t i = 0; i < width; ++i) most = std::max(most, wide(own[i]));
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < width; ++i) sum += e[i] = power(wide(own[i]) - most);
+        const float count = counts[row], by = 1.0f / sum;
+        const int64_t target = picked[row];
+        lost[row] = (std::log(sum) + most - wide(own[target])) * count;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) own[i] = narrow<T>(e[i] * by * count);
+        own[target] = narrow<T>((e[target] * by - 1.0f) * count);
+      }
+    });
+  });
+  return losses.sum();
+}
+
+}  // namespace
+
+TORCH_LIBRARY(retune, library) {
+  library.def("cross_entropy_gradient", &cross_entropy_gradient);
+  library.class_<Linears>("Linears").def(torch::init<Tensor, Tensor, Tensor, Lengths, Lengths, double>());
+  library.class_<Heads>("Heads")
+      .def(torch::init<Layers, Tensor, double>())
+      .def("forward", &Heads::forward)
+      .def("backward", &Heads::backward);
+  library.class_<Blocks>("Blocks")
+      .def(torch::init<Tensors, Tensors, Tensors, Tensors, Tensor, Tensor, int64_t, double>())
+      .def("forward", &Blocks::forward)
+      .def("backward", &Blocks::backward);
+  library.class_<Rest>("Rest")
+      .def(torch::init<Layers, Layers, Layers, Tensor, double>())
+      .def("forward", &Rest::forward)
+      .def("backward", &Rest::backward);
+}

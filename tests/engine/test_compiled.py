@@ -1,0 +1,132 @@
+"""kernels.cpp computes what its twins in Python do, and where it cannot be built these count."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from studio.engine.cpu import compiled
+from studio.engine.cpu.compiled import CompiledHeads, CompiledRest
+from studio.engine.fused import FusedLayer, fuse
+from studio.engine.head import frozen_head_gradient
+from studio.engine.parts import GatedMlp, Heads, Norm, Rest
+from tests.engine.test_fused import close, decoder, layers_of, of_tokens
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="compiling needs a C++ compiler")
+KINDS = [(torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+
+
+def halves_of(dtype: torch.dtype, kind: str = "qwen2") -> tuple[Heads, Rest]:
+    """A layer's; Qwen2's query, key and value have biases."""
+    layer = layers_of(decoder(kind).to(dtype))[1]
+    attention, mlp = layer.self_attn, layer.mlp
+    for parameter in layer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    heads = Heads(Norm(layer.input_layernorm), attention)
+    mlp = GatedMlp(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return heads, Rest(attention.o_proj, Norm(layer.post_attention_layernorm), mlp)
+
+
+def random(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def of_heads(heads: Heads | CompiledHeads, x: Tensor, cos: Tensor, sin: Tensor, below: bool) -> list[Tensor]:
+    states, kept = heads.forward(x, cos, sin, heads.lora)
+    gradients = [random(*each.shape, dtype=x.dtype) for each in states]
+    d_inputs, d_lora = heads.backward(*gradients, kept, below)
+    return [*states, *(each for each in d_inputs if each is not None), *d_lora]
+
+
+def of_rest(rest: Rest | CompiledRest, x: Tensor, attended: Tensor) -> list[Tensor]:
+    out, kept = rest.forward(x, attended, rest.lora)
+    d_inputs, d_lora = rest.backward(random(*x.shape, dtype=x.dtype).mul(0.1), kept, True)
+    return [out, *d_inputs, *d_lora]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), KINDS, ids=str)
+@pytest.mark.parametrize("below", [True, False])
+@pytest.mark.parametrize("num_tokens", [1, 7, 700])
+@torch.no_grad()
+def test_halves_of_a_layer_are_those_in_python(
+    dtype: torch.dtype, tolerance: float, below: bool, num_tokens: int
+) -> None:
+    assert compiled.use("on", dtype, CPU) == ""
+    heads, rest = halves_of(dtype)
+    fast_heads, fast_rest = compiled.halves(heads, rest)
+    x, attended = random(num_tokens, 24, dtype=dtype), random(num_tokens, 24, dtype=dtype).flip(0)
+    angles = random(num_tokens, 3, dtype=torch.float32).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    found, expected = (of_heads(each, x, cos, sin, below) for each in (fast_heads, heads))
+    assert len(found) == 3 + below + 6 and close(found, expected, tolerance)
+    found, expected = (of_rest(each, x, attended) for each in (fast_rest, rest))
+    assert len(found) == 3 + 8 and close(found, expected, tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), KINDS, ids=str)
+@torch.no_grad()
+def test_the_loss_and_its_gradient_are_those_in_python(dtype: torch.dtype, tolerance: float) -> None:
+    states, head = random(300, 24, dtype=dtype), nn.Linear(24, 1000, bias=False).to(dtype)
+    targets, weights = torch.arange(300) * 3, torch.linspace(0.0, 2.0, 300)
+    expected = frozen_head_gradient(states, head, targets, weights)
+    compiled.use("on", dtype, CPU)
+    assert compiled.takes(states)
+    assert close(list(frozen_head_gradient(states, head, targets, weights)), list(expected), tolerance)
+
+
+@needs_compiler
+def test_a_model_is_computed_by_it_and_learns_the_same() -> None:
+    model = decoder("llama")
+    expected = of_tokens(model)
+    compiled.use("auto", torch.float32, CPU)
+    fuse(model)
+    assert all(isinstance(layer.forward.__self__, FusedLayer) for layer in layers_of(model))
+    called = []
+    for layer in layers_of(model):
+        own = layer.forward.__self__
+        own._halves = lambda x, choose=own._halves: called.append(choose(x)) or called[-1]
+    assert close(of_tokens(model), expected, 1e-4)
+    assert len(called) == 3 and all(isinstance(heads, CompiledHeads) for heads, _ in called)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        of_tokens(model)
+    assert all(isinstance(heads, Heads) for heads, _ in called[3:])
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@torch.no_grad()
+def test_what_is_no_number_is_not_hidden(number: float) -> None:
+    compiled.use("on", torch.float32, CPU)
+    heads, rest = compiled.halves(*halves_of(torch.float32))
+    x, attended = random(5, 24, dtype=torch.float32), random(5, 24, dtype=torch.float32)
+    x[2, 3] = number
+    out, kept = rest.forward(x, attended, rest.lora)
+    assert out.isfinite().all(1).tolist() == [True, True, False, True, True]
+    ones = torch.ones(5, 6)
+    (query, *_), _ = heads.forward(x, ones, ones, heads.lora)
+    assert query.flatten(1).isfinite().all(1).tolist() == [True, True, False, True, True]
+
+
+def test_without_a_compiler_python_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(compiled, "_load", compiled._load.__wrapped__)  # not what this process has found before
+    assert compiled.use("auto", torch.float32, CPU) == "there is no C++ compiler (no-such-compiler)"
+    assert compiled.now is None and compiled.halves(*halves_of(torch.float32)) is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dtype", "device", "why"),
+    [
+        ("off", torch.float32, "cpu", "train.compile is off"),
+        ("auto", torch.float16, "cpu", "only for bfloat16 and float32, not float16"),
+        ("auto", torch.bfloat16, "cuda", "on a GPU only where train.compile is on"),
+    ],
+)
+def test_what_it_is_not_for(wanted: str, dtype: torch.dtype, device: str, why: str) -> None:
+    assert compiled.use(wanted, dtype, torch.device(device)) == why and compiled.now is None
