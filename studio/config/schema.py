@@ -244,9 +244,9 @@ class TrainSection(Section):
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description=(
-            "Compile what layers compute between their products. auto: on a CPU, where a C++ compiler is found (some "
-            "20 seconds, once), which makes short rows a quarter faster. on: on a GPU, too, by torch.compile (half a "
-            "minute at the first start). Goes on without where it cannot, and says why."
+            "Compile what layers compute between their products. auto: on a CPU where a C++ compiler is found, which "
+            "takes some 20 seconds once; steps are about a quarter faster. on: on a GPU, too, by torch.compile, half a "
+            "minute at the first start. Goes on without where it cannot, and says why."
         ),
         json_schema_extra=ADVANCED,
     )

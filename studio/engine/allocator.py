@@ -13,6 +13,7 @@ from typing import Any
 # it stays.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 FEW_BYTES, MOST_BYTES = 2**20, 32 * 2**20
+ALL_BYTES = 2**31 - 1  # the largest that glibc takes
 MADV_DONTNEED = 4  # of Linux's mman.h
 
 
@@ -29,6 +30,13 @@ def given_back_at_once() -> Iterator[None]:
     finally:
         _call("mallopt", M_MMAP_THRESHOLD, MOST_BYTES)
         _call("mallopt", M_TRIM_THRESHOLD, 2 * MOST_BYTES)
+
+
+def keep_freed() -> None:
+    """What is freed stays with this process: training frees all of a step's blocks and takes them again in the next,
+    and pages that come from the system are cleared one by one."""
+    _call("mallopt", M_MMAP_THRESHOLD, MOST_BYTES)
+    _call("mallopt", M_TRIM_THRESHOLD, ALL_BYTES)
 
 
 def give_back_memory() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from studio.config.schema import RunConfig, TrainSection
 from studio.data.tokens import Example
 from studio.engine.adapters import core_of, learning_rate_factors, trainable_parameters
+from studio.engine.allocator import keep_freed
 from studio.engine.attention import following
 from studio.engine.batches import Batch
 from studio.engine.distributed import Alone
@@ -55,6 +56,7 @@ class Trainer:
         pad_id: int,
         ranks: Alone | None = None,
     ) -> None:
+        keep_freed()
         self.model = model
         self.ranks = ranks or Alone()
         self.num_steps = num_steps

@@ -1,5 +1,7 @@
 """A base in 4 bits leaves nothing behind of the files that it was made of."""
 
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +36,25 @@ def test_what_was_copied_of_a_file_is_forgotten_and_can_be_read_again(tmp_path: 
     forget_copied(numbers.data_ptr(), numbers.nbytes)
     assert (_resident(numbers.data_ptr()) < before // 10) == is_mapped
     assert torch.equal(numbers, expected)
+
+
+FAULTS = """
+import resource, torch
+from studio.engine.allocator import keep_freed
+keep_freed()
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(4_000_000) for _ in range(20)]
+    del blocks
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others cannot be told")
+def test_a_steps_blocks_are_taken_from_the_system_once() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    first, *_, last = (int(line) for line in done.stdout.split())
+    assert last < first / 10
 
 
 def _resident(address: int) -> int:

@@ -456,11 +456,10 @@ Tensor chances_of(const Tensor& scores, const Tensor& bias, double scaling, at::
       const float* hidden = added + (row / (size * shared) % blocks * size + row / shared % size) * keys;
       T* to_row = result + row * keys;
       float most = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd
+      for (int64_t i = 0; i < keys; ++i) own[i] = own[i] * factor + hidden[i];
 #pragma omp simd reduction(max : most)
-      for (int64_t i = 0; i < keys; ++i) {
-        own[i] = own[i] * factor + hidden[i];
-        most = std::max(most, own[i]);
-      }
+      for (int64_t i = 0; i < keys; ++i) most = own[i] > most ? own[i] : most;
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = 0; i < keys; ++i) sum += own[i] = power(own[i] - most);
       const float by = 1.0f / sum;
