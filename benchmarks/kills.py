@@ -1,15 +1,19 @@
 """Kill a training run at every fault point and at random moments; does each resume end bit-equal?
 
-`python benchmarks/kills.py [--random 50] [--no-points] [--out benchmarks/results/kills.md]`. A tiny Llama on the CPU
-in float32, LoRA with dropout, real processes that end by SIGKILL. Each kill has a run of its own: it begins, is killed,
-is resumed, and must leave what an uninterrupted run leaves: weights, optimizer, generators, every number and sample,
-the same files.
+`python benchmarks/kills.py [--random 50] [--minutes 4] [--fresh]`. A tiny Llama on the CPU in float32, LoRA with
+dropout, real processes that end by SIGKILL. Each kill has a run of its own: it begins, is killed, is resumed, and must
+leave what an uninterrupted run leaves: weights, optimizer, generators, every number and sample, the same files.
 
 A random moment is a random step, and a random delay after it has begun, up to the time from one step to the next: so
 it falls into the step, into what follows it (evaluating, sampling, saving), or into the beginning of the next one.
+
+Each kill is kept in results/kills.json as it is made, and the next call goes on with what is missing, as long as the
+code is the same. Writes results/kills.md.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import platform
 import random
@@ -19,9 +23,15 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from studio.paths import atomic_write_json, atomic_write_text  # noqa: E402
+
+PACKAGE, RESULTS = REPOSITORY / "studio", REPOSITORY / "benchmarks" / "results"
 
 NUM_STEPS = 12
 SETTINGS = {
@@ -39,20 +49,39 @@ SETTINGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=int, default=50, help="kills at random moments")
-    parser.add_argument("--no-points", action="store_true", help="leave the fault points out")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills.md"))
+    parser.add_argument("--minutes", type=float, default=60, help="begin no other kill after that")
+    parser.add_argument("--fresh", action="store_true", help="forget the kills that were made before")
     options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as home:
         from tests.engine import kills
 
         os.environ |= {"RETUNE_HOME": home, "RETUNE_MODELS": f"{home}/models"}
         trials = Trials(Path(home))
-        found = Found(kills.points_of(trials.trace) if not options.no_points else {})
-        for _ in found.gather(trials, options.random):  # written as it goes: a round may take an hour
-            options.out.write_text(found.report(), encoding="utf-8")
-    print(options.out.read_text(encoding="utf-8"))
+        found = Found(kills.points_of(trials.trace), {} if options.fresh else _kept())
+        for _ in found.gather(trials, options.random):
+            atomic_write_json(RESULTS / "kills.json", found.kept())
+            atomic_write_text(RESULTS / "kills.md", found.report())
+            if time.monotonic() > deadline:
+                break
+    print(found.report())
+
+
+def _kept() -> dict[str, Any]:
+    """What earlier calls found with the same code."""
+    path = RESULTS / "kills.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if found.get("code") == code_of(PACKAGE) else {}
+
+
+def code_of(folder: Path) -> str:
+    """A fingerprint of all Python in a folder: sha256 of names and contents, in hex."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 class Trials:
@@ -136,26 +165,38 @@ class Trials:
 
 
 class Found:
-    """What the kills of a round left so far, and the page that says so."""
+    """What the kills left so far, and the page that says so."""
 
-    def __init__(self, points: dict[str, int]) -> None:
+    def __init__(self, points: dict[str, int], kept: dict[str, Any]) -> None:
         self.points = points
-        self.random: list[tuple[int, str]] = []  # the last step stored when it came, what was wrong
-        self.late: list[str] = []  # what was wrong after a moment that came when the run had ended
-        self.named: dict[str, dict[int, str]] = {point: {} for point in points}
+        # Of each random moment the last step stored when it came (-1: the run had ended before), and what was wrong.
+        self.moments: list[tuple[int, str]] = [(step, wrong) for step, wrong in kept.get("moments", [])]
+        before = kept.get("named", {})
+        self.named = {
+            point: {int(number): wrong for number, wrong in before.get(point, {}).items()} for point in points
+        }
+
+    @property
+    def random(self) -> list[tuple[int, str]]:
+        return [moment for moment in self.moments if moment[0] >= 0]
+
+    @property
+    def late(self) -> list[str]:
+        return [wrong for step, wrong in self.moments if step < 0]
+
+    def kept(self) -> dict[str, Any]:
+        return {"code": code_of(PACKAGE), "moments": self.moments, "named": self.named}
 
     def gather(self, trials: Trials, num_random: int) -> Iterator[None]:
-        chance = random.Random(20261125)
+        """Make what is missing, one kill after the other. A moment that came too late is followed by another."""
         while len(self.random) < num_random:
+            chance = random.Random(f"moment {len(self.moments)}")
             step, wrong = trials.killed_in(chance.randint(1, NUM_STEPS), chance.random())
             print(f"random: step {step} {wrong or 'bit-equal'}", flush=True)
-            if step >= 0:
-                self.random.append((step, wrong))
-            else:  # it came too late, and another moment is chosen
-                self.late.append(wrong)
+            self.moments.append((step, wrong))
             yield
         for point, times in self.points.items():
-            for number in sorted({1, (times + 1) // 2, times}):
+            for number in sorted({1, (times + 1) // 2, times} - self.named[point].keys()):
                 wrong = self.named[point][number] = trials.killed_at(point, number)
                 print(f"{point}: time {number} of {times} {wrong or 'bit-equal'}", flush=True)
                 yield

@@ -24,7 +24,8 @@ class Load:
     """The most that is computed at once: `rows` of `width` tokens; `num_trained` of them ask the head.
 
     `longest`: tokens of the longest example. `tokens_per_step`: of the examples of one step, on average. `is_counted`:
-    from the datasets' stored tokens; else every example is taken to be as long as may be.
+    from the datasets' stored tokens; else every example is taken to be as long as may be. `varies`: not all
+    micro-batches are about that large.
     """
 
     rows: int
@@ -33,6 +34,7 @@ class Load:
     num_trained: int
     tokens_per_step: float
     is_counted: bool = False
+    varies: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -117,6 +119,7 @@ def make_load(
     num_trained: int,
     tokens_per_step: float,
     is_counted: bool = False,
+    varies: bool = True,
 ) -> Load:
     """The load of a micro-batch with these lines (their tokens), as the trainer lays it out.
 
@@ -125,11 +128,11 @@ def make_load(
     """
     if config.method in VIRTUAL_METHODS:
         width = max(lines) + config.prompt.num_virtual_tokens
-        return Load(len(lines), width, longest, num_trained, tokens_per_step, is_counted)
+        return Load(len(lines), width, longest, num_trained, tokens_per_step, is_counted, varies)
     width = sum(lines)
     if device.kind == "cpu" and config.distributed.world_size == 1:
         width = min(width, max(ROW_TOKENS, *lines))
-    return Load(1, width, longest, min(num_trained, width), tokens_per_step, is_counted)
+    return Load(1, width, longest, min(num_trained, width), tokens_per_step, is_counted, varies)
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,20 @@ class Kept:
     rank: float
 
 
-# Counted with torch.autograd.graph.saved_tensors_hooks on the starter in bfloat16, 255 tokens in a row.
+# Of "adapter", what a layer's two nodes keep (engine/parts.py: the tensors of `kept`, and the room for A beside each
+# joined product); of the others, counted with saved_tensors_hooks on the starter in bfloat16, 255 tokens in a row, and
+# 432 for layers with dropout or DoRA, which PEFT computes: the first keep the inputs that were dropped and which, the
+# second three forms of each result.
 KEPT = {
     "full": Kept(wide=4, hidden=4, queries=2, keys=2, intermediate=4, rank=0),
-    "adapter": Kept(wide=0, hidden=4, queries=2, keys=2, intermediate=4, rank=7),
+    "adapter": Kept(wide=0, hidden=4, queries=2, keys=2, intermediate=3, rank=11),
+    "dropout": Kept(wide=0, hidden=11, queries=2, keys=2, intermediate=4, rank=11),
+    "dora": Kept(wide=0, hidden=10.5, queries=5, keys=8.5, intermediate=9.5, rank=11),
     "virtual": Kept(wide=0, hidden=2, queries=2, keys=2, intermediate=3, rank=0),
 }
-# Attention in blocks keeps its weights up to so many keys a token on average; with what is there beside them while a
-# block is computed that is BLOCK_COPIES times as much (fitted to the peak of lora at 512 tokens).
-BLOCK_TOKENS, KEPT_KEYS, BLOCK_COPIES = 128, 512, 2.5
+# Attention in blocks keeps its weights up to so many keys a token on average, those of blocks that are computed as one
+# padded to one size (up to PADDING of engine/blocks.py).
+BLOCK_TOKENS, KEPT_KEYS, BLOCK_PADDING = 128, 512, 1.2
 # While a layer's gradient is formed, these many numbers of its widest part are there at once.
 BACKWARD_INTERMEDIATES = 3
 # Of each logit of a head that learns, at the peak: the number, its float32 form, log-softmax and gradient, and the
@@ -164,17 +172,34 @@ LOGIT_NARROW, LOGIT_WIDE = 2, 3
 
 
 @dataclass(frozen=True)
+class Holes:
+    """Memory that passes leave behind and the next cannot use, as shares of the activations: where all passes are about
+    alike, one or several a step; where they vary; where they are padded to one width."""
+
+    alike: float = 0.0
+    padded: float = 0.0
+    several: float = 0.0
+    varied: float = 0.0
+
+
+@dataclass(frozen=True)
 class Overhead:
-    """What a process holds beside tensors: `fixed` bytes, and a share of the tensors' bytes lost to the allocator."""
+    """What a process holds beside tensors: `fixed` bytes, `kernels` more where passes vary, a share of the tensors'
+    bytes lost to the allocator, and its holes."""
 
     fixed: int
-    share: float
+    kernels: int = 0
+    share: float = 0.0
+    holes: Holes = Holes()
 
 
 OVERHEAD = {
-    # Kernels that oneDNN compiles for the lengths of rows are in the first: from 60 MB where all are alike to 195 MB
-    # (256 of them, see engine/environment.py). Many lengths also leave more gaps between what the allocator gave out.
-    "cpu": Overhead(fixed=660 * MIB, share=0.12),
+    # Kernels that oneDNN compiles for the lengths of rows: 60 MB where all are alike, up to 195 MB (256 of them, see
+    # engine/environment.py). What a pass frees lies in the heap of glibc in pieces, between small things that stay
+    # (gradients until the step ends): the next one finds too little room in most of them and takes new memory, the
+    # more the more lengths there are. mallinfo2 in runs of the starter: at the peak of a pass that needs 700 MB 500 MB
+    # lay free, after 20 steps of the demo's rows more than it needs.
+    "cpu": Overhead(fixed=680 * MIB, kernels=125 * MIB, holes=Holes(alike=0.35, padded=0.2, several=0.7, varied=1.1)),
     "cuda": Overhead(fixed=550 * MIB, share=0.08),  # context and libraries of CUDA 12; not measured here
 }
 
@@ -206,10 +231,26 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
         "activations": activations,
         "logits": logits,
     }
+    if device.kind == "cuda" and config.records_passes:  # passes that were recorded keep what they compute with
+        parts |= {"activations": 2 * activations, "logits": 2 * logits}
     parts = _shared_out(parts, config, shapes, number, device.kind)
     cost = OVERHEAD[device.kind]
-    overhead = cost.fixed + cost.share * sum(parts.values())
+    overhead = cost.fixed + cost.share * sum(parts.values()) + _holes(config, shapes, load, cost.holes, parts)
+    overhead += cost.kernels if load.varies else 0
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
+
+
+def _holes(config: RunConfig, shapes: Shapes, load: Load, holes: Holes, parts: dict[str, float]) -> float:
+    """Bytes. Gradients stay from one pass of a step to the next; where all weights learn, the embedding's are there
+    twice more while a pass adds to them (from the head, and from the input)."""
+    checkpoints, activations = config.train.gradient_checkpointing, parts["activations"]
+    if config.method in VIRTUAL_METHODS:  # padded rows of one width fit where the ones before them were
+        return 0.0 if checkpoints else holes.padded * activations
+    if not load.varies and load.tokens_per_step <= 1.5 * load.num_tokens:
+        return 0.0 if checkpoints else holes.alike * activations
+    share = holes.varied if load.varies and not checkpoints else holes.several
+    added = 2 * shapes.vocabulary * shapes.hidden * FLOAT32 if config.method == "full" and holes.several else 0
+    return share * activations + holes.several * parts["gradients"] + added
 
 
 # DDP adds up gradients in pieces of this many numbers, as in the trainer; DeepSpeed fills two buckets in turn.
@@ -264,8 +305,7 @@ def _activations(config: RunConfig, shapes: Shapes, load: Load, number: int, kin
 
 def _kept_bytes(config: RunConfig, shapes: Shapes, number: int) -> float:
     """Bytes that one layer keeps of one token, attention between tokens aside."""
-    kind = "virtual" if config.method in VIRTUAL_METHODS else "full" if config.method == "full" else "adapter"
-    kept = KEPT[kind]
+    kept = KEPT[_kind_of_layers(config)]
     narrow = (
         kept.hidden * shapes.hidden
         + kept.queries * shapes.num_heads * shapes.head_dim
@@ -276,13 +316,21 @@ def _kept_bytes(config: RunConfig, shapes: Shapes, number: int) -> float:
     return FLOAT32 * kept.wide * shapes.hidden + number * narrow
 
 
+def _kind_of_layers(config: RunConfig) -> str:
+    if config.method in VIRTUAL_METHODS:
+        return "virtual"
+    if config.method == "full":
+        return "full"
+    return "dora" if config.lora.dora else "dropout" if config.lora.dropout else "adapter"
+
+
 def _attention_bytes(config: RunConfig, shapes: Shapes, load: Load, number: int, kind: str) -> float:
     """Bytes that the attention of one layer keeps of one token: its sum, or its weights for the tokens it sees."""
     if config.model.attention == "eager":
         return shapes.num_heads * load.width * (FLOAT32 + number)
     keys = load.longest / 2 + BLOCK_TOKENS / 2
     is_blocks = kind == "cpu" and config.model.attention in ("auto", "blocks") and config.method not in VIRTUAL_METHODS
-    return shapes.num_heads * (BLOCK_COPIES * keys * number if is_blocks and keys <= KEPT_KEYS else FLOAT32)
+    return shapes.num_heads * (BLOCK_PADDING * keys * number if is_blocks and keys <= KEPT_KEYS else FLOAT32)
 
 
 def disk(config: RunConfig, shapes: Shapes) -> Disk:

@@ -36,6 +36,7 @@ from studio.store.jobs import Job
 from studio.store.runs import Run
 
 COUNTED_STEPS = 32
+ALIKE = 0.9  # micro-batches whose smallest has at least this share of the largest one's tokens are about alike
 MEMORY_METRICS = ("system/gpu_memory_bytes", "system/memory_bytes")
 STEP_SECONDS = "train/step_seconds"
 MEASURE = "measure"
@@ -158,15 +159,19 @@ def _largest(config: RunConfig, train: Mapping[str, StoredRows], on: Device) -> 
     data, sizes = config.data, {name: len(rows) for name, rows in train.items()}
     order = mix.iterate(sizes, data.sources, config.train.seed)
     lines: list[int] = []
+    batches: set[int] = set()
     longest = trained = tokens = 0
     for _ in range(COUNTED_STEPS):
         examples = [train[name][row] for name, row in islice(order, config.examples_per_step)]
         tokens += sum(len(example.input_ids) for example in examples)
         longest = max(longest, *(len(example.input_ids) for example in examples))
         for batch in plan_step(examples, pack, data.max_length, config.train.micro_batch_size):
-            lines = max(lines, [row_tokens(examples, row, pack) for row in batch], key=sum)
+            own = [row_tokens(examples, row, pack) for row in batch]
+            lines = max(lines, own, key=sum)
+            batches.add(sum(own))
             trained = max(trained, sum(_num_trained(examples[index]) for row in batch for index in row))
-    return estimate.make_load(config, on, lines, longest, trained, tokens / COUNTED_STEPS, is_counted=True)
+    varies = min(batches) < ALIKE * max(batches)
+    return estimate.make_load(config, on, lines, longest, trained, tokens / COUNTED_STEPS, True, varies)
 
 
 def _num_trained(example: Example) -> int:

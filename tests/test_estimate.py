@@ -218,3 +218,29 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is no size"):
         estimate.parse_bytes(text)
+
+
+def test_passes_that_are_recorded_are_there_twice_on_a_card_that_records() -> None:
+    plain, recorded = (memory_of(config(train__cuda_graph=graph), CARD) for graph in ("off", "auto"))
+    assert recorded.activations == 2 * plain.activations and recorded.logits == 2 * plain.logits
+    assert needs(config(train__cuda_graph="auto"), device=CPU) == needs(config(), device=CPU)
+    refused = config(train__cuda_graph="auto", lora__dropout=0.1)
+    assert memory_of(refused, CARD) == memory_of(config(lora__dropout=0.1), CARD)
+
+
+def test_layers_that_peft_computes_keep_more_and_several_passes_leave_more_holes() -> None:
+    plain, dropped, dora = (
+        memory_of(config(**own), CPU).activations for own in ({}, {"lora__dropout": 0.1}, {"lora__dora": True})
+    )
+    assert plain < dropped < dora
+    loads = [
+        Load(1, 1024, 512, 1000, tokens, True, varies)
+        for tokens, varies in ((1024, False), (2048, False), (2048, True))
+    ]
+    alike, several, varied = (memory(config(), SEVEN_B, load, CPU) for load in loads)
+    assert alike.activations == several.activations == varied.activations
+    assert alike.overhead < several.overhead < varied.overhead
+
+
+def memory_of(each: RunConfig, device: Device) -> estimate.Memory:
+    return memory(each, SEVEN_B, longest_load(each, device), device)

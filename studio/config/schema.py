@@ -483,6 +483,21 @@ class RunConfig(Section):
                 raise ValueError(f"train.{name}: needs record.probe_every_steps above 0")
 
     @property
+    def graph_obstacle(self) -> str:
+        """Which setting does at every pass what a CUDA graph cannot repeat; "" for none."""
+        train = self.train
+        if self.distributed.strategy == "deepspeed":
+            return "DeepSpeed runs the backward pass itself"
+        if train.gradient_checkpointing or train.offload_activations:
+            return "gradient_checkpointing and offload_activations look at the GPU from outside during a pass"
+        return "lora.dropout draws anew at every pass" if self.lora.dropout and self.method != "full" else ""
+
+    @property
+    def records_passes(self) -> bool:
+        """Whether a GPU may replay passes as CUDA graphs, as far as the settings say."""
+        return self.train.cuda_graph != "off" and not self.graph_obstacle
+
+    @property
     def examples_per_step(self) -> int:
         """Rows that one optimizer step sees on all devices: the global batch."""
         per_process = self.train.micro_batch_size * self.train.gradient_accumulation_steps

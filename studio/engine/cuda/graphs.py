@@ -182,7 +182,7 @@ def replays(
     if wanted == "off":
         return None
     recorder = recorder_of(device)
-    why = _obstacle(config) or obstacle if recorder else f"it needs an NVIDIA GPU, and this is a {device.type}"
+    why = config.graph_obstacle or obstacle if recorder else f"it needs an NVIDIA GPU, and this is a {device.type}"
     if recorder and not why:
         return Replays(compute, parameters, recorder, device, must=wanted == "on")
     if wanted == "on":
@@ -194,16 +194,6 @@ def replays(
 def recorder_of(device: torch.device) -> Recorder | None:
     """None where nothing can be recorded."""
     return CudaRecorder(device) if device.type == "cuda" else None
-
-
-def _obstacle(config: RunConfig) -> str:
-    """Which setting does at every pass what a recording cannot repeat."""
-    train = config.train
-    if config.distributed.strategy == "deepspeed":
-        return "DeepSpeed runs the backward pass itself"
-    if train.gradient_checkpointing or train.offload_activations:
-        return "gradient_checkpointing and offload_activations look at the GPU from outside during a pass"
-    return "lora.dropout draws anew at every pass" if config.lora.dropout and config.method != "full" else ""
 
 
 def refusal(why: str) -> ConfigError:
