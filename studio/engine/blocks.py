@@ -266,8 +266,8 @@ class _BlockAttention(torch.autograd.Function):
         ctx.plan, ctx.scaling, num_heads = plan, scaling, key.shape[1]
         ctx.compiled = plan.compiled(num_heads, scaling, value)
         if ctx.compiled is not None:
-            out, *kept = ctx.compiled.forward(query, key, value)
-            ctx.save_for_backward(query, key, value, *(kept if plan.keeps else ()))
+            out, *kept = ctx.compiled.forward(query, key, value, plan.keeps)
+            ctx.save_for_backward(query, key, value, *kept)
             return out
         places, rows = plan.places(num_heads), [_rows(each, num_heads) for each in (query, key, value)]
         results, kept = [], []

@@ -141,7 +141,9 @@ class FusedLayer:
         return _Node.apply(second, 2, x, attended.flatten(2), *second.lora)
 
     def _halves(self, x: Tensor) -> tuple[Part, Part]:
-        if self._compiled and compiled.takes(x) and x.dtype == self._heads.norm.weight.dtype:
+        """Compiled, where the numbers are what they were: a setting of DeepSpeed narrows what learns later on."""
+        kinds = (x.dtype, self._heads.lora[0].dtype)
+        if self._compiled and kinds == (self._heads.norm.weight.dtype, torch.float32) and compiled.takes(x):
             return self._compiled
         return self._heads, self._rest
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from studio.conversions import ONTO, check_merge, number_format
+from studio.conversions import DEFAULT_SHARD_SIZE, ONTO, check_merge, number_format
 from studio.data.talk import GATE_FILE, Talk, read_talk
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
@@ -85,7 +85,7 @@ def form_of(args: Mapping[str, Any], base: Base) -> Form:
     """From the arguments of a job. Raises StudioError, naming what is allowed."""
     name, onto = number_format(args), str(args.get("onto") or "base")
     dtype = DTYPES[name] if name else own_dtype(base.folder)
-    return Form(dtype, shard_bytes(args.get("max_shard_size") or "2GB"), onto, bool(args.get("overwrite")))
+    return Form(dtype, shard_bytes(args.get("max_shard_size") or DEFAULT_SHARD_SIZE), onto, bool(args.get("overwrite")))
 
 
 def merge(job: JobContext, base: Base, adapter: Adapter, out: Path, device: torch.device, form: Form) -> dict[str, Any]:

@@ -227,6 +227,31 @@ def test_probabilities_may_be_computed_again(monkeypatch: pytest.MonkeyPatch, wa
     check(Blocks(ends), ends)
 
 
+@pytest.mark.parametrize("keys", [0, 512])
+@pytest.mark.parametrize("wanted", WAYS)
+def test_values_may_be_narrower_than_keys(monkeypatch: pytest.MonkeyPatch, wanted: str, keys: int) -> None:
+    """As DeepSeek's latent attention has them."""
+    compiled.use(wanted, torch.float32, CPU)
+    monkeypatch.setattr(blocks, "KEPT_KEYS", keys)
+    ends = chains(200, 90)
+    query, key, value = (each.detach() for each in states(len(ends), torch.float32))
+    inputs = [each.requires_grad_() for each in (query, key, value[..., :8])]
+    for found, expected in zip(attended(Blocks(ends), inputs), attended(Masked(ends, CPU), inputs), strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.skipif(len(WAYS) == 1, reason="compiling needs a C++ compiler")
+def test_probabilities_that_are_not_kept_are_let_go_group_by_group() -> None:
+    compiled.use("on", torch.float32, CPU)
+    row = [each.detach().transpose(0, 1).contiguous() for each in states(900, torch.float32)]
+    plan = Blocks(chains(300, 600))._plan
+    own = plan.compiled(2, 0.25, row[2])
+    out, *kept = own.forward(*row, True)
+    assert len(kept) == len(plan.groups) > 1
+    [alone] = own.forward(*row, False)
+    assert alone.equal(out)
+
+
 def test_a_cpu_computes_blocks_and_others_what_they_have() -> None:
     class Config:
         attention_dropout = 0.0

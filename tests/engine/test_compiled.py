@@ -1,6 +1,7 @@
 """kernels.cpp computes what its twins in Python do, and where it cannot be built these count."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +81,42 @@ def test_the_loss_and_its_gradient_are_those_in_python(dtype: torch.dtype, toler
 
 
 @needs_compiler
+@torch.no_grad()
+def test_angles_may_be_wider_than_what_they_turn() -> None:
+    compiled.use("on", torch.bfloat16, CPU)
+    heads, rest = halves_of(torch.bfloat16)
+    x, angles = random(9, 24, dtype=torch.bfloat16), random(9, 3, dtype=torch.float32).repeat(1, 2)
+    found, expected = (
+        of_heads(each, x, angles.cos(), angles.sin(), True) for each in (compiled.halves(heads, rest)[0], heads)
+    )
+    assert close(found, expected, 0.02)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wanted", ["on", "off"])
+@pytest.mark.parametrize("target", [-1, 50])
+def test_a_target_that_has_no_logit_is_refused(target: int, wanted: str) -> None:
+    compiled.use(wanted, torch.float32, CPU)
+    states, head = random(2, 24, dtype=torch.float32), nn.Linear(24, 50, bias=False)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        frozen_head_gradient(states, head, torch.tensor([3, target]), torch.ones(2))
+
+
+@needs_compiler
+def test_what_learns_may_become_narrow_later() -> None:
+    """As `bf16` in a config of DeepSpeed makes it; kernels.cpp would read past its end."""
+    model = decoder("llama")
+    compiled.use("on", torch.float32, CPU)
+    fuse(model)
+    own = layers_of(model)[0].forward.__self__
+    assert isinstance(own._halves(torch.ones(1, 24))[0], CompiledHeads)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    assert isinstance(own._halves(torch.ones(1, 24))[0], Heads)
+
+
+@needs_compiler
 def test_a_model_is_computed_by_it_and_learns_the_same() -> None:
     model = decoder("llama")
     expected = of_tokens(model)
@@ -112,7 +149,34 @@ def test_what_is_no_number_is_not_hidden(number: float) -> None:
     assert query.flatten(1).isfinite().all(1).tolist() == [True, True, False, True, True]
 
 
-def test_without_a_compiler_python_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A script in its place, nothing built yet, and no other program on the PATH."""
+    program = tmp_path / "bin" / "compiler"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    for name, value in {"XDG_CACHE_HOME": tmp_path, "CXX": "compiler", "PATH": program.parent}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(compiled, "_load", compiled._load.__wrapped__)  # not what this process has found before
+    return program
+
+
+def test_what_the_compiler_says_is_told_and_nothing_is_left(compiler: Path, tmp_path: Path) -> None:
+    compiler.write_text("#!/bin/sh\necho 'In file included from' >&2\necho 'x.cpp:1:2: error: no such' >&2\nexit 1\n")
+    assert compiled.use("auto", torch.float32, CPU) == "compiler failed: x.cpp:1:2: error: no such"
+    assert compiled.now is None and not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob(".tmp*"))
+
+
+def test_it_is_built_by_the_compiler_alone_and_once(compiler: Path, tmp_path: Path) -> None:
+    """Called twice, for the code and for the library; what this one makes cannot be loaded, and that is told, too."""
+    compiler.write_text(f'#!/bin/sh\necho call >> {tmp_path}/calls\nfor last; do :; done\necho nothing > "$last"\n')
+    assert all("kernels-" in compiled.use("auto", torch.float32, CPU) for _ in range(2)) and compiled.now is None
+    assert (tmp_path / "calls").read_text().split() == ["call", "call"]
+    [library] = tmp_path.rglob("*.so")
+    assert library.read_text() == "nothing\n"
+
+
+def test_without_a_compiler_python_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(compiled, "_load", compiled._load.__wrapped__)  # not what this process has found before

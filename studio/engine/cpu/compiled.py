@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -18,11 +19,11 @@ from filelock import FileLock
 from torch import Tensor
 
 from studio.engine.parts import Gradients, Heads, Linears, Rest
-from studio.paths import cache_folder
+from studio.paths import atomic_path, cache_folder
 
 SOURCE = Path(__file__).parent / "kernels.cpp"
 # No -ffast-math: what is not a number has to stay none.
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-fPIC", "-w"]
 if platform.machine() == "x86_64":
     FLAGS.append("-mprefer-vector-width=512")
 DTYPES = (torch.bfloat16, torch.float32)
@@ -57,12 +58,9 @@ def _load() -> str:
     """Once in a process; why it failed, else ""."""
     try:
         library = _path()
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{library}.lock"):
-            if library.exists():
-                torch.ops.load_library(library)
-            else:
-                _build(library)
+        if not library.exists():
+            _build(library)
+        torch.ops.load_library(library)
         return ""
     except Exception as error:  # a compiler that is missing or fails, a full disk, in whatever way
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -76,17 +74,37 @@ def _path() -> Path:
 
 
 def _build(library: Path) -> None:
-    """Compile and load; the file takes its place when it is whole."""
+    """One process compiles, others wait for it, or for its end; the file takes its place when it is whole.
+
+    The compiler is called as it is: torch's own way to build needs ninja, which few machines have.
+    """
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise FileNotFoundError(f"there is no C++ compiler ({compiler})")
-    from torch.utils import cpp_extension  # costs a second, and only who builds needs it
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{library}.lock"):
+        if not library.exists():
+            print("Compiling layers for this processor, once: some 20 seconds", flush=True)
+            with atomic_path(library) as whole:
+                _compile(compiler, whole)
 
-    print("Compiling layers for this processor, once: some 20 seconds", flush=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        settings = {"extra_cflags": FLAGS, "build_directory": folder, "is_python_module": False}
-        cpp_extension.load("kernels", [str(SOURCE)], **settings)
-        (Path(folder) / "kernels.so").replace(library)
+
+def _compile(compiler: str, library: Path) -> None:
+    """Linked without -fopenmp: its functions are those that torch has loaded, so that both share their threads."""
+    torch_folder = Path(torch.__file__).parent
+    includes = [f"-I{torch_folder / each}" for each in ("include", "include/torch/csrc/api/include")]
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder, "kernels.o")
+        _call(compiler, *FLAGS, *includes, "-c", SOURCE, "-o", part)
+        _call(compiler, "-shared", part, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-o", library)
+
+
+def _call(*words: str | Path) -> None:
+    """Raises RuntimeError with the first error that the compiler tells."""
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if "error" in line] or [f"it ended with {done.returncode}"]
+        raise RuntimeError(f"{words[0]} failed: {told[0].strip()}")
 
 
 class CompiledHeads:

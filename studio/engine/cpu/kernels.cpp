@@ -319,7 +319,7 @@ struct Heads : torch::CustomClassHolder {
     const int64_t rows = x.size(0), size = cos.size(1), stride = states.stride(0);
     Tensors heads;
     for (int64_t each : layers->widths) heads.push_back(at::empty({rows, each / size, size}, x.options()));
-    Tensor own_cos = cos.contiguous(), own_sin = sin.contiguous();
+    Tensor own_cos = cos.to(x.scalar_type()).contiguous(), own_sin = sin.to(x.scalar_type()).contiguous();
     by_type(x, [&](auto kind) {
       using T = decltype(kind);
       T *query = start<T>(heads[0]), *key = start<T>(heads[1]), *value = start<T>(heads[2]);
@@ -522,14 +522,15 @@ struct Blocks : torch::CustomClassHolder {
       : tokens(std::move(tokens)), keys(std::move(keys)), biases(std::move(biases)), paddings(std::move(paddings)),
         results(std::move(results)), elsewhere(std::move(elsewhere)), heads(heads), scaling(scaling) {}
 
-  // The result (tokens, heads, width), then by group how much each token takes of what it sees.
-  Tensors forward(const Tensor& query, const Tensor& key, const Tensor& value) const {
+  // The result (tokens, heads, width); where it `keeps`, then by group how much each token takes of what it sees.
+  Tensors forward(const Tensor& query, const Tensor& key, const Tensor& value, bool keeps) const {
     const Tensor asks = rows_of(query), offers = rows_of(key), holds = rows_of(value);
     Tensors kept = {Tensor()}, found;
     for (size_t group = 0; group < tokens.size(); ++group) {
-      kept.push_back(chances(asks, offers, group));
+      Tensor own = chances(asks, offers, group);
       Tensor values = take(holds, keys[group], holds.scalar_type()).view({batch(group), -1, holds.size(1)});
-      found.push_back(at::bmm(kept.back(), values).view({tokens[group].size(0), -1}));
+      found.push_back(at::bmm(own, values).view({tokens[group].size(0), -1}));
+      if (keeps) kept.push_back(own);
     }
     kept[0] = take(joined(found), results, query.scalar_type()).view({query.size(0), query.size(1), value.size(2)});
     return kept;
@@ -540,15 +541,16 @@ struct Blocks : torch::CustomClassHolder {
       const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensors& kept) const {
     const Tensor asks = rows_of(query), offers = rows_of(key), holds = rows_of(value), wide_gradient = rows_of(gradient);
     const auto type = query.scalar_type();
-    Tensor d_key = at::zeros(offers.sizes(), offers.options().dtype(at::kFloat)), d_value = at::zeros_like(d_key);
+    Tensor d_key = at::zeros(offers.sizes(), offers.options().dtype(at::kFloat));
+    Tensor d_value = at::zeros(holds.sizes(), d_key.options());
     Tensors found;
     for (size_t group = 0; group < tokens.size(); ++group) {
       const Tensor own = kept.empty() ? chances(asks, offers, group) : kept[group];
       const int64_t number = batch(group), width = offers.size(1);
       Tensor asked = take(asks, tokens[group], type).view({number, -1, width});
       Tensor offered = take(offers, keys[group], type).view({number, -1, width});
-      Tensor values = take(holds, keys[group], type).view({number, -1, width});
-      Tensor wanted = take(wide_gradient, tokens[group], type, &paddings[group]).view({number, -1, width});
+      Tensor values = take(holds, keys[group], type).view({number, -1, holds.size(1)});
+      Tensor wanted = take(wide_gradient, tokens[group], type, &paddings[group]).view({number, -1, holds.size(1)});
       add_rows(d_value, keys[group], at::bmm(own.transpose(1, 2), wanted), heads);
       Tensor d_scores = at::bmm(wanted, values.transpose(1, 2));
       scores_gradient(d_scores, own, scaling);
@@ -580,11 +582,16 @@ struct Blocks : torch::CustomClassHolder {
 // ---- loss
 
 // Turn logits (targets, vocabulary) into the gradient of their weighted cross-entropy, in place; returns its sum.
+// The last token of an example is a target only: no embedding has been asked for it, so its place is looked at here.
 Tensor cross_entropy_gradient(const Tensor& logits, const Tensor& targets, const Tensor& weights) {
   const int64_t rows = logits.size(0), width = logits.size(1);
+  TORCH_CHECK(logits.is_contiguous() && targets.numel() == rows && weights.numel() == rows, "a target for each row");
+  TORCH_CHECK(targets.scalar_type() == at::kLong && weights.scalar_type() == at::kFloat, "int64 targets, float32 weights");
   Tensor losses = at::empty({rows}, weights.options());
   Tensor own_targets = targets.contiguous(), own_weights = weights.contiguous();
   const int64_t* picked = start<int64_t>(own_targets);
+  for (int64_t row = 0; row < rows; ++row)
+    TORCH_CHECK(picked[row] >= 0 && picked[row] < width, "target ", picked[row], " is out of bounds for ", width, " logits");
   const float* counts = start<float>(own_weights);
   float* lost = start<float>(losses);
   by_type(logits, [&](auto kind) {
