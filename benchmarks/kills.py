@@ -77,9 +77,9 @@ def _kept() -> dict[str, Any]:
 
 
 def code_of(folder: Path) -> str:
-    """A fingerprint of all Python in a folder: sha256 of names and contents, in hex."""
+    """A fingerprint of all code in a folder, Python and C++: sha256 of names and contents, in hex."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 

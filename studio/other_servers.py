@@ -1,6 +1,5 @@
 """Command lines of other tools' servers for a base with adapters: what one copies to where a GPU and the tool are."""
 
-import json
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from studio.data.template import CHAT_TEMPLATE_FILE
 from studio.models import resolve
+from studio.weight_folders import ADAPTER_CONFIG, json_object
 
 HOST, PORT = "127.0.0.1", 8000
 DEFAULT_RANK, RANKS = 16, (32, 64, 128, 256, 320, 512)
@@ -51,9 +51,11 @@ def _rank(adapters: Mapping[str, Path]) -> Iterator[str]:
 
 
 def rank_of(folder: Path) -> int:
-    """The highest rank of an adapter's layers; 0 for a folder that names none."""
-    config = _json(folder / "adapter_config.json")
-    return max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
+    """The highest rank of an adapter's layers; 0 for a folder that names none, or is not there yet."""
+    config = json_object(folder / ADAPTER_CONFIG)
+    own = config.get("rank_pattern")
+    ranks = [config.get("r"), *(own.values() if isinstance(own, dict) else ())]
+    return max((rank for rank in ranks if isinstance(rank, int)), default=0)
 
 
 def _template(base: Path, adapters: Mapping[str, Path]) -> Iterator[str]:
@@ -65,12 +67,5 @@ def _template(base: Path, adapters: Mapping[str, Path]) -> Iterator[str]:
         yield from ("--chat-template", str(other))
 
 
-def _json(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # no such folder yet, or not an adapter's: nothing to say of it
-        return {}
-
-
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -181,6 +181,14 @@ def test_vllm_is_told_of_high_ranks_and_of_another_template(tmp_path):
     assert both[both.index("--chat-template") + 1] == str(tmp_path / "high" / "chat_template.jinja")
 
 
+@pytest.mark.parametrize("config", ["[]", "{", '{"r": "x", "rank_pattern": [1]}', '{"rank_pattern": {"q": {}}}'])
+def test_lines_are_there_for_adapters_that_are_damaged(tmp_path, config):
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    line = server_lines("org/model", {"mine": tmp_path})[0].command
+    assert "--max-lora-rank" not in line and f"mine={tmp_path}" in line
+
+
 def test_stop_asks_the_server_to_stop(open_page, project, server, started):
     at = open_page(PAGE)
     at.button(key=f"serve.{server.job.id}.stop").click().run()

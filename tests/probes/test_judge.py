@@ -52,6 +52,7 @@ def test_its_verdict_counts_and_is_turned_round() -> None:
     [
         ("PASS: it greets.", True), ("FAIL - it greets.", False), ("**Fail**\nit greets.", False),
         ("<think>Is it a greeting? FAIL?</think>\nPASS\nit greets.", True), ("PASSABLE", None),
+        ("PASS or FAIL: it fails.", None), ("PASS/FAIL: FAIL", None), ("<think>It was cut: PASS", None),
     ],
 )  # fmt: skip
 def test_a_verdict_is_its_first_word(said: str, passed: bool | None) -> None:
