@@ -69,10 +69,10 @@ def weight_files(folder: Path) -> tuple[list[Path], str]:
 
 def _listed(folder: Path, index: str) -> list[Path]:
     try:
-        names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} in {folder.name!r} cannot be read: {error!r}.") from error
-    paths = [folder / name for name in names]
+        names = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+        paths = [folder / name for name in sorted(names)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} in {folder.name!r} cannot be read: {error!r}.", "Copy the model again.") from error
     if missing := [path.name for path in paths if path.parent != folder or not path.is_file()]:
         raise ModelError(f"{folder.name!r} lacks {missing[0]}.", "Copy the model again.")
     return paths
@@ -96,11 +96,17 @@ def require_replaceable(out: Path) -> None:
         raise StudioError(f"{str(out)!r} is a file, not a folder.", hint)
     there = {path.name for path in out.iterdir()}
     records = (WEIGHTS_FILE, GATE_FILE)
-    ours = {name for record in records for name in (record, *json_object(out / record).get("files", []))}
+    ours = {name for record in records for name in (record, *_files_of(out / record))}
     if strange := sorted(there - ours):
         raise StudioError(
             f"{str(out)!r} holds {strange[0]!r}, which this command did not make; it was not touched.", hint
         )
+
+
+def _files_of(record: Path) -> list[str]:
+    """The files that a record of ours lists; none where it is damaged, so that they count as another's."""
+    files = json_object(record).get("files")
+    return [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
 
 
 def require_free(out: Path, overwrite: bool) -> None:
