@@ -46,7 +46,7 @@ def chat_view(project: Project, base: str, labels: Mapping[str, str], connection
     else:
         settings_bar(labels, connection, started=bool(told))
     heads = {**chat.labels, **labels} if chat else labels
-    _turns(project, told[:-1] if live else told, heads, None if live else connection)
+    _turns(project, told, heads, connection, live)
     if live:
         question_line(told[-1])
         st.fragment(_live_turn, run_every=STREAM_SECONDS)(told[-1], heads, live)
@@ -56,12 +56,19 @@ def chat_view(project: Project, base: str, labels: Mapping[str, str], connection
     _next_question(project, base, labels, connection, told, busy=live is not None)
 
 
-def _turns(project: Project, told: Sequence[Told], labels: Mapping[str, str], connection: Connection | None) -> None:
-    """All that was said; on a projector the newest alone."""
+def _turns(
+    project: Project,
+    told: Sequence[Told],
+    labels: Mapping[str, str],
+    connection: Connection,
+    live: Exchange | None,
+) -> None:
+    """All that was said; on a projector the newest alone, so nothing where that is still being answered."""
+    answered = len(told) - (live is not None)
     newest_alone = chat_state.demo_is_on()
-    for number, each in enumerate(told):
+    for number, each in enumerate(told[:answered]):
         if not newest_alone or number == len(told) - 1:
-            _turn(project, each, labels, connection, number)
+            _turn(project, each, labels, None if live else connection, number)
 
 
 def _next_question(

@@ -128,9 +128,11 @@ def _prepared(project: Project, base: str, labels: dict[str, str], chosen: Seque
 
 
 def _failed(project: Project, job: jobs.Job | None) -> None:
-    """A server that ended by itself is no fault: it goes when nobody asks it for a while."""
-    if job and job.kind == "serve" and job.state in ("finished", "stopped"):
+    """A server that ended by itself, as it does when nobody asks it for a while, or that was stopped, is no fault."""
+    if job and job.kind == "serve" and job.state == "finished":
         st.info(_("The model server has stopped: nobody asked it anything for a while."))
+    elif job and job.kind == "serve" and job.state == "stopped":
+        st.info(_("The model server was stopped."))
     else:
         job_panel(project.folder, job, "compare.failed")
     if st.button(_("Load again"), icon=":material/refresh:", key="compare.retry"):

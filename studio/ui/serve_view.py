@@ -34,8 +34,14 @@ def serve_view(project: Project) -> None:
     if not live and found and found[0].state in ("failed", "lost"):
         job_panel(project.folder, found[0], "serve.failed")
     bases = list(dict.fromkeys([project.base, *bases_of(project)]))
-    base = choose_base(project, bases, "serve", lambda: st.session_state.pop("serve.adapters", None))
+    base = choose_base(project, bases, "serve", _another_base)
     _start_panel(project, base, live_server(project, base))
+
+
+def _another_base() -> None:
+    """Adapters fit one base alone."""
+    for key in ("serve.adapters", "serve.more"):
+        st.session_state.pop(key, None)
 
 
 def _start_panel(project: Project, base: str, server: Job | None) -> None:
@@ -60,7 +66,7 @@ def _start_panel(project: Project, base: str, server: Job | None) -> None:
 
 def _start_form(project: Project, base: str, picks: Sequence[Pick]) -> None:
     with st.form("serve.form", border=False):
-        chosen = _adapter_picker(base, picks, picks[:1])
+        chosen = _adapter_picker(base, picks, picks[:1], "serve.adapters")
         left, right, _rest = st.columns([1, 1, 2])
         port = left.number_input(_("Port"), 0, 65535, 0, key="serve.port", help=_("0 takes a free one."))
         idle = right.number_input(
@@ -143,13 +149,14 @@ def _load_form(project: Project, base: str, connection: Connection, picks: Seque
         st.caption(_("Every converted checkpoint is loaded."))
         return
     with st.form("serve.load", border=False):
-        chosen = _adapter_picker(base, missing, [])
+        chosen = _adapter_picker(base, missing, [], "serve.more")
         if st.form_submit_button(_("Load"), type="primary", icon=":material/add:"):
             add_adapters(project, connection, chosen)
             st.rerun()
 
 
-def _adapter_picker(base: str, picks: Sequence[Pick], default: Sequence[Pick]) -> list[Pick]:
+def _adapter_picker(base: str, picks: Sequence[Pick], default: Sequence[Pick], key: str) -> list[Pick]:
+    """Each form keeps its own: what a running server was given last is not what the next one starts with."""
     by_name = {pick.name: pick for pick in picks}
     names = st.multiselect(
         _("On the base model {base}").format(base=plain(base)),
@@ -157,7 +164,7 @@ def _adapter_picker(base: str, picks: Sequence[Pick], default: Sequence[Pick]) -
         default=[pick.name for pick in default],
         format_func=lambda name: by_name[name].label,
         placeholder=_("Adapters"),
-        key="serve.adapters",
+        key=key,
     )
     return [by_name[name] for name in names]
 

@@ -156,6 +156,11 @@ def test_the_demo_view_shows_the_newest_alone(open_page, server: ModelServer) ->
     at.button(key="compare.demo.on").click().run()
     assert "**Second**" in words(at) and "**First**" not in words(at)
     assert not [each for each in at.multiselect if each.key == "compare.picks"]
+    server.word_seconds = 0.5
+    at.chat_input(key="compare.question").set_value("Third").run()
+    assert "**Third**" in words(at) and "**Second**" not in words(at)  # nor while it is being answered
+    at.button(key="compare.stop").click().run()
+    finish(at)
     at.button(key="compare.demo.off").click().run()
     assert "**First**" in words(at)
 

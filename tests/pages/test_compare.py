@@ -227,6 +227,19 @@ def test_the_second_turn_carries_the_first(open_page, server):
     assert not any("Luna" in text.value for text in at.text)
 
 
+@pytest.mark.parametrize(("end", "said"), [("finished", "nobody asked it anything"), ("stopped", "was stopped.")])
+def test_a_server_that_ended_says_whether_somebody_stopped_it(open_page, project, converted, started, end, said):
+    at = loaded(open_page)
+    with open_db(project.folder) as db:
+        job = store_jobs.listed(db)[0]
+        if job.state == "queued":
+            store_jobs.move(db, job.id, "running", "")
+        store_jobs.move(db, job.id, end, "")
+    at.run()
+    assert said in words(at)
+    assert not at.exception and at.button(key="compare.retry")
+
+
 def test_stop_ends_a_stream_that_survived_reruns(open_page, server):
     server.word_seconds = 0.5
     at = loaded(open_page)

@@ -232,9 +232,13 @@ def test_a_running_server_is_given_more_adapters(open_page, project, server, sta
             folder.mkdir(parents=True)
             (folder / "retune_weights.json").write_text("{}")
     at = open_page(PAGE)
-    assert at.multiselect(key="serve.adapters").options == ["lora-1 · step 40"]
-    at.multiselect(key="serve.adapters").set_value(["lora-1-step_40"])
+    assert at.multiselect(key="serve.more").options == ["lora-1 · step 40"]
+    at.multiselect(key="serve.more").set_value(["lora-1-step_40"])
     press(at, "Load")
     assert server.models == ["starter", "lora-1-step_20", "lora-1-step_40"]
     assert "Every converted checkpoint is loaded." in [caption.value for caption in at.caption]
     assert not started
+    with open_db(project.folder) as db:
+        store_jobs.move(db, store_jobs.listed(db)[0].id, "stopped", "")
+    at.run()  # what the one was given is not what the next begins with
+    assert at.multiselect(key="serve.adapters").value == ["lora-1-step_40"]
