@@ -168,13 +168,16 @@ class Agent:
 
     def _say(self, messages: list[Message], stops: list[str]) -> Generator[str, None, None]:
         sampling = replace(self._sampling, stop=tuple(stops))
+        spoke = False
         with closing(chat_client.stream_chat(self._connection, self._model, messages, sampling)) as pieces:
             try:
                 for piece in show.waiting(pieces, f"{self._model} is at it …"):
                     show.out.print(show.plain(piece), end="", highlight=False)
+                    spoke = spoke or bool(piece)
                     yield piece
             finally:
-                show.say("")
+                if spoke:
+                    show.say("")
 
 
 def _head(model: str, weights: str) -> None:

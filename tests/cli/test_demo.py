@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from studio import datasets, jobs
+from studio import conversions, datasets, jobs
 from studio.cli import demo, weights
 from studio.config import catalog
 from studio.config.yaml import with_settings
@@ -63,6 +63,7 @@ def test_the_verdict_on_a_merge_is_said(
     said = "Verified: fine." if verified else "Not verified: use both."
     ended = Job("merge", state="finished", result={"verified": verified, "message": said})
     monkeypatch.setattr(jobs, "start", lambda *args, **more: ended)
+    monkeypatch.setattr(conversions, "check", lambda *args: None)
     for module in (demo, weights):
         monkeypatch.setattr(module, "follow", lambda folder, job: ended)
     monkeypatch.setattr("studio.runs.start_convert", lambda *args: ended)
