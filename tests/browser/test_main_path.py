@@ -155,7 +155,7 @@ def compare(page: Page) -> None:
     question.fill("Who are you?")
     question.press("Enter")
     expect(page.get_by_text("tokens/s")).to_have_count(2, timeout=JOB_MS)
-    answers = page.get_by_test_id("stMain").get_by_test_id("stText")
+    answers = page.get_by_test_id("stColumn").get_by_test_id("stText")
     expect(answers).to_have_count(2)
     base, tuned = answers.nth(0).inner_text(), answers.nth(1).inner_text()
     assert base.strip() and "Luna" not in base
