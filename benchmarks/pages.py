@@ -38,11 +38,11 @@ PAGES = {
 }  # fmt: skip
 PAINT_TARGET_SECONDS, SWITCH_TARGET_SECONDS = 2.0, 1.0
 PAINTED = """label => {
-  const heading = document.querySelector("[data-testid=stMain] h1");
+  const heading = document.querySelector("[data-testid=stMainBlockContainer] h1");
   return heading !== null && heading.innerText.includes(label);
 }"""
 COMPLETE = """() => document.querySelector("[data-testid=stApp]").dataset.testScriptState === "notRunning"
-  && document.querySelector("[data-testid=stMain] [data-testid=stSkeleton]") === null"""
+  && document.querySelector("[data-testid=stMainBlockContainer] [data-testid=stSkeleton]") === null"""
 Times = tuple[float, float]
 
 

@@ -154,7 +154,7 @@ def _converse(page: Page, language: str) -> None:
     for number, text in enumerate(QUESTIONS, start=1):
         question.fill(text)
         question.press("Enter")
-        expect(page.get_by_test_id("stMain").get_by_test_id("stText")).to_have_count(2 * number, timeout=JOB_MS)
+        expect(page.get_by_test_id("stColumn").get_by_test_id("stText")).to_have_count(2 * number, timeout=JOB_MS)
         expect(question).to_be_enabled(timeout=JOB_MS)
 
 
