@@ -15,7 +15,7 @@ GUIDES = ["guide.md", "guide.zh.md"]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "README.zh.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 ZH_NAMES = {
-    "Data": "数据", "Config": "配置", "Train": "训练", "Checkpoints": "检查点", "Compare": "对比", "Serve": "服务",
+    "Data": "数据", "Config": "配置", "Train": "训练", "Checkpoints": "检查点", "Compare": "对比", "Serve": "部署",
 }  # fmt: skip
 
 
