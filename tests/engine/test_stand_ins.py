@@ -26,5 +26,6 @@ def test_a_config_of_the_family_trains(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["minicpm_2b_dpo_qlora", "internvl_v2_phi3_4b_lora_finetune"])
 def test_the_language_model_of_other_tasks_is_constructed(name: str, tmp_path: Path) -> None:
-    found = outcome(catalog.entry(name), tmp_path, steps=0)
-    assert found.problem == "" and found.num_learning > 0 and found.entry.missing
+    entry = catalog.entry(name)
+    found = outcome(entry, tmp_path, steps=0)
+    assert found.problem == "" and found.num_learning > 0 and entry.missing
