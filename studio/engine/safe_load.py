@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from studio.errors import UNREADABLE_ZIP, CheckpointError, UnsafeFileError
+from studio.foreign.pickles import NEXT_MOVE
 from studio.foreign.torch_file import not_a_zip
-
-NEXT_MOVE = "Use another checkpoint of this run, or copy the file again from where it came."
 
 
 def load_pth(path: Path, map_location: str | torch.device = "cpu", mmap: bool = True) -> dict[str, Any]:

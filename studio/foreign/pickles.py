@@ -146,7 +146,7 @@ def require_readable_size(num_bytes: int, what: str) -> None:
         raise CheckpointError(f"{what} has a data.pkl of {num_bytes} bytes.", f"Allowed: {MAX_PICKLE_BYTES}.")
 
 
-NEXT_MOVE = "Copy the file again from where it came."
+NEXT_MOVE = "Use another checkpoint of this run, or copy the file again from where it came."
 
 
 class _Machine:

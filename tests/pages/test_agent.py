@@ -39,11 +39,11 @@ def ask(at, question: str):
 
 
 def test_without_a_loaded_model_it_leads_on(open_page, project) -> None:
-    assert "No model is loaded yet" in words(open_page(PAGE))
+    assert "No model is loaded yet" in words(open_page(PAGE, tab="tools"))
 
 
 def test_steps_fold_and_are_text(open_page, speaks: ModelServer) -> None:
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="tools")
     [turn] = ask(at, "17+25?")
     assert [step.tool for step in turn.steps] == ["Calculate", ""] and not turn.error
     [step] = [each for each in at.expander if "Calculate" in each.label]
@@ -54,7 +54,7 @@ def test_steps_fold_and_are_text(open_page, speaks: ModelServer) -> None:
 
 
 def test_other_settings_begin_another_conversation(open_page, speaks: ModelServer) -> None:
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="tools")
     ask(at, "17+25?")
     at.selectbox(key="agent.protocol").set_value("moss").run()
     assert at.session_state["kept.luna.agent.turns"] == [] and not at.exception
@@ -69,7 +69,7 @@ def test_stop_does_not_wait_for_the_next_piece(open_page, speaks: ModelServer, m
         half.set()
         end.wait(60)
 
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="tools")
     with monkeypatch.context() as patch:
         patch.setattr(speaks, "events", falls_silent)
         at.chat_input(key="agent.question").set_value("hi").run()
@@ -89,7 +89,7 @@ def test_a_server_that_fails_is_said(open_page, speaks: ModelServer, monkeypatch
     monkeypatch.setattr(
         speaks, "events", lambda _: iter([{"column": 0, "finish_reason": "error", "error": "*no* memory"}])
     )
-    at = open_page(PAGE)
+    at = open_page(PAGE, tab="tools")
     [turn] = ask(at, "hi")
     assert "no* memory" in turn.error
     assert at.error and "broke off" in at.error[0].value
