@@ -27,7 +27,7 @@ studio: setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/retune models fetch starter
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile ci $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -253,25 +253,32 @@ def plan_rank(
     """The part of a step's plan that `rank` (from 0) of `world` computes; all parts together are the plan.
 
     `cost` says the tokens of a row; ranks get about the same sum. Every rank has the same number of micro-batches,
-    none of them larger than the plan's; where there are fewer rows than ranks, a rank's micro-batch is empty.
+    none of them larger than the plan's, and none empty unless there are fewer rows than micro-batches.
     """
     if not 0 <= rank < world:
         raise ValueError(f"Rank {rank} is not one of {world}.")
     if world == 1 or not plan:
         return list(plan)
     rows = [row for batch in plan for row in batch]
-    num_batches = -(-len(rows) // (max(len(batch) for batch in plan) * world))
-    mine = _balanced(rows, world, max(len(batch) for batch in plan) * num_batches, cost)[rank]
+    size = max(len(batch) for batch in plan)
+    num_batches = -(-len(rows) // (size * world))
+    least = num_batches if len(rows) >= num_batches * world else 0
+    mine = _balanced(rows, world, least, size * num_batches, cost)[rank]
     ends = [len(mine) * number // num_batches for number in range(num_batches + 1)]
     return [mine[start:end] for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def _balanced(rows: list[list[int]], world: int, most: int, cost: Callable[[list[int]], int]) -> list[MicroBatch]:
-    """The dearest row goes to whoever has least, `most` rows each."""
+def _balanced(
+    rows: list[list[int]], world: int, least: int, most: int, cost: Callable[[list[int]], int]
+) -> list[MicroBatch]:
+    """The dearest row goes to whoever has least; `least` to `most` rows each."""
     parts: list[MicroBatch] = [[] for _ in range(world)]
     loads = [0] * world
-    for number in sorted(range(len(rows)), key=lambda number: (-cost(rows[number]), number)):
-        free = [rank for rank in range(world) if len(parts[rank]) < most]
+    dearest_first = sorted(range(len(rows)), key=lambda number: (-cost(rows[number]), number))
+    for num_left, number in zip(range(len(rows), 0, -1), dearest_first, strict=True):
+        num_owed = sum(max(0, least - len(part)) for part in parts)
+        limit = least if num_owed >= num_left else most
+        free = [rank for rank in range(world) if len(parts[rank]) < limit]
         rank = min(free, key=lambda rank: (loads[rank], len(parts[rank]), rank))
         parts[rank].append(rows[number])
         loads[rank] += cost(rows[number])

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from studio.data.packing import (
@@ -148,6 +148,7 @@ def test_every_rank_finds_a_tree(rows: list[Example], world: int) -> None:
 
 
 @given(rows=examples(), pack=packs, size=st.integers(1, 4), world=st.integers(1, 5))
+@example(rows=of_lengths([7] + [2] * 10), pack="none", size=2, world=4)  # the long row is worth three short ones
 def test_ranks_partition_a_plan(rows: list[Example], pack: str, size: int, world: int) -> None:
     plan = plan_step(rows, pack, 64, size)
     parts = [
