@@ -20,9 +20,15 @@ from studio.paths import inside
 from studio.store import checkpoints as store
 from studio.store import open_db
 from studio.store.runs import CONFIG_FILE
-from studio.weight_folders import adapter_config, require_free, require_replaceable, shard_bytes, weight_files
+from studio.weight_folders import (
+    DEFAULT_SHARD_SIZE,
+    adapter_config,
+    require_free,
+    require_replaceable,
+    shard_bytes,
+    weight_files,
+)
 
-DEFAULT_SHARD_SIZE = "2GB"
 NUMBER_FORMATS = ("float32", "float16", "bfloat16")
 ONTO = {
     "base": "the base in its own number format, as Compare and the scorecard use it",

@@ -19,6 +19,7 @@ from studio.store import checkpoints as store
 from studio.store import open_db
 from studio.store.checkpoints import Output
 from studio.store.jobs import Job
+from studio.weight_folders import DEFAULT_SHARD_SIZE
 
 K_QUANTS = ("q6_k", "q5_k_m", "q4_k_m")
 """Formats that llama.cpp itself rounds to; offered where a package of it is installed, or its tool is on the PATH."""
@@ -47,7 +48,7 @@ class Choice:
     format: str = ""
     overwrite: bool = False
     onto: str = "base"
-    max_shard_size: str = "2GB"
+    max_shard_size: str = DEFAULT_SHARD_SIZE
 
     def args(self) -> dict[str, Any]:
         """As the job takes them. Raises StudioError for a kind or a format that there is not."""

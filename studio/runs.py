@@ -32,6 +32,7 @@ from studio.store.checkpoints import Checkpoint
 from studio.store.datasets import not_there
 from studio.store.jobs import Job
 from studio.store.runs import CONFIG_FILE, LOCK_FILE, Run
+from studio.weight_folders import DEFAULT_SHARD_SIZE
 
 LOG_FILE = "run.log"
 UNTRAINED = {
@@ -268,7 +269,9 @@ def is_converted(project: Project, run_id: str, step: int) -> bool:
     return (hf_folder(project, run_id, step) / WEIGHTS_FILE).is_file()
 
 
-def start_convert(project: Project, run_id: str, step: int, fp32: bool = False, max_shard_size: str = "2GB") -> Job:
+def start_convert(
+    project: Project, run_id: str, step: int, fp32: bool = False, max_shard_size: str = DEFAULT_SHARD_SIZE
+) -> Job:
     """`.pth` to a Hugging Face folder, in a job."""
     args = {"run_id": run_id, "step": step, "fp32": fp32, "max_shard_size": max_shard_size}
     return jobs.start(
@@ -281,7 +284,7 @@ def start_merge(
     run_id: str,
     step: int,
     name: str = "",
-    max_shard_size: str = "2GB",
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
     dtype: str = "",
     onto: str = "base",
     overwrite: bool = False,

@@ -14,6 +14,7 @@ OLD_ADAPTER_WEIGHTS = "adapter_model.bin"
 IMPORTING_SETTINGS = ("auto_mapping", "megatron_config", "megatron_core")
 VIRTUAL_KINDS = ("PROMPT_TUNING", "PREFIX_TUNING")
 INDEXES = {"model.safetensors": "safetensors", "pytorch_model.bin": "bin"}
+DEFAULT_SHARD_SIZE = "2GB"  # of one file of weights
 SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 

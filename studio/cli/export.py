@@ -14,6 +14,7 @@ from studio.cli.lazy import exports
 from studio.cli.options import JsonOption, ProjectOption, ShardOption, StepOption, base_model, checkpoint_step, chosen
 from studio.errors import StudioError
 from studio.paths import system_folder, typed_path
+from studio.weight_folders import DEFAULT_SHARD_SIZE
 
 if TYPE_CHECKING:
     from studio.exports import Choice
@@ -95,7 +96,7 @@ def merged(
     onto: Annotated[
         str, typer.Option(help="base, or for QLoRA dequantised: the 4-bit base it was trained on, unpacked.")
     ] = "base",
-    max_shard_size: ShardOption = "2GB",
+    max_shard_size: ShardOption = DEFAULT_SHARD_SIZE,
     step: StepOption = 0,
     out: OutOption = None,
     base: BaseOption = "",

@@ -14,6 +14,7 @@ from studio.cli.lazy import catalog, conversions, jobs
 from studio.cli.options import ProjectOption, ShardOption, base_model, chosen
 from studio.errors import CheckpointError
 from studio.paths import system_folder
+from studio.weight_folders import DEFAULT_SHARD_SIZE
 
 if TYPE_CHECKING:
     from studio.store.jobs import Job
@@ -37,7 +38,7 @@ def pth_to_hf(
     fp32: Annotated[bool, typer.Option("--fp32", help="Write weights in float32.")] = False,
     dtype: DtypeOption = "",
     base: Annotated[str, typer.Option(help="The base model, where the one in an XTuner config is not here.")] = "",
-    max_shard_size: ShardOption = "2GB",
+    max_shard_size: ShardOption = DEFAULT_SHARD_SIZE,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one that lies there.")] = False,
     project: ProjectOption = "",
 ) -> None:
@@ -63,7 +64,7 @@ def merge(
     base: Annotated[str, typer.Argument(help="Base model: starter, a folder, or an id.")],
     adapter: Annotated[Path, typer.Argument(help="Adapter folder in PEFT's format.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    max_shard_size: ShardOption = "2GB",
+    max_shard_size: ShardOption = DEFAULT_SHARD_SIZE,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: DtypeOption = "",
     onto: Annotated[

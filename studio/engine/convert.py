@@ -11,7 +11,6 @@ import torch
 from studio.checkpoint_files import manifest_path
 from studio.config.schema import ADAPTER_METHODS, RunConfig, parse_config
 from studio.conversions import (
-    DEFAULT_SHARD_SIZE,
     base_of_foreign,
     check_convert,
     is_foreign,
@@ -22,6 +21,7 @@ from studio.conversions import (
 from studio.data.talk import talk_of
 from studio.engine.card import model_card, shown_base
 from studio.engine.checkpoint import FORMAT, verify
+from studio.engine.devices import DTYPES
 from studio.engine.foreign import cast, in_our_format
 from studio.engine.job import JobContext
 from studio.engine.models.families import native
@@ -45,11 +45,10 @@ from studio.models import resolve
 from studio.paths import atomic_write_json, remove
 from studio.store import checkpoints as store
 from studio.store import open_db
-from studio.weight_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, shard_bytes
+from studio.weight_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DEFAULT_SHARD_SIZE, shard_bytes
 
 NEXT_MOVE = "Use another checkpoint of the run, or train again."
 EMBEDDING = "model.embed_tokens.weight"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 XTUNERS_DTYPE = "float16"
 """What XTuner writes when nothing else is asked for; so its checkpoints become what they become there."""
 

@@ -9,12 +9,11 @@ import psutil
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from studio.conversions import DEFAULT_SHARD_SIZE, ONTO, check_merge, number_format
+from studio.conversions import ONTO, check_merge, number_format
 from studio.data.talk import GATE_FILE, Talk, read_talk
 from studio.engine.adapter_files import Adapter, read_adapter
 from studio.engine.card import model_card, shown_base
-from studio.engine.convert import DTYPES
-from studio.engine.devices import pick_device, set_threads
+from studio.engine.devices import DTYPES, pick_device, set_threads
 from studio.engine.equality import TOLERANCE
 from studio.engine.equivalence import Verdict, expected_of, folding_error, verdict_of_folder, weigh_folder
 from studio.engine.folding import FoldedWeights, LoadedWeights, fill
@@ -35,7 +34,7 @@ from studio.machine import versions
 from studio.paths import atomic_write_json
 from studio.store import checkpoints as store
 from studio.store import open_db
-from studio.weight_folders import require_free, shard_bytes
+from studio.weight_folders import DEFAULT_SHARD_SIZE, require_free, shard_bytes
 
 NOT_ON_THE_CARD = ("kind", "talk", "data_fingerprints", "agreement", "weights")
 FLOAT32_SHARE = 0.7

@@ -68,7 +68,7 @@ class Linears:
         return self._narrow and self._narrow[1]
 
     def bias(self) -> Tensor | None:
-        """Of all layers side by side, zeros where one has none; None where all have."""
+        """Of all layers side by side, zeros where one has none; None where no layer has any."""
         biases = [base.bias for base in self._bases]
         if all(each is None for each in biases):
             return None
@@ -91,7 +91,7 @@ class Linears:
         """What `backward` takes, to be filled, and the columns of it where the gradient belongs."""
         wide = x.new_empty(len(x), self.width + self._room)
         if self.width % ALIGNED:
-            wide[:, self.width :] = 0  # oneDNN's AMX products read so far, times zero: of no number that is none
+            wide[:, self.width :] = 0  # oneDNN's AMX products read into it, times zero: unset memory may hold NaN
         return wide, wide[:, : self.width]
 
     def backward(self, gradient: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:

@@ -14,9 +14,8 @@ from studio.engine.weights import Base, copy_tokenizer, own_dtype
 from studio.errors import ModelError
 from studio.models import model_files
 from studio.paths import atomic_path, atomic_write_json, require_free_space
-from studio.weight_folders import shard_bytes, weight_files
+from studio.weight_folders import DEFAULT_SHARD_SIZE, shard_bytes, weight_files
 
-SHARD_SIZE = "2GB"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
 
 
@@ -47,7 +46,7 @@ def run(job: JobContext) -> dict[str, Any]:
 def _write_native(folder: Path, source: Path, found: Native) -> None:
     tensors = read_native(source, found, own_dtype(source))
     base = Base(source.name, source, "here", str(source))
-    write_model(folder, base, tensors, shard_bytes(SHARD_SIZE), source.name)
+    write_model(folder, base, tensors, shard_bytes(DEFAULT_SHARD_SIZE), source.name)
     copy_tokenizer(source, folder)
 
 
@@ -57,7 +56,7 @@ def _write_own(folder: Path, source: Path, own: Path, found: Native) -> None:
     shards, _ = weight_files(source)
     tensors = found.own_state({name: tensor for shard in shards for name, tensor in read_shard(shard)})
     save_torch_state_dict(
-        {name: each.contiguous() for name, each in tensors.items()}, folder, max_shard_size=SHARD_SIZE
+        {name: each.contiguous() for name, each in tensors.items()}, folder, max_shard_size=DEFAULT_SHARD_SIZE
     )
     for path in model_files(own):
         if not path.name.endswith(WEIGHT_SUFFIXES):

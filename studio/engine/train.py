@@ -435,7 +435,7 @@ def _print_plan(config: RunConfig, ready: Prepared) -> None:
     print(describe_packing(corpus, config, trainer.packing, trainer.num_steps), flush=True)
     print(f"attention {trainer.forward.kind}: {trainer.forward.why}", flush=True)
     why = trainer.forward.why_not_compiled
-    print(f"layers are computed call by call, not compiled: {why}" if why else "layers are compiled", flush=True)
+    print(f"not compiled: {why}" if why else "compiled: what fits of layers, attention and loss", flush=True)
 
 
 def _print_step(step: int, num_steps: int, result: StepResult) -> None:

@@ -15,6 +15,7 @@ from studio.store.checkpoints import Checkpoint, Output
 from studio.ui.i18n import N_, _
 from studio.ui.job_panel import job_panel, newest_job
 from studio.ui.widgets import ago, plain
+from studio.weight_folders import DEFAULT_SHARD_SIZE
 
 PURPOSES = {
     "ollama": (
@@ -90,7 +91,7 @@ def _choice(project: Project, checkpoint: Checkpoint, kind: str, method: str) ->
         st.caption(_(FORMAT_HINTS[chosen]))
     if formats != exports.FORMATS[kind]:
         st.caption(_("Fewer bits (q6_k, q5_k_m, q4_k_m) need llama.cpp: pip install 'retune[gguf]'."))
-    onto, shard = "base", "2GB"
+    onto, shard = "base", DEFAULT_SHARD_SIZE
     if kind == "merged":
         shard = str(st.selectbox(_("Largest file"), list(SHARDS), key="checkpoints.export.shard",
                                  format_func=lambda each: _(SHARDS[each])))  # fmt: skip
