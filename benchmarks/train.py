@@ -6,7 +6,8 @@
 The starter model on the CPU, LoRA of rank 16 on all linear layers (and QLoRA, and full), the same tokenised rows, the
 same rows per optimizer step, the same optimizer and the same first weights for all, each tool in an environment and a
 process of its own, at its defaults and at the settings that measured best. All are loaded first; then they take turns,
-one round of a few steps each (A B C A B C), after a step of warm-up. Before that the studio's gradient is compared
+one round each (A B C A B C) of a few steps and ten seconds at least, after a step of warm-up: a round of a second would
+measure caches that another tool has just filled. Before that the studio's gradient is compared
 with that of a padded float32 reference, and later its losses with the others' on the same rows in the same order.
 
 Every round is kept in results/train.json as it ends, so a measurement that was interrupted goes on where it was, with
@@ -40,6 +41,8 @@ from studio.paths import atomic_write_json  # noqa: E402
 
 RESULTS = HERE / "results"
 ROUNDS, DEFAULT_ROUNDS = 3, 1
+ROUND_SECONDS = 10.0  # that a round lasts at least
+MOST = 20  # times a workload's steps that a round has at most, whoever is fast
 LEARNING_RATES = {"lora": 5e-4, "qlora": 5e-4, "full": 2e-5}
 FLOAT32_TOLERANCE = 1e-5  # of the gradient, relative to its length
 BFLOAT16_TOLERANCE = 2.0  # times the error that the plain padded way has in bfloat16
@@ -82,7 +85,7 @@ class Measurement:
     def __init__(self, options: argparse.Namespace, found: dict[str, Any], results: Path, scratch: Path) -> None:
         self._found, self._results, self._scratch = found, results, scratch
         self._model = require(options.model)
-        self._rounds = 1 if options.quick else options.rounds
+        self._is_quick, self._rounds = options.quick, 1 if options.quick else options.rounds
         self._peers = options.peers
         self._settings = [each for each in SETTINGS if _is_chosen(each, options.settings)]
         self._workloads = [each for each in WORKLOADS if not options.only or each.name in options.only]
@@ -119,11 +122,11 @@ class Measurement:
 
     def _measure(self, workload: Workload) -> None:
         print(f"\n{workload.name}: {workload.title}", flush=True)
-        num_steps = 1 + self._rounds * workload.steps
+        num_steps = 1 + self._rounds * workload.steps * MOST
         rows = examples(workload, num_steps * workload.rows_per_step, self._model)
         job = self._job(workload, num_steps)
         write(rows, Path(job["rows"]))
-        kept: dict[str, Any] = {"complete": False, "rounds": [], "failures": {}, "num_steps": num_steps}
+        kept: dict[str, Any] = {"complete": False, "rounds": [], "failures": {}}
         kept |= {"title": workload.title, "target": workload.target, "rows_per_step": workload.rows_per_step}
         kept["lengths"] = [len(example.input_ids) for example in rows]
         kept["trained"] = [example.num_trained_tokens for example in rows]
@@ -177,28 +180,29 @@ class Measurement:
         for setting in self._settings:
             scratch = self._scratch / workload.name / setting.name
             scratch.mkdir(parents=True)
-            steps = 1 + self._rounds_of(setting) * _steps_of(setting, workload)
-            mine = {"setting": setting.kind, "scratch": str(scratch), "num_steps": steps}
+            mine = {"setting": setting.kind, "scratch": str(scratch)}
             self._try(setting, working, kept, lambda tool, mine=mine: tool.begin(job | mine))
         for number in range(self._rounds + 1):
             for setting in [each for each in working if number <= self._rounds_of(each)]:
-                self._round(setting, working, kept, number, _steps_of(setting, workload) if number else 1)
+                self._round(setting, working, kept, number, workload)
         for setting in list(working):
             self._try(setting, working, kept, Tool.end)
 
     def _round(
-        self, setting: Setting, working: list[Setting], kept: dict[str, Any], number: int, num_steps: int
+        self, setting: Setting, working: list[Setting], kept: dict[str, Any], number: int, workload: Workload
     ) -> None:
-        """Round 0 is the warm-up."""
-        load = os.getloadavg()[0]
-        figures = self._try(setting, working, kept, lambda tool: tool.round(num_steps))
+        """Round 0 is the warm-up: one step."""
+        load, seconds = os.getloadavg()[0], 0.0 if self._is_quick else ROUND_SECONDS
+        shape = (_steps_of(setting, workload), seconds, workload.steps * MOST) if number else (1, 0.0, 1)
+        figures = self._try(setting, working, kept, lambda tool: tool.round(*shape))
         if figures is None:
             return
         where = {"setting": setting.name, "round": number, "load": [load, os.getloadavg()[0]]}
         kept["rounds"].append(where | figures)
         self._save()
         speed = figures["tokens"]["effective"] / figures["seconds"]
-        told = f"{speed:8,.0f} effective tokens/s, loss {figures['losses'][-1]:.4f}, {figures['seconds']:.1f} s"
+        took = f"{len(figures['losses'])} steps in {figures['seconds']:.1f} s"
+        told = f"{speed:8,.0f} effective tokens/s, loss {figures['losses'][-1]:.4f}, {took}"
         print(f"  round {number}, {setting.name:20} {told}", flush=True)
 
     def _try(self, setting: Setting, working: list[Setting], kept: dict[str, Any], what: Any) -> Any:

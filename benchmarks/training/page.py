@@ -15,7 +15,7 @@ HEAD = """# Training: the studio beside TRL, LLaMA-Factory and transformers' Tra
 SmolLM2-135M-Instruct (the starter) on the CPU; LoRA of rank 16, alpha 32, no dropout, on all linear layers, where the
 workload names no other method. All tools get the same tokenised rows, the same rows per optimizer step (packed
 settings: as many tokens), AdamW at a constant rate and the same first weights. They are loaded side by side and take
-turns, a round of a few steps each; the first step of each is warm-up.
+turns, a round each of a few steps and ten seconds at least; the first step of each is warm-up.
 
 *Effective* tokens are those of the rows that were learned, repeated rows and shared beginnings counted every time;
 *real* ones are computed without padding (the studio computes what rows share once), *computed* ones with it; *trained*
@@ -84,9 +84,9 @@ def _setting(row: Row) -> list[str]:
 
 
 def _losses(workload: dict[str, Any]) -> list[str]:
-    """The curves, thinned to a few steps."""
+    """The curves as far as the base line's, thinned to a few steps."""
     names = list(dict.fromkeys(each["setting"] for each in workload["rounds"]))
-    num_steps = workload["num_steps"]
+    num_steps = len(figures.losses(workload, figures.BASE_LINE)) or len(figures.losses(workload, figures.OURS))
     stride = max(1, -(-num_steps // SHOWN_STEPS))
     steps = sorted({*range(0, num_steps, stride), num_steps - 1})
     pairs = [(name, figures.losses(workload, name)) for name in names]

@@ -76,20 +76,21 @@ class Tool:
         self._say(job)
         self._expect("ready", READY_SECONDS)
 
-    def round(self, num_steps: int) -> dict[str, Any]:
-        """Train so many steps. Raises ToolFailed."""
-        self._say({"steps": num_steps})
+    def round(self, num_steps: int, seconds: float, most: int) -> dict[str, Any]:
+        """Train so many steps, then more until so many seconds are over, `most` in all. Raises ToolFailed."""
+        self._say({"steps": num_steps, "seconds": seconds, "most": most})
         return self._expect("round", ROUND_SECONDS)
 
     def ask(self, job: dict[str, Any], answer: str) -> Any:
         """A job that trains no rounds. Raises ToolFailed."""
         self._say(job)
         found = self._expect(answer, ROUND_SECONDS)
-        self.end()
+        self._expect("ended", READY_SECONDS)
         return found
 
     def end(self) -> None:
-        """Wait until a job that has done its rounds has left its memory."""
+        """No more rounds: wait until the job has left its memory."""
+        self._say({"steps": 0})
         self._expect("ended", READY_SECONDS)
 
     def close(self) -> None:

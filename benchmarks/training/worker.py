@@ -53,14 +53,18 @@ class Channel:
         return found
 
 
+class Over(BaseException):
+    """The driver wants no more rounds; no tool may take it for an error of its own."""
+
+
 class Meter:
     """Lets a job train the steps of a round, when it is told to, and tells what they took.
 
     The clock runs from the word to go until the last step of the round is done, data preparation included.
     """
 
-    def __init__(self, channel: Channel, num_steps: int) -> None:
-        self._channel, self._left_in_job = channel, num_steps
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def ready(self) -> None:
         """Call when the next thing is the first step; returns when the first round may begin."""
@@ -68,21 +72,21 @@ class Meter:
         self._wait()
 
     def step(self, loss: float, counts: Counts) -> None:
-        """Call after each optimizer step; returns when the next may begin."""
+        """Call after each optimizer step; returns when the next may begin. Raises Over after the last round."""
         self._losses.append(loss)
         self._counts.add(counts)
-        self._left_in_job -= 1
-        self._left -= 1
-        if self._left == 0 or self._left_in_job == 0:
+        taken, has_lasted = len(self._losses), time.perf_counter() - self._clock >= self._round["seconds"]
+        if taken >= self._round["most"] or (taken >= self._round["steps"] and has_lasted):
             self._tell()
-            if self._left_in_job:
-                self._wait()
+            self._wait()
 
     def _wait(self) -> None:
         message = self._channel.hear()
         if message is None:
             sys.exit("The measurement is gone.")
-        self._left: int = message["steps"]
+        if not message["steps"]:
+            raise Over
+        self._round = message
         self._losses: list[float] = []
         self._counts = Counts()
         self._cpu, self._clock = time.process_time(), time.perf_counter()
@@ -114,6 +118,8 @@ def serve(tool: str) -> None:
 
     channel.say(hello=_versions(), threads=torch.get_num_threads())
     while (job := channel.hear()) is not None:
+        if "do" not in job:  # a round for a job that was killed while it waited
+            continue
         child = os.fork()
         if not child:
             os._exit(_do(module, job, channel))
@@ -124,7 +130,9 @@ def serve(tool: str) -> None:
 def _do(module: Any, job: dict[str, Any], channel: Channel) -> int:
     try:
         what = getattr(module, job["do"])
-        what(job, Meter(channel, job["num_steps"]), channel)
+        what(job, Meter(channel), channel)
+    except Over:
+        return 0
     except BaseException:  # whatever it is belongs to this job alone, and the driver shows it
         traceback.print_exc()
         return 1
