@@ -373,8 +373,8 @@ def suggestions(config: RunConfig, shapes: Shapes, load_of: LoadOf, device: Devi
 
 def _changes(config: RunConfig) -> Iterator[dict[str, Any]]:
     train = config.train
-    for size in _halves(train.micro_batch_size, 1):
-        steps = -(-config.examples_per_step // size)
+    for most in _halves(train.micro_batch_size, 1):
+        size, steps = config.micro_batches(most)
         yield {"train.micro_batch_size": size, "train.gradient_accumulation_steps": steps}
     if not train.gradient_checkpointing and config.method != "prefix_tuning":
         yield {"train.gradient_checkpointing": True}

@@ -87,7 +87,7 @@ def surroundings() -> dict[str, str]:
 @cache
 def _code() -> str:
     digest = hashlib.sha256()
-    for path in sorted((REPOSITORY / "studio").rglob("*.py")):
+    for path in sorted(path for kind in ("*.py", "*.cpp") for path in (REPOSITORY / "studio").rglob(kind)):
         digest.update(f"{path.relative_to(REPOSITORY).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

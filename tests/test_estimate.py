@@ -190,6 +190,14 @@ def test_suggestions_come_in_order_and_end_with_what_fits() -> None:
     assert last.data.max_length == 512 and needs(last) <= 8 * GIB
 
 
+@pytest.mark.parametrize("spread", [{}, {"distributed__strategy": "ddp", "distributed__processes_per_node": 2}])
+@pytest.mark.parametrize(("micro", "accumulation"), [(8, 2), (5, 1), (6, 3)])
+def test_no_suggestion_changes_the_rows_of_a_step(spread: dict[str, Any], micro: int, accumulation: int) -> None:
+    whole = config(train__micro_batch_size=micro, train__gradient_accumulation_steps=accumulation, **spread)
+    found = [estimate.changed(whole, way.settings) for way in suggestions(whole, SEVEN_B, on_card, CARD, GIB)]
+    assert found and {each.examples_per_step for each in found} == {whole.examples_per_step}
+
+
 def test_shorter_rows_and_a_lower_rank_come_last() -> None:
     found = suggestions(tight("qlora", lora__rank=64), SEVEN_B, on_card, CARD, 5 * GIB)
     names = [list(way.settings)[-1] for way in found]

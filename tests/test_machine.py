@@ -43,3 +43,15 @@ def test_a_driver_without_a_card_leaves_the_processor(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert subprocess.run(["nvidia-smi"], capture_output=True).returncode in (0, 9)
     assert machine.device() == machine.cpu()
+
+
+def test_all_code_that_computes_counts_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "REPOSITORY", tmp_path)
+    (tmp_path / "studio").mkdir()
+    found = set()
+    for name in ("loop.py", "kernels.cpp"):
+        (tmp_path / "studio" / name).write_text("1")
+        found.add(machine._code.__wrapped__())
+        (tmp_path / "studio" / name).write_text("2")
+        found.add(machine._code.__wrapped__())
+    assert len(found) == 4

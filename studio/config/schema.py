@@ -500,8 +500,17 @@ class RunConfig(Section):
     @property
     def examples_per_step(self) -> int:
         """Rows that one optimizer step sees on all devices: the global batch."""
-        per_process = self.train.micro_batch_size * self.train.gradient_accumulation_steps
-        return per_process * self.distributed.world_size
+        return self._rows_per_process * self.distributed.world_size
+
+    @property
+    def _rows_per_process(self) -> int:
+        return self.train.micro_batch_size * self.train.gradient_accumulation_steps
+
+    def micro_batches(self, most: int) -> tuple[int, int]:
+        """Another split of the same step: rows of a micro-batch, `most` at most, and how many each process has."""
+        rows = self._rows_per_process
+        size = next(each for each in range(most, 0, -1) if rows % each == 0)
+        return size, rows // size
 
 
 def parse_config(values: Any, source: str = "config") -> RunConfig:

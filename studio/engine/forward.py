@@ -34,6 +34,7 @@ from studio.engine.virtual import has_virtual_tokens, with_virtual_tokens
 FIRST = Example([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
 SECOND = Example([1, 2, 7, 8, 9], [1, 2, 7, 8, 9])
 NODES_OF_SECOND = [0, 1, 5, 6]
+LARGE_LOGIT = 300.0  # caps of logits are 15 to 50
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Forward:
         with quiet(self.model), self.precision():
             whole, of_second = self._states(alone), -len(SECOND.input_ids)
             return Traits(
-                splits_head=_has_parts(self._core) and self._close(self._split(alone), whole),
+                splits_head=_has_parts(self._core) and self._splits_head(alone),
                 isolates_packed=is_own and self._close([each[:, of_second:] for each in self._states(packed)], whole),
                 layouts=is_own and self._follows_layouts([each[:, : len(NODES_OF_SECOND)] for each in whole]),
             )
@@ -256,6 +257,16 @@ class Forward:
         with following(batch.layout):
             out = self._core(**self._inputs(batch), output_hidden_states=True)
         return [out.hidden_states[1], out.logits]
+
+    def _splits_head(self, batch: Batch) -> bool:
+        """Whether the head may be asked apart from the rest: nothing comes after it, not even what leaves small logits
+        as they are, as a cap does."""
+        output = self._core.get_output_embeddings()
+        handle = output.register_forward_hook(lambda _, inputs, logits: logits * (LARGE_LOGIT / logits.abs().max()))
+        try:
+            return self._close(self._split(batch), self._states(batch))
+        finally:
+            handle.remove()
 
     def _split(self, batch: Batch) -> list[Tensor]:
         """As `_states`, the head apart from the rest."""

@@ -67,11 +67,14 @@ def _cannot_try_again(trainer: "Trainer", reason: str) -> MemoryFullError:
     )
 
 
-def what_fits(wanted: int, fitting: int, examples_per_step: int, step: int) -> MemoryFullError:
-    """The error of a run that may not change its micro-batch, once a smaller one was tried and did fit."""
+def what_fits(wanted: int, fitting: int, number: int, step: int) -> MemoryFullError:
+    """The error of a run that may not change its micro-batch, once one of `fitting` rows was tried and did fit.
+
+    `number` of them are the rows of a step.
+    """
     return MemoryFullError(
         f"Out of memory at step {step} with train.micro_batch_size {wanted}.",
-        f"train.micro_batch_size {fitting} with gradient_accumulation_steps {examples_per_step // fitting} fits here "
+        f"train.micro_batch_size {fitting} with gradient_accumulation_steps {number} fits here "
         "(tried on this step) and gives the same result; train.on_out_of_memory smaller_micro_batch makes the change "
         "by itself. gradient_checkpointing or qlora need less memory, too.",
     )

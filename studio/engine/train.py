@@ -296,7 +296,7 @@ class Training:
         fitting = self.trainer.micro_batch_size
         if fitting < wanted:
             if self.config.train.on_out_of_memory == "stop":
-                raise what_fits(wanted, fitting, self.config.examples_per_step, number)
+                raise what_fits(wanted, *self.config.micro_batches(fitting), number)
             self.recorder.event(number, "smaller_micro_batch", before=wanted, now=fitting)
             print(f"step {number}: out of memory; micro-batches of {fitting} from here on, not {wanted}", flush=True)
         return result

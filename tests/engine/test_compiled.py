@@ -184,6 +184,11 @@ def test_without_a_compiler_python_counts(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert compiled.now is None and compiled.halves(*halves_of(torch.float32)) is None
 
 
+def test_an_empty_setting_is_none(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    assert compiled.use("auto", torch.float32, CPU) == "there is no C++ compiler (c++)"
+
+
 @pytest.mark.parametrize(
     ("wanted", "dtype", "device", "why"),
     [

@@ -124,11 +124,15 @@ def test_head_in_pieces_changes_nothing(
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(found, whole, strict=True))
 
 
-def test_model_without_a_head_apart_uses_its_own_logits(load_tiny: Load, tiny_config: Make) -> None:
-    """A model whose logits are more than head(hidden) is noticed, and its own logits are trained."""
+@pytest.mark.parametrize("after", [lambda logits: logits * 0.5, lambda logits: 30 * torch.tanh(logits / 30)])
+def test_model_without_a_head_apart_uses_its_own_logits(
+    load_tiny: Load, tiny_config: Make, after: Callable[[Tensor], Tensor]
+) -> None:
+    """A model whose logits are more than head(hidden) is noticed, and its own logits are trained; so is one that caps
+    them (Gemma 2), though its cap leaves logits as small as these as they are."""
     config = tiny_config(**{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0})
     loaded = load_tiny()
-    loaded.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 0.5))
+    loaded.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", after(output.logits)))
     trainer = make_trainer(loaded, config)
     assert not trainer.forward.traits.splits_head
     expected_loss, expected = reference(loaded, trainer.model, encode(loaded))

@@ -78,7 +78,7 @@ def _build(library: Path) -> None:
 
     The compiler is called as it is: torch's own way to build needs ninja, which few machines have.
     """
-    compiler = os.environ.get("CXX", "c++")
+    compiler = os.environ.get("CXX") or "c++"
     if shutil.which(compiler) is None:
         raise FileNotFoundError(f"there is no C++ compiler ({compiler})")
     library.parent.mkdir(parents=True, exist_ok=True)
