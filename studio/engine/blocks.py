@@ -124,11 +124,12 @@ class Blocks:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """(tokens, heads, width) from a query (heads, tokens, width), key and value (key heads, tokens, width)."""
+        if not self._plan:
+            nothing = value.new_empty(0, query.shape[0], value.shape[-1])
+            return self._with_long(nothing, query, key, value, scaling)
         row = [each.transpose(0, 1) for each in (query, key, value)]
-        out = _BlockAttention.apply(*row, self._plan, scaling) if self._plan else torch.zeros_like(row[0])
-        if not self._long:
-            return out
-        return self._with_long(out, query, key, value, scaling)
+        out = _BlockAttention.apply(*row, self._plan, scaling)
+        return self._with_long(out, query, key, value, scaling) if self._long else out
 
     def _with_long(self, out: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Put in what the blocks left out."""

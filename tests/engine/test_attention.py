@@ -228,12 +228,16 @@ def test_probabilities_may_be_computed_again(monkeypatch: pytest.MonkeyPatch, wa
 
 
 @pytest.mark.parametrize("keys", [0, 512])
+@pytest.mark.parametrize("lengths", [(200, 90), (300,), (20, 300)], ids=str)
 @pytest.mark.parametrize("wanted", WAYS)
-def test_values_may_be_narrower_than_keys(monkeypatch: pytest.MonkeyPatch, wanted: str, keys: int) -> None:
-    """As DeepSeek's latent attention has them."""
+def test_values_may_be_narrower_than_keys(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, lengths: tuple[int, ...], keys: int
+) -> None:
+    """As DeepSeek's latent attention has them; also where PyTorch's kernel computes a long example, or all there is."""
     compiled.use(wanted, torch.float32, CPU)
     monkeypatch.setattr(blocks, "KEPT_KEYS", keys)
-    ends = chains(200, 90)
+    monkeypatch.setattr(blocks, "LONG_TOKENS", 256)
+    ends = chains(*lengths)
     query, key, value = (each.detach() for each in states(len(ends), torch.float32))
     inputs = [each.requires_grad_() for each in (query, key, value[..., :8])]
     for found, expected in zip(attended(Blocks(ends), inputs), attended(Masked(ends, CPU), inputs), strict=True):
