@@ -35,6 +35,7 @@ FIRST = Example([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
 SECOND = Example([1, 2, 7, 8, 9], [1, 2, 7, 8, 9])
 NODES_OF_SECOND = [0, 1, 5, 6]
 LARGE_LOGIT = 300.0  # caps of logits are 15 to 50
+CLOSE = 0.02  # of its length: what two ways to compute a tensor may differ by
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class Forward:
         with quiet(self.model), self.precision():
             whole, of_second = self._states(alone), -len(SECOND.input_ids)
             return Traits(
-                splits_head=_has_parts(self._core) and self._splits_head(alone),
+                splits_head=_has_parts(self._core) and self._splits_head(alone, whole[1]),
                 isolates_packed=is_own and self._close([each[:, of_second:] for each in self._states(packed)], whole),
                 layouts=is_own and self._follows_layouts([each[:, : len(NODES_OF_SECOND)] for each in whole]),
             )
@@ -230,9 +231,8 @@ class Forward:
         Thirty layers of 16-bit numbers make that a tenth: any two kernels differ by so much, and so may the logits
         unless they are float32.
         """
-        limits = (0.02, 0.02 if self._dtype == torch.float32 else 0.3)
-        pairs = zip(found, expected, limits, strict=True)
-        return all((one.float() - other.float()).norm() <= limit * other.float().norm() for one, other, limit in pairs)
+        limits = (CLOSE, CLOSE if self._dtype == torch.float32 else 0.3)
+        return all(map(_is_close, found, expected, limits))
 
     def _choose_packing(self) -> str:
         """How examples are laid out: as the config says, where this model computes the same gradient that way."""
@@ -258,20 +258,16 @@ class Forward:
             out = self._core(**self._inputs(batch), output_hidden_states=True)
         return [out.hidden_states[1], out.logits]
 
-    def _splits_head(self, batch: Batch) -> bool:
-        """Whether the head may be asked apart from the rest: nothing comes after it, not even what leaves small logits
-        as they are, as a cap does."""
-        output = self._core.get_output_embeddings()
-        handle = output.register_forward_hook(lambda _, inputs, logits: logits * (LARGE_LOGIT / logits.abs().max()))
+    def _splits_head(self, batch: Batch, logits: Tensor) -> bool:
+        """Whether the head may be asked apart from the rest: nothing comes between the two, and nothing after it, not
+        even what leaves small logits as they are, as a cap does. `logits`: those of the batch."""
+        factor = LARGE_LOGIT / logits.abs().max()
+        handle = self._core.get_output_embeddings().register_forward_hook(lambda _, inputs, found: found * factor)
         try:
-            return self._close(self._split(batch), self._states(batch))
+            states = self._core.get_decoder()(**self._inputs(batch.to(self.device))).last_hidden_state
+            return _is_close(self._core.get_output_embeddings()(states), self._states(batch)[1])
         finally:
             handle.remove()
-
-    def _split(self, batch: Batch) -> list[Tensor]:
-        """As `_states`, the head apart from the rest."""
-        out = self._core.get_decoder()(**self._inputs(batch.to(self.device)), output_hidden_states=True)
-        return [out.hidden_states[1], self._core.get_output_embeddings()(out.last_hidden_state)]
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         mask = batch.layout.mask if batch.layout else None
@@ -291,6 +287,10 @@ class Forward:
 def _pieces(states: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """States and what belongs to them in pieces small enough for the head."""
     return zip(*(tensor.split(head.HEAD_ROWS) for tensor in (states, *tensors)), strict=True)
+
+
+def _is_close(found: Tensor, expected: Tensor, limit: float = CLOSE) -> bool:
+    return bool((found.float() - expected.float()).norm() <= limit * expected.float().norm())
 
 
 def _has_parts(core: nn.Module) -> bool:

@@ -124,15 +124,41 @@ def test_head_in_pieces_changes_nothing(
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(found, whole, strict=True))
 
 
-@pytest.mark.parametrize("after", [lambda logits: logits * 0.5, lambda logits: 30 * torch.tanh(logits / 30)])
+def scaled_before(model: torch.nn.Module) -> None:
+    """As MiniCPM's hidden states are, between the layers and the head."""
+    whole, head = model.forward, model.lm_head.forward
+
+    def forward(**inputs: object) -> object:
+        model.lm_head.forward = lambda states: head(states * 3)
+        try:
+            return whole(**inputs)
+        finally:
+            model.lm_head.forward = head
+
+    model.forward = forward
+
+
+def scaled_after(model: torch.nn.Module) -> None:
+    model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", output.logits * 0.5))
+
+
+def capped(model: torch.nn.Module) -> None:
+    """As Gemma 2's logits are, which leaves logits as small as these as they are."""
+
+    def cap(module: torch.nn.Module, inputs: object, output: object) -> None:
+        output.logits = 30 * torch.tanh(output.logits / 30)
+
+    model.register_forward_hook(cap)
+
+
+@pytest.mark.parametrize("change", [scaled_before, scaled_after, capped])
 def test_model_without_a_head_apart_uses_its_own_logits(
-    load_tiny: Load, tiny_config: Make, after: Callable[[Tensor], Tensor]
+    load_tiny: Load, tiny_config: Make, change: Callable[[torch.nn.Module], None]
 ) -> None:
-    """A model whose logits are more than head(hidden) is noticed, and its own logits are trained; so is one that caps
-    them (Gemma 2), though its cap leaves logits as small as these as they are."""
+    """A model whose logits are more than head(hidden) is noticed, and its own logits are trained."""
     config = tiny_config(**{"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0})
     loaded = load_tiny()
-    loaded.model.register_forward_hook(lambda module, inputs, output: setattr(output, "logits", after(output.logits)))
+    change(loaded.model)
     trainer = make_trainer(loaded, config)
     assert not trainer.forward.traits.splits_head
     expected_loss, expected = reference(loaded, trainer.model, encode(loaded))
