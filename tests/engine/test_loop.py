@@ -13,6 +13,7 @@ from torch.nn import functional
 from studio.config.schema import RunConfig, TrainSection
 from studio.data.tokens import IGNORE_INDEX, Example, encode_conversation
 from studio.engine import adapters, devices, head
+from studio.engine.circumstances import weights_sha256
 from studio.engine.generate import generate
 from studio.engine.loop import NotFiniteError, Trainer, learning_rate, warmup_steps
 from studio.engine.models.load import LoadedModel
@@ -223,17 +224,33 @@ def test_ten_steps_have_the_golden_losses(load_tiny: Load, tiny_config: Make) ->
     assert found[-1] < found[0]
 
 
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_bfloat16_follows_float32(load_tiny: Load, tiny_config: Make, method: str) -> None:
+def test_sixteen_bits_follow_float32(load_tiny: Load, tiny_config: Make, method: str, narrow: torch.dtype) -> None:
     losses = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, narrow):
         loaded = load_tiny(dtype=torch.float32 if method == "full" else dtype)
         trainer = make_trainer(loaded, tiny_config(method=method), dtype)
         assert all(parameter.dtype == torch.float32 for parameter in adapters.trainable_parameters(trainer.model))
         assert trainer.forward.kind == "blocks"
         losses[dtype] = [trainer.step(encode(loaded), number).loss for number in range(1, 5)]
-    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
-    assert losses[torch.bfloat16] != losses[torch.float32]
+    assert losses[narrow] == pytest.approx(losses[torch.float32], rel=0.02)
+    assert losses[narrow] != losses[torch.float32]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_gradient_that_float16_cannot_hold_is_left_out_and_the_next_one_is_scaled_less(
+    load_tiny: Load, tiny_config: Make, method: str
+) -> None:
+    loaded = load_tiny(dtype=torch.float32 if method == "full" else torch.float16)
+    trainer = make_trainer(loaded, tiny_config(method=method), torch.float16)
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**40})
+    examples, before = encode(loaded), weights_sha256(adapters.trainable_state(trainer.model))
+    first = trainer.step(examples, 1)
+    assert math.isfinite(first.loss) and weights_sha256(adapters.trainable_state(trainer.model)) == before
+    for number in range(2, 40):
+        after = trainer.step(examples, number)
+    assert trainer.scaler.get_scale() < 2.0**32 and math.isfinite(after.grad_norm) and after.loss < first.loss
 
 
 def test_qlora_learns_on_after_sampling(load_tiny: Load, tiny_config: Make) -> None:
