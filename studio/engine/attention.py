@@ -224,6 +224,16 @@ def following(layout: Layout | None) -> Iterator[None]:
         _layout = before
 
 
+def has_more(dropout: float = 0.0, **kwargs: Any) -> bool:
+    """Whether an architecture asks for more than layouts compute. `kwargs`: what transformers passes to attention."""
+    return bool(dropout) or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+
+
+def compiled_row(num_heads: int, scaling: float, states: Tensor) -> tuple[Any, bool] | None:
+    """As Blocks.compiled, of the row that is followed; None where there is none, or one of another kind."""
+    return _layout.compiled(num_heads, scaling, states) if isinstance(_layout, Blocks) else None
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -239,7 +249,7 @@ def _attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if dropout or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+    if has_more(dropout, **kwargs):
         raise ValueError("this attention has more to it than blocks compute")
     row = (each.squeeze(0).to(value.dtype) for each in (query, key, value))  # autocast leaves turned ones in float32
     out = _layout.attend(*row, scaling or query.shape[-1] ** -0.5)

@@ -122,6 +122,16 @@ class Blocks:
         short = [block for block in found if block.size <= max(whole, BLOCK_TOKENS)]
         self._plan = _Plan(ends, short) if short else None
 
+    def compiled(self, num_heads: int, scaling: float, states: Tensor) -> tuple[Any, bool] | None:
+        """What kernels.cpp computes a row of such states with, and whether it is to keep probabilities.
+
+        None where it is not in use, or where a part of the row goes through PyTorch.
+        """
+        if self._long or self._plan is None:
+            return None
+        own = self._plan.compiled(num_heads, scaling, states)
+        return None if own is None else (own, self._plan.keeps)
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """(tokens, heads, width) from a query (heads, tokens, width), key and value (key heads, tokens, width)."""
         if not self._plan:

@@ -1,8 +1,9 @@
 """Layers of a frozen base with a LoRA adapter as single autograd nodes: less to compute, less to keep, fewer calls.
 
-A decoder layer as most models have it becomes two nodes, before its attention and after it. Where a layer differs, its
-norms, its gated MLP and its LoRA layers become nodes one by one; what has more to it (dropout, DoRA, weights of a norm
-that learn) stays as PEFT and transformers compute it. Works for whatever has PEFT's LoRA layers.
+A decoder layer as most models have it becomes two nodes, before its attention and after it, or one with its attention
+where all is compiled (cpu/kernels.cpp). Where a layer differs, its norms, its gated MLP and its LoRA layers become nodes
+one by one; what has more to it (dropout, DoRA, weights of a norm that learn) stays as PEFT and transformers compute it.
+Works for whatever has PEFT's LoRA layers.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from studio.engine import attention
 from studio.engine.cpu import compiled
 from studio.engine.parts import GatedMlp, Heads, Linears, Norm, Part, Rest
 
@@ -135,10 +137,22 @@ class FusedLayer:
         **kwargs: Any,
     ) -> Tensor:
         first, second = self._halves(x)
-        angles = (each.expand(*x.shape[:-1], -1) for each in position_embeddings)
+        angles = [each.expand(*x.shape[:-1], -1) for each in position_embeddings]
+        if self._compiled and first is self._compiled[0] and (whole := self._whole(x, **kwargs)):
+            return _Node.apply(whole, 3, x, *angles, *whole.lora)
         heads = _Node.apply(first, 3, x, *angles, *first.lora)
         attended = self._attend(*(each.transpose(1, 2) for each in heads), attention_mask, **kwargs)
         return _Node.apply(second, 2, x, attended.flatten(2), *second.lora)
+
+    def _whole(self, x: Tensor, **kwargs: Any) -> Part | None:
+        """The compiled halves and the attention between them as one part, where that, too, is compiled."""
+        own = self._attention
+        dropout = own.attention_dropout if own.training else 0.0
+        if own.config._attn_implementation != attention.NAME or attention.has_more(dropout, **kwargs):
+            return None
+        num_key_heads = self._heads.linears.widths[1] // own.head_dim
+        row = attention.compiled_row(num_key_heads, own.scaling, x)
+        return compiled.CompiledLayer(*self._compiled, *row) if row else None
 
     def _halves(self, x: Tensor) -> tuple[Part, Part]:
         """Compiled, where the numbers are what they were: a setting of DeepSpeed narrows what learns later on."""

@@ -16,6 +16,7 @@ from studio.engine.adapters import core_of, learning_rate_factors, trainable_par
 from studio.engine.allocator import keep_freed
 from studio.engine.attention import following
 from studio.engine.batches import Batch
+from studio.engine.cpu import compiled
 from studio.engine.distributed import Alone
 from studio.engine.forward import Forward
 from studio.engine.generate import quiet
@@ -177,6 +178,9 @@ class Trainer:
 
     def _clip(self) -> float:
         limit = self._config.train.max_grad_norm or math.inf
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        if compiled.clips(gradients):
+            return float(torch.ops.retune.clip(gradients, limit))
         return float(nn.utils.clip_grad_norm_(self._parameters, limit))
 
     def _require_finite(self, loss: float, grad_norm: float, number: int) -> None:

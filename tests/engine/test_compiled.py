@@ -1,14 +1,19 @@
 """kernels.cpp computes what its twins in Python do, and where it cannot be built these count."""
 
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from studio.engine import blocks
+from studio.engine.adapters import core_of, trainable_parameters
+from studio.engine.attention import adopt, following, make_layout
 from studio.engine.cpu import compiled
-from studio.engine.cpu.compiled import CompiledHeads, CompiledRest
+from studio.engine.cpu.compiled import CompiledHeads, CompiledLayer, CompiledRest
 from studio.engine.fused import FusedLayer, fuse
 from studio.engine.head import frozen_head_gradient
 from studio.engine.parts import GatedMlp, Heads, Norm, Rest
@@ -132,6 +137,75 @@ def test_a_model_is_computed_by_it_and_learns_the_same() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         of_tokens(model)
     assert all(isinstance(heads, Heads) for heads, _ in called[3:])
+
+
+def of_row(model: nn.Module, ends: list[int]) -> list[Tensor]:
+    """Logits of one row that is followed as a tree, and what their sum leaves where something learns."""
+    row = np.array(ends)
+    positions = torch.tensor([sum(end > place for end in ends[:place]) for place in range(len(ends))])
+    model.zero_grad()
+    with following(make_layout("blocks", row, CPU)):
+        inputs = {"input_ids": torch.arange(1, 1 + len(ends))[None], "position_ids": positions[None]}
+        logits = model(**inputs, use_cache=False).logits
+        logits.float().logsumexp(-1).sum().backward()
+    return [logits, *(each.grad for each in trainable_parameters(model))]
+
+
+@needs_compiler
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_layer_and_its_attention_are_one_node_that_gives_the_same(
+    kind: str, keeps: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three examples that share a beginning, and one of its own; probabilities kept and computed again."""
+    monkeypatch.setattr(blocks, "KEPT_KEYS", 512 if keeps else 0)
+    ends = [9, 9, 9, 5, 5, 7, 7, 9, 9, 12, 12, 12]
+    model = decoder(kind)
+    adopt(core_of(model), "blocks")
+    compiled.use("off", torch.float32, CPU)
+    expected = of_row(model, ends)
+    compiled.use("on", torch.float32, CPU)
+    fuse(model)
+    if checkpointing:
+        core_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    made = []
+    monkeypatch.setattr(compiled, "CompiledLayer", lambda *parts: made.append(CompiledLayer(*parts)) or made[-1])
+    assert close(of_row(model, ends), expected, 1e-4)
+    assert len(made) == 3 * (1 + checkpointing)
+
+
+@needs_compiler
+def test_attention_that_is_not_all_blocks_stays_between_the_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long examples go through PyTorch's kernel."""
+    monkeypatch.setattr(blocks, "LONG_TOKENS", 4)
+    monkeypatch.setattr(blocks, "BLOCK_TOKENS", 3)
+    monkeypatch.setattr(blocks, "SHORT_ROW", 0)
+    model, ends = decoder("llama"), [10] * 10 + [12] * 2
+    adopt(core_of(model), "blocks")
+    compiled.use("off", torch.float32, CPU)
+    expected = of_row(model, ends)
+    compiled.use("on", torch.float32, CPU)
+    fuse(model)
+    monkeypatch.delattr(compiled, "CompiledLayer")
+    assert close(of_row(model, ends), expected, 1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("limit", [0.5, 1e6, math.inf])
+def test_gradients_are_clipped_as_pytorch_does(limit: float) -> None:
+    compiled.use("on", torch.float32, CPU)
+    shapes = [(3, 5), (40_000,), (1,), (0, 4), (7, 9)]
+    found, expected = ([random(*shape, dtype=torch.float32) for shape in shapes] for _ in range(2))
+    weights = [nn.Parameter(torch.zeros_like(each)) for each in expected]
+    for weight, gradient in zip(weights, expected, strict=True):
+        weight.grad = gradient
+    length = nn.utils.clip_grad_norm_(weights, limit)
+    assert compiled.clips(found)
+    assert torch.ops.retune.clip(found, limit) == pytest.approx(float(length), rel=1e-6)
+    assert all(torch.allclose(one, other, rtol=1e-6) for one, other in zip(found, expected, strict=True))
+    assert not compiled.clips([torch.zeros(4, 6).t()]) and not compiled.clips([torch.zeros(3, dtype=torch.bfloat16)])
+    assert math.isnan(torch.ops.retune.clip([torch.tensor([1.0, math.nan])], limit))
 
 
 @needs_compiler

@@ -112,16 +112,16 @@ class CompiledHeads:
 
     def __init__(self, heads: Heads) -> None:
         self.lora = heads.lora
-        self._own = now.Heads(_compiled(heads.linears), heads.norm.weight, heads.norm.epsilon)
+        self.own = now.Heads(_compiled(heads.linears), heads.norm.weight, heads.norm.epsilon)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, lora: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        query, key, value, *kept = self._own.forward(x, cos, sin, list(lora))
+        query, key, value, *kept = self.own.forward(x, cos, sin, list(lora))
         return (query, key, value), tuple(kept)
 
     def backward(self, query: Tensor, key: Tensor, value: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
-        d_x, *d_lora = self._own.backward(query, key, value, list(kept), below)
+        d_x, *d_lora = self.own.backward(query, key, value, list(kept), below)
         return [d_x if below else None, None, None], d_lora
 
 
@@ -131,15 +131,34 @@ class CompiledRest:
     def __init__(self, rest: Rest) -> None:
         self.lora = rest.lora
         layers = [_compiled(each) for each in (rest.out, rest.mlp.wide, rest.mlp.down)]
-        self._own = now.Rest(*layers, rest.norm.weight, rest.norm.epsilon)
+        self.own = now.Rest(*layers, rest.norm.weight, rest.norm.epsilon)
 
     def forward(self, x: Tensor, attended: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        out, *kept = self._own.forward(x, attended, list(lora))
+        out, *kept = self.own.forward(x, attended, list(lora))
         return out, tuple(kept)
 
     def backward(self, gradient: Tensor, kept: Sequence[Tensor], _: bool) -> Gradients:
-        d_x, d_attended, *d_lora = self._own.backward(gradient, list(kept))
+        d_x, d_attended, *d_lora = self.own.backward(gradient, list(kept))
         return [d_x, d_attended], d_lora
+
+
+class CompiledLayer:
+    """Both halves, and between them attention over the blocks of a row: one node of the graph instead of three.
+
+    `blocks` are kernels.cpp's; `keeps` says whether probabilities are kept for the way back.
+    """
+
+    def __init__(self, heads: CompiledHeads, rest: CompiledRest, blocks: Any, keeps: bool) -> None:
+        self.lora = [*heads.lora, *rest.lora]
+        self._own, self._blocks, self._keeps = now.Layer(heads.own, rest.own), blocks, keeps
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out, *kept = self._own.forward(x, cos, sin, self._blocks, self._keeps, list(lora))
+        return out, tuple(kept)
+
+    def backward(self, gradient: Tensor, kept: Sequence[Tensor], below: bool) -> Gradients:
+        d_x, *d_lora = self._own.backward(gradient, self._blocks, list(kept), below)
+        return [d_x if below else None, None, None], d_lora
 
 
 def halves(heads: Heads, rest: Rest) -> tuple[CompiledHeads, CompiledRest] | None:
@@ -153,6 +172,13 @@ def halves(heads: Heads, rest: Rest) -> tuple[CompiledHeads, CompiledRest] | Non
     if not alike or any(each.dtype != torch.float32 or not each.is_contiguous() for each in learned):
         return None
     return CompiledHeads(heads), CompiledRest(rest)
+
+
+def clips(gradients: Sequence[Tensor]) -> bool:
+    """Whether kernels.cpp is in use, and `torch.ops.retune.clip` takes these."""
+    return now is not None and all(
+        each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous() for each in gradients
+    )
 
 
 def takes(x: Tensor) -> bool:

@@ -1,6 +1,6 @@
 // What a step computes on a CPU, where calls would cost as much as the arithmetic: the halves of a decoder layer as
-// engine/parts.py has them, attention as engine/blocks.py has it, and the loss of engine/head.py. The products are
-// PyTorch's; what stands between them are single loops.
+// engine/parts.py has them, attention as engine/blocks.py has it, the loss of engine/head.py, and the length of the
+// gradient. The products are PyTorch's; what stands between them are single loops.
 //
 // Tensors are (tokens, width), bfloat16 or float32; sums are float32. What learns (`lora`, its gradients) is float32.
 
@@ -104,9 +104,10 @@ std::tuple<Tensor, Tensor> norm(const Tensor& x, const Tensor& weight, double ep
   return {out, scale};
 }
 
-// The gradient of `norm` at x, and `more` added to it where that is given.
+// The gradient of `norm` at x, and `more` added to it where that is given. Also into `beside`, where that is given.
 Tensor norm_gradient(
-    const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& more) {
+    const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& more,
+    const Tensor& beside = Tensor()) {
   const int64_t rows = x.size(0), width = x.size(1);
   Tensor out = at::empty_like(x);
   by_type(x, [&](auto kind) {
@@ -114,7 +115,8 @@ Tensor norm_gradient(
     const T *d = start<T>(gradient), *states = start<T>(x), *factor = start<T>(weight);
     const T* added = more.defined() ? start<T>(more) : nullptr;
     const float* scales = start<float>(scale);
-    T* result = start<T>(out);
+    T *result = start<T>(out), *copies = beside.defined() ? start<T>(beside) : nullptr;
+    const int64_t stride = beside.defined() ? beside.stride(0) : 0;
     over_rows(rows, width, [&](int64_t row) {
       const T *own = d + row * width, *from = states + row * width;
       T* to = result + row * width;
@@ -130,6 +132,7 @@ Tensor norm_gradient(
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(to[i]) + wide(also[i]));
       }
+      if (copies != nullptr) std::memcpy(copies + row * stride, to, width * sizeof(T));
     });
   });
   return out;
@@ -337,6 +340,13 @@ struct Heads : torch::CustomClassHolder {
 
   // The gradient at x (empty unless `below`), then those at what learns.
   Tensors backward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensors& kept, bool below) const {
+    return backward_and(query, key, value, kept, below, Tensor());
+  }
+
+  // As `backward`, `more` added to the gradient at x.
+  Tensors backward_and(
+      const Tensor& query, const Tensor& key, const Tensor& value, const Tensors& kept, bool below,
+      const Tensor& more) const {
     const Tensor &cos = kept[0], &sin = kept[1], &x = kept[2], &scale = kept[3], &normed = kept[4], &through = kept[5];
     const int64_t rows = x.size(0), size = cos.size(1);
     Tensor both = layers->make_room(x);
@@ -358,7 +368,7 @@ struct Heads : torch::CustomClassHolder {
     });
     Tensors d_lora;
     Tensor d_normed = layers->backward(both, normed, through, below, d_lora);
-    Tensor d_x = below ? norm_gradient(d_normed, x, weight, scale, Tensor()) : at::empty({0}, x.options());
+    Tensor d_x = below ? norm_gradient(d_normed, x, weight, scale, more) : at::empty({0}, x.options());
     d_lora.insert(d_lora.begin(), d_x);
     return d_lora;
   }
@@ -393,22 +403,18 @@ struct Rest : torch::CustomClassHolder {
                  &through_both = kept[5], &both = kept[6], &hidden = kept[7], &through_down = kept[8];
     Tensor own = gradient.contiguous();
     Tensors d_out, d_gate_up, d_down;
-    Tensor d_hidden = through(down, own, hidden, through_down, d_down);
+    Tensor d_result = down->make_room(own);
+    d_result.slice(1, 0, down->width).copy_(own);
+    Tensor d_hidden = down->backward(d_result, hidden, through_down, true, d_down);
     Tensor d_both = gate_up->make_room(own);
     gated_gradient(d_hidden, both, d_both);
     Tensor d_normed = gate_up->backward(d_both, normed, through_both, true, d_gate_up);
-    Tensor d_between = norm_gradient(d_normed, between, weight, scale, own);
-    Tensor d_attended = through(out, d_between, attended, through_out, d_out);
+    Tensor d_outside = out->make_room(own);
+    Tensor d_between = norm_gradient(d_normed, between, weight, scale, own, d_outside);
+    Tensor d_attended = out->backward(d_outside, attended, through_out, true, d_out);
     Tensors all = {d_between, d_attended};
     for (const Tensors& each : {d_out, d_gate_up, d_down}) all.insert(all.end(), each.begin(), each.end());
     return all;
-  }
-
- private:
-  static Tensor through(const Layers& layers, const Tensor& gradient, const Tensor& x, const Tensor& xa, Tensors& d_lora) {
-    Tensor both = layers->make_room(gradient);
-    both.slice(1, 0, layers->width).copy_(gradient);
-    return layers->backward(both, x, xa, true, d_lora);
   }
 };
 
@@ -579,6 +585,46 @@ struct Blocks : torch::CustomClassHolder {
   }
 };
 
+// ---- a whole layer
+
+// Both halves of a layer and the attention between them, over the blocks of a row.
+struct Layer : torch::CustomClassHolder {
+  c10::intrusive_ptr<Heads> heads;
+  c10::intrusive_ptr<Rest> rest;
+
+  Layer(c10::intrusive_ptr<Heads> heads, c10::intrusive_ptr<Rest> rest) : heads(std::move(heads)), rest(std::move(rest)) {}
+
+  // First the result, then what the way back needs.
+  Tensors forward(
+      const Tensor& x, const Tensor& cos, const Tensor& sin, const c10::intrusive_ptr<Blocks>& blocks, bool keeps,
+      const Tensors& lora) const {
+    const auto first_of_rest = lora.begin() + heads->layers->num_lora();
+    const Tensors of_heads = heads->forward(x, cos, sin, Tensors(lora.begin(), first_of_rest));
+    const Tensors attended = blocks->forward(of_heads[0], of_heads[1], of_heads[2], keeps);
+    Tensors all = rest->forward(x, attended[0].view({x.size(0), -1}), Tensors(first_of_rest, lora.end()));
+    TORCH_CHECK(all.size() == 1 + OF_REST && of_heads.size() == OF_HEADS, "what the halves keep");
+    all.insert(all.end(), of_heads.begin(), of_heads.end());
+    all.insert(all.end(), attended.begin() + 1, attended.end());
+    return all;
+  }
+
+  // The gradient at x (empty unless `below`), then those at what learns.
+  Tensors backward(
+      const Tensor& gradient, const c10::intrusive_ptr<Blocks>& blocks, const Tensors& kept, bool below) const {
+    const auto row = kept.begin() + OF_REST, chances = row + OF_HEADS;
+    const Tensor &query = row[0], &key = row[1], &value = row[2];
+    const Tensors d_rest = rest->backward(gradient, Tensors(kept.begin(), row));
+    const Tensor d_attended = d_rest[1].view({query.size(0), query.size(1), value.size(2)});
+    const Tensors d_row = blocks->backward(d_attended, query, key, value, Tensors(chances, kept.end()));
+    Tensors all = heads->backward_and(d_row[0], d_row[1], d_row[2], Tensors(row + 3, chances), below, d_rest[0]);
+    all.insert(all.end(), d_rest.begin() + 2, d_rest.end());
+    return all;
+  }
+
+ private:
+  static constexpr int64_t OF_REST = 9, OF_HEADS = 9;  // tensors that each half keeps, its heads counted
+};
+
 // ---- loss
 
 // Turn logits (targets, vocabulary) into the gradient of their weighted cross-entropy, in place; returns its sum.
@@ -619,9 +665,48 @@ Tensor cross_entropy_gradient(const Tensor& logits, const Tensor& targets, const
   return losses.sum();
 }
 
+// ---- the gradient's length
+
+// The length of all gradients as one vector; scaled down in place to `limit` where they are longer, as
+// torch.nn.utils.clip_grad_norm_ does. Sums are of pieces of a fixed size, so that threads do not change them.
+double clip(const Tensors& gradients, double limit) {
+  struct Piece { float* from; int64_t size; };
+  std::vector<Piece> pieces;
+  for (const Tensor& each : gradients) {
+    TORCH_CHECK(each.scalar_type() == at::kFloat && each.is_contiguous(), "contiguous float32 gradients");
+    for (int64_t at = 0; at < each.numel(); at += GRAIN)
+      pieces.push_back({start<float>(each) + at, std::min(GRAIN, each.numel() - at)});
+  }
+  const int64_t num = static_cast<int64_t>(pieces.size());
+  std::vector<double> squares(num);
+  at::parallel_for(0, num, 4, [&](int64_t from, int64_t to) {
+    for (int64_t each = from; each < to; ++each) {
+      const auto [numbers, size] = pieces[each];
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < size; ++i) sum += numbers[i] * numbers[i];
+      squares[each] = sum;
+    }
+  });
+  double total = 0;
+  for (double each : squares) total += each;
+  const double length = std::sqrt(total), factor = limit / (length + 1e-6);
+  if (factor < 1) {
+    at::parallel_for(0, num, 4, [&](int64_t from, int64_t to) {
+      for (int64_t each = from; each < to; ++each) {
+        const auto [numbers, size] = pieces[each];
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) numbers[i] *= static_cast<float>(factor);
+      }
+    });
+  }
+  return length;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(retune, library) {
+  library.def("clip", &clip);
   library.def("cross_entropy_gradient", &cross_entropy_gradient);
   library.class_<Linears>("Linears").def(torch::init<Tensor, Tensor, Tensor, Lengths, Lengths, double>());
   library.class_<Heads>("Heads")
@@ -636,4 +721,8 @@ TORCH_LIBRARY(retune, library) {
       .def(torch::init<Layers, Layers, Layers, Tensor, double>())
       .def("forward", &Rest::forward)
       .def("backward", &Rest::backward);
+  library.class_<Layer>("Layer")
+      .def(torch::init<c10::intrusive_ptr<Heads>, c10::intrusive_ptr<Rest>>())
+      .def("forward", &Layer::forward)
+      .def("backward", &Layer::backward);
 }
