@@ -26,7 +26,7 @@ from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
 from studio.engine.cpu import compiled
 from studio.engine.cuda import graphs, liger
-from studio.engine.fused import fuse, unfuse
+from studio.engine.fused import fuse, keep_order, unfuse
 from studio.engine.generate import quiet
 from studio.engine.virtual import has_virtual_tokens, with_virtual_tokens
 
@@ -83,6 +83,10 @@ class Forward:
         """Compute every layer by its own code from here on: where another library's hooks must see it run."""
         unfuse(self.model)
         self._casts = self._dtype != torch.float32
+
+    def keep_order(self) -> None:
+        """What learns gets its gradient in the same order from here on, whatever the rows are."""
+        keep_order(self.model)
 
     def batches(self, examples: Sequence[Example], micro_batch_size: int, place: Place = (0, 1)) -> list[Batch]:
         """The micro-batches of a step that fall to the process at `place`."""

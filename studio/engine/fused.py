@@ -1,9 +1,9 @@
 """Layers of a frozen base with a LoRA adapter as single autograd nodes: less to compute, less to keep, fewer calls.
 
 A decoder layer as most models have it becomes two nodes, before its attention and after it, or one with its attention
-where all is compiled (cpu/kernels.cpp). Where a layer differs, its norms, its gated MLP and its LoRA layers become nodes
-one by one; what has more to it (dropout, DoRA, weights of a norm that learn) stays as PEFT and transformers compute it.
-Works for whatever has PEFT's LoRA layers.
+where all is compiled (cpu/kernels.cpp). Where a layer differs, its norms, its gated MLP and its LoRA layers become
+nodes one by one; what has more to it (dropout, DoRA, weights of a norm that learn) stays as PEFT and transformers
+compute it. Works for whatever has PEFT's LoRA layers.
 """
 
 from collections.abc import Iterator
@@ -62,6 +62,16 @@ def unfuse(model: nn.Module) -> None:
             del module.forward
 
 
+def keep_order(model: nn.Module) -> None:
+    """Every layer is the same two nodes from here on, whatever its row: what learns gets its gradient in one order.
+
+    Processes that exchange gradients as they come, as DeepSpeed's do, would mix them up otherwise.
+    """
+    for module in model.modules():
+        if isinstance(own := _fused(module), FusedLayer):
+            own.may_be_one = False
+
+
 class _Node(torch.autograd.Function):
     """A part with the first `num_inputs` of the tensors as its inputs, all (…, width); the others are what learns."""
 
@@ -105,7 +115,7 @@ class FusedLayer:
         self._layer, self._attention = layer, attention
         self._heads = Heads(norms[0], attention)
         self._rest = Rest(attention.o_proj, norms[1], _fused(mlp).part)
-        self._compiled = compiled.halves(self._heads, self._rest)
+        self._compiled, self.may_be_one = compiled.halves(self._heads, self._rest), True
         self._layers = [getattr(attention, name) for name in PROJECTIONS]
         self._layers += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
@@ -138,7 +148,8 @@ class FusedLayer:
     ) -> Tensor:
         first, second = self._halves(x)
         angles = [each.expand(*x.shape[:-1], -1) for each in position_embeddings]
-        if self._compiled and first is self._compiled[0] and (whole := self._whole(x, **kwargs)):
+        is_compiled = self._compiled is not None and first is self._compiled[0]
+        if is_compiled and self.may_be_one and (whole := self._whole(x, **kwargs)):
             return _Node.apply(whole, 3, x, *angles, *whole.lora)
         heads = _Node.apply(first, 3, x, *angles, *first.lora)
         attended = self._attend(*(each.transpose(1, 2) for each in heads), attention_mask, **kwargs)

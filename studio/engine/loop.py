@@ -115,6 +115,8 @@ class Trainer:
         self.ranks = ranks
         if ranks.partitions_weights:
             self.forward.use_own_layers()
+        elif ranks.takes_steps:
+            self.forward.keep_order()
         ranks.wrap(self.model, self.optimizer, self.forward.graph, self._config, self._dtype)
 
     def _made(self, examples: Sequence[Example]) -> list[Batch]:

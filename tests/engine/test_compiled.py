@@ -14,7 +14,7 @@ from studio.engine.adapters import core_of, trainable_parameters
 from studio.engine.attention import adopt, following, make_layout
 from studio.engine.cpu import compiled
 from studio.engine.cpu.compiled import CompiledHeads, CompiledLayer, CompiledRest
-from studio.engine.fused import FusedLayer, fuse
+from studio.engine.fused import FusedLayer, fuse, keep_order
 from studio.engine.head import frozen_head_gradient
 from studio.engine.parts import GatedMlp, Heads, Norm, Rest
 from tests.engine.test_fused import close, decoder, layers_of, of_tokens
@@ -173,6 +173,29 @@ def test_a_layer_and_its_attention_are_one_node_that_gives_the_same(
     monkeypatch.setattr(compiled, "CompiledLayer", lambda *parts: made.append(CompiledLayer(*parts)) or made[-1])
     assert close(of_row(model, ends), expected, 1e-4)
     assert len(made) == 3 * (1 + checkpointing)
+
+
+@needs_compiler
+def test_what_learns_gets_its_gradient_in_one_order_where_processes_exchange_it() -> None:
+    """A row with a layout, and one without, as a process has where it has nothing to compute."""
+    model = decoder("llama")
+    adopt(core_of(model), "blocks")
+    compiled.use("on", torch.float32, CPU)
+    fuse(model)
+    order: list[str] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
+    of_row(model, [12] * 12)
+    with_layout, _ = order.copy(), order.clear()
+    of_tokens(model)
+    assert sorted(order) == sorted(with_layout) and order != with_layout
+    keep_order(model)
+    order.clear()
+    of_row(model, [12] * 12)
+    with_layout, _ = order.copy(), order.clear()
+    of_tokens(model)
+    assert order == with_layout
 
 
 @needs_compiler
