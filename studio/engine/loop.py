@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,15 @@ from studio.errors import ConfigError, Problem, StudioError
 
 
 class NotFiniteError(StudioError):
-    """Loss or gradient became NaN or infinite; the step was not taken."""
+    """Loss or gradient became NaN or infinite, as `what` says; the step was not taken."""
+
+    def __init__(self, what: str, step: int, rate: float) -> None:
+        super().__init__(
+            f"Training broke down at step {step}: {what}. The step was not taken; earlier checkpoints are unharmed.",
+            f"Try a smaller train.learning_rate (now {rate:g}), more warmup_steps, or model.dtype float32, and look at "
+            "the rows of this step.",
+        )
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Trainer:
         self.optimizer = make_optimizer(self._parameters, config.train, self._device, factors)
         scales = dtype == torch.float16 and not self.ranks.takes_steps
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=scales)
+        self.scaler.scale(torch.zeros(1, device=self._device))  # it has a scale from here on, which _gradients reads
         if config.train.gradient_checkpointing:  # the non-reentrant kind needs no gradient at the inputs
             core_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
@@ -164,14 +173,18 @@ class Trainer:
         self.scaler.update()
         return grad_norm
 
-    def evaluate(self, examples: Sequence[Example]) -> float:
-        """Mean cross-entropy over all trained tokens of `examples`; nan when there are none."""
+    def evaluate(self, examples: Sequence[Example], check_stop: Callable[[], None] = lambda: None) -> float:
+        """Mean cross-entropy over all trained tokens of `examples`; nan when there are none.
+
+        `check_stop` is called before every micro-batch, and may raise.
+        """
         total, num_trained = 0.0, 0
         size = self._config.examples_per_step
         in_pieces = not self.ranks.partitions_weights  # else as many calls of the head in every process
         with quiet(self.model):
             for start in range(0, len(examples), size):
                 for batch in self._batches(examples[start : start + size]):
+                    check_stop()
                     num_trained += batch.num_trained_tokens
                     total += self.forward.loss(batch.to(self._device), in_pieces)
         self.ranks.require_all_fit()
@@ -186,15 +199,16 @@ class Trainer:
         return float(nn.utils.clip_grad_norm_(self._parameters, limit))
 
     def _require_finite(self, loss: float, grad_norm: float, number: int) -> None:
-        overflow = self._dtype == torch.float16 and math.isfinite(loss)  # the scaler skips the step by itself
-        if math.isfinite(loss) and (math.isfinite(grad_norm) or overflow):
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self._scaled_too_far()):
             return
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
-        raise NotFiniteError(
-            f"Training broke down at step {number}: {what}. The step was not taken; earlier checkpoints are unharmed.",
-            f"Try a smaller train.learning_rate (now {self._config.train.learning_rate:g}), more warmup_steps, or "
-            "model.dtype float32, and look at the rows of this step.",
-        )
+        raise NotFiniteError(what, number, self._config.train.learning_rate)
+
+    def _scaled_too_far(self) -> bool:
+        """Whether a gradient may be infinite for its scale alone, which is halved then; the scaler skips the step."""
+        if self.ranks.takes_steps:
+            return self._dtype == torch.float16
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
 
 def warmup_steps(train: TrainSection, num_steps: int) -> int:

@@ -312,6 +312,35 @@ def test_loss_that_is_not_finite_stops_before_weights_change(load_tiny: Load, ti
     assert all(torch.equal(each, others[name]) for name, each in loaded.model.named_parameters() if name in others)
 
 
+def test_a_scale_that_is_too_large_is_halved_and_a_gradient_that_stays_infinite_is_told(
+    load_tiny: Load, tiny_config: Make
+) -> None:
+    """In float16 the scaler skips a step by itself; it must not skip them all in silence."""
+    loaded = load_tiny()
+    trainer = make_trainer(loaded, tiny_config(method="full"), torch.float16)
+    first = next(each for each in trainer.model.parameters() if each.requires_grad)
+    first.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+    examples = encode(loaded)
+    before, scale = first.clone(), trainer.scaler.get_scale()
+    for number in range(1, int(math.log2(scale)) + 1):
+        assert trainer.step(examples[:2], number).grad_norm == math.inf
+    assert trainer.scaler.get_scale() == 1 and torch.equal(first, before)
+    with pytest.raises(NotFiniteError, match="gradient norm"):
+        trainer.step(examples[:2], 99)
+
+
+def test_half_precision_learns_what_float32_learns(load_tiny: Load, tiny_config: Make) -> None:
+    """The loss is scaled for the pass and the gradient back again."""
+    config = tiny_config(method="full")
+    half, whole = (make_trainer(load_tiny(), config, dtype) for dtype in (torch.float16, torch.float32))
+    assert half.scaler.get_scale() > 1
+    examples = encode(load_tiny())
+    for number in (1, 2):
+        found, expected = half.step(examples, number), whole.step(examples, number)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=0.02)
+
+
 def test_gradients_are_clipped_and_reported_unclipped(load_tiny: Load, tiny_config: Make) -> None:
     loaded = load_tiny()
     free = make_trainer(load_tiny(), tiny_config(method="full", **{"train.max_grad_norm": 0.0}))
