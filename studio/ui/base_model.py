@@ -14,6 +14,7 @@ from studio.ui import state
 from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
 from studio.ui.model_code_view import offer_code
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain, show_progress
 
 PROGRESS_SECONDS = 1.0
@@ -31,7 +32,7 @@ def offer_model(base: str, key: str) -> None:
         st.fragment(_progress, run_every=PROGRESS_SECONDS)(job.id)
         return None
     if job and job.state in ("failed", "lost"):
-        st.error(plain(job.cause), icon=":material/error:")
+        st.error(plain(told(job.cause)), icon=":material/error:")
     st.button(
         _("Get the model"), type="primary", icon=":material/download:", key=key, on_click=_fetch, args=(base,)
     )  # fmt: skip

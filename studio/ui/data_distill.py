@@ -14,6 +14,7 @@ from studio.ui.data_build import dataset_line, preview_columns, preview_row
 from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import LANGUAGES as LANGUAGE_NAMES
 from studio.ui.i18n import _
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain, show_progress, state_label, stop_button
 
 NAME = "general"
@@ -96,7 +97,7 @@ def _watch(project: Project, job_id: str) -> None:
 
 def _result(project: Project, job: Job | None) -> None:
     if job and job.state in ("failed", "lost", "stopped"):
-        st.warning(f"{state_label(job.state)}: {plain(job.cause)}")
+        st.warning(f"{state_label(job.state)}: {plain(told(job.cause))}")
         with st.expander(_("Log")):
             st.code(jobs.tail(Path(job.log_path), 60) or _("empty"), language=None)
     dataset = next((each for each in datasets.listed(project) if each.kind == "general"), None)
@@ -105,8 +106,8 @@ def _result(project: Project, job: Job | None) -> None:
         return
     rows = datasets.load(project, dataset.name)
     languages = Counter(str(row.meta.get("language", "")) for row in rows)
-    told = ", ".join(f"{LANGUAGE_NAMES.get(code, code)} {count}" for code, count in languages.items())
-    st.markdown(f"{dataset_line(dataset)} · {plain(told)}")
+    shares = ", ".join(f"{LANGUAGE_NAMES.get(code, code)} {count}" for code, count in languages.items())
+    st.markdown(f"{dataset_line(dataset)} · {plain(shares)}")
     st.dataframe(
         [preview_row(row) for row in rows[:SHOWN_ROWS]],
         hide_index=True,

@@ -10,6 +10,7 @@ from studio.store import open_db
 from studio.store.jobs import Job
 from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
+from studio.ui.told import told
 from studio.ui.widgets import guarded, plain, show_progress
 
 PROGRESS_SECONDS = 1.0
@@ -30,7 +31,7 @@ def offer_data(project: Project, config: RunConfig) -> None:
         st.caption(_("Dataset {name}: from {source}").format(name=plain(name), source=plain(recipe.source)))
         job = newest[name]
         if job and job.state in ("failed", "lost"):
-            st.error(plain(job.cause), icon=":material/error:")
+            st.error(plain(told(job.cause)), icon=":material/error:")
     st.button(
         _("Get the data"), icon=":material/download:", key="config.data", on_click=_fetch, args=(project, config),
         help=_("Downloads or reads it, and makes datasets of this project."),

@@ -24,7 +24,8 @@ from studio.ui.dialogs import redraw_page
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
 from studio.ui.i18n import _
 from studio.ui.run_events import events_view
-from studio.ui.widgets import ago, duration, guarded, plain, progress_text, state_label
+from studio.ui.told import told
+from studio.ui.widgets import ago, duration, guarded, phase_word, plain, progress_text, state_label
 
 LIVE_SECONDS = 1.5
 SILENT_SECONDS = 20
@@ -133,7 +134,7 @@ def _ended(project: Project, run: Run, job: Job | None) -> None:
         return
     if run.cause:
         show = st.error if run.state in ("failed", "lost") else st.info
-        show(plain(run.cause), icon=":material/error:" if run.state in ("failed", "lost") else ":material/info:")
+        show(plain(told(run.cause)), icon=":material/error:" if run.state in ("failed", "lost") else ":material/info:")
     with st.container(horizontal=True, vertical_alignment="center"):
         if steps:
             label = _("Resume from step {step}").format(step=max(steps))
@@ -231,7 +232,7 @@ def _progress_words(run: Run, job: Job, losses: Sequence[Point]) -> str:
     if left is None or job.unit not in ("step", "steps"):
         return progress_text(job)
     place = _("step {step} of {steps}").format(step=job.current, steps=job.total)
-    return " · ".join([plain(_(job.phase) or job.state), place, _("{time} left").format(time=duration(left))])
+    return " · ".join([phase_word(job) or job.state, place, _("{time} left").format(time=duration(left))])
 
 
 def seconds_left(losses: Sequence[Point], num_steps: int, since: str = "") -> float | None:

@@ -14,6 +14,7 @@ from studio.ui.i18n import LOCALES, language
 LONGEST = 4_000
 SLOT = re.compile(r"\{\d\}")
 LISTED = re.compile(r"(\s*- (?:[^:\n]{1,80}?, )?)(.*)")
+SENTENCE_END = re.compile(r"(?<=[.。]) ")
 
 
 def told(message: str) -> str:
@@ -23,15 +24,33 @@ def told(message: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _told(message: str, tongue: str) -> str:
-    if len(message) > LONGEST or not (templates := _templates(tongue)):
+    if len(message) > LONGEST or not _templates(tongue):
         return message
-    for pattern, meaning in templates:
-        if found := pattern.fullmatch(message):
-            return meaning.format(*(_told(part, tongue) for part in found.groups()))
+    if (meaning := _as_sentences(message, tongue) or _known(message, tongue)) is not None:
+        return meaning
     if "\n" in message:
         return "\n".join(_told(line, tongue) for line in message.split("\n"))
     listed = LISTED.fullmatch(message)
     return listed[1] + _told(listed[2], tongue) if listed and listed[2] else message
+
+
+def _known(message: str, tongue: str) -> str | None:
+    """What a template makes of it; None without one."""
+    for pattern, meaning in _templates(tongue):
+        if found := pattern.fullmatch(message):
+            return meaning.format(*(_told(part, tongue) for part in found.groups()))
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _as_sentences(message: str, tongue: str) -> str | None:
+    """A message and its hint, which a job keeps as one text: known sentences one after the other."""
+    for end in SENTENCE_END.finditer(message):
+        first = _known(message[: end.start()], tongue)
+        rest = message[end.end() :]
+        if first is not None and (others := _known(rest, tongue) or _as_sentences(rest, tongue)):
+            return first + others
+    return None
 
 
 @lru_cache(maxsize=4)

@@ -134,9 +134,14 @@ def kind_word(kind: str) -> str:
     return _(KIND_WORDS[kind]) if kind in KIND_WORDS else kind
 
 
+def phase_word(job: Job) -> str:
+    """What it is doing now, in the reader's language; some phases have a name or a number in them."""
+    return plain(told(_(job.phase)))
+
+
 def progress_text(job: Job) -> str:
     """'step 12 / 60 · 1 min 20 s left', as far as the job tells."""
-    parts = [plain(_(job.phase)) if job.state == "running" and job.phase else state_word(job.state)]
+    parts = [phase_word(job) if job.state == "running" and job.phase else state_word(job.state)]
     if job.total and job.state != "queued":
         parts.append(f"{job.current} / {job.total} {plain(_(job.unit))}".strip())
     if left := seconds_left(job):

@@ -1,15 +1,22 @@
 """Messages of the rooms below in Chinese: each template is one that the sources still write, and comes back filled."""
 
 import ast
+import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from studio import jobs
 from studio.data.lint.findings import RULES
 from studio.data.rows import parse
-from studio.paths import REPOSITORY
+from studio.engine.health import Health
+from studio.engine.job import STOPPED, STOPPED_BY_SYSTEM, STOPPED_WITHOUT_SAVING, explain
+from studio.errors import StudioError
+from studio.paths import REPOSITORY, require_free_space
+from studio.store.jobs import Job
 from studio.ui import told as module
 from studio.ui.i18n import LOCALES
 from studio.ui.told import SLOT
@@ -86,3 +93,29 @@ def test_what_is_filled_in_is_told_too_and_braces_stay() -> None:
 
 def test_every_rule_is_explained() -> None:
     assert {text for rule in RULES.values() for text in (rule.reason, rule.remedy)} <= set(SENTENCES)
+
+
+def causes() -> Iterator[str]:
+    """How runs and jobs end, as their rows keep it: message and hint in one text."""
+    health = Health(3, 5.0, 0.001)
+    with pytest.raises(StudioError) as broke:
+        for step in (4, 5, 6):
+            health.bad_step(step, "loss nan")
+    yield str(broke.value)
+    yield str(health.spoilt(9))
+    yield explain(OSError(errno.ENOSPC, "No space left on device"), REPOSITORY)
+    yield explain(RuntimeError("DefaultCPUAllocator: can't allocate memory"), REPOSITORY)
+    with pytest.raises(StudioError) as full:
+        require_free_space(REPOSITORY, 2**60, "the first checkpoint")
+    yield str(full.value)
+    yield from (jobs.KILLED, STOPPED, STOPPED_WITHOUT_SAVING, STOPPED_BY_SYSTEM)
+    yield jobs._how_it_died(Job("train", boot_id="another"))
+    yield jobs._how_it_died(Job("train", pid=0))
+    yield "Rank 1: " + explain(MemoryError("no room"), REPOSITORY)
+
+
+def test_how_a_run_ended_is_said_in_chinese() -> None:
+    """Names of settings, sizes and what a library said stay; no English sentence does."""
+    english = re.compile(r"\b(the|is|are|was|its|try|free some|checkpoints)\b")
+    for said in map(in_chinese, causes()):
+        assert said.endswith("。") and not english.search(said.lower()), said

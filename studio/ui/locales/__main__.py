@@ -54,7 +54,7 @@ def marked_words(source: str) -> Iterator[str | tuple[str, ...]]:
 def phase_words(source: str) -> Iterator[str]:
     """Phases and units that jobs report, as in `job.phase("asking the base model", 12, "prompts")`."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "phase":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.strip("_") == "phase":
             for word in (
                 *node.args[:1],
                 *node.args[2:3],
