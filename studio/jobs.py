@@ -24,7 +24,8 @@ from studio.store.jobs import Job
 
 JOB_FILE = "job.json"
 REAP_SECONDS = 5
-MOST_STARTS = 3  # of a job that is killed again and again while it waits
+LEFT_AT_ONCE = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}  # as a shell says it
+MOST_STARTS = 3  # of a job that is killed again and again while it waits; a restart of the machine does not count
 KILLED = "Killed on request; resume starts from its last checkpoint."
 # Children of this process are zombies until they are waited for; keep the handles to do so.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -248,7 +249,8 @@ def _begin_again(db: Any, folder: Path, job: Job) -> bool:
     """Whether a job that was killed while it waited has a process again (or somebody else gave it one)."""
     job_dir = folder / "jobs" / job.id
     died_by_itself = (_exit_code(job.pid) or 0) > 0
-    if job.state != "queued" or job.starts >= MOST_STARTS or died_by_itself or not (job_dir / JOB_FILE).is_file():
+    worn_out = job.starts >= MOST_STARTS and job.boot_id == processes.boot_id()
+    if job.state != "queued" or worn_out or died_by_itself or not (job_dir / JOB_FILE).is_file():
         return False
     if store.begin_again(db, job):
         _start_process(db, job, job_dir)
@@ -280,6 +282,8 @@ def _how_it_died(job: Job) -> str:
         how = "was killed (signal 9): by a person, or by the system because memory ran out"
     elif code is not None and code < 0:
         how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    elif code in LEFT_AT_ONCE:
+        how = f"left at once when it was asked to end a second time ({LEFT_AT_ONCE[code]})"
     elif code is not None:
         how = f"ended with exit code {code}"
     else:

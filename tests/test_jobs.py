@@ -176,7 +176,30 @@ def test_a_polite_signal_is_a_request_to_stop(project: Project, models: Path) ->
     with work_that_takes_long(models):
         job = at_work(project, fetch(project))
         os.kill(job.pid, signal.SIGTERM)
-        assert ended(project, job).state == "stopped"
+        done = ended(project, job)
+        assert (done.state, done.cause) == ("stopped", "Stopped: the system asked its process to end.")
+
+
+def test_a_second_signal_ends_it_at_once_and_is_named(project: Project, models: Path) -> None:
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        os.kill(job.pid, signal.SIGSTOP)
+        os.kill(job.pid, signal.SIGTERM), os.kill(job.pid, signal.SIGINT), os.kill(job.pid, signal.SIGCONT)
+        done = ended(project, job)
+    assert done.state == "lost" and "asked to end a second time" in done.cause
+    assert "it leaves at once, without saving" in jobs.tail(Path(done.log_path))
+
+
+def test_the_system_may_end_what_waits_and_it_keeps_its_place(project: Project, models: Path) -> None:
+    """As when a machine is shut down: every process is asked to end."""
+    with work_that_takes_long(models):
+        at_work(project, fetch(project))
+        second = waits(project, fetch(project))
+        os.kill(second.pid, signal.SIGTERM)
+        again = until(project, second, lambda job: job.pid not in (0, second.pid))
+        assert (again.state, again.starts) == ("queued", 2)
+    assert ended(project, second).state == "finished"
+    assert "keeps its place" in jobs.tail(Path(second.log_path))
 
 
 def test_killing_ends_the_process(project: Project, models: Path) -> None:
@@ -357,11 +380,25 @@ def waiting_row(project: Project, **values: object) -> Job:
 
 
 def test_a_job_whose_process_dies_again_and_again_while_it_waits_is_lost(project: Project) -> None:
-    job = waiting_row(project, starts=jobs.MOST_STARTS)
+    job = waiting_row(project, starts=jobs.MOST_STARTS, boot_id=processes.boot_id())
+    written_for(project, job)
+    assert jobs.get(project.folder, job.id).state == "lost"
+
+
+def written_for(project: Project, job: Job) -> None:
     folder = project.path("jobs", job.id)
     folder.mkdir(parents=True)
     (folder / jobs.JOB_FILE).write_text("{}")
-    assert jobs.get(project.folder, job.id).state == "lost"
+
+
+def test_a_machine_that_is_restarted_again_and_again_does_not_empty_the_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(jobs, "_start_process", lambda db, job, job_dir: started.append(job.id))
+    job = waiting_row(project, starts=jobs.MOST_STARTS, boot_id="another")
+    written_for(project, job)
+    assert jobs.get(project.folder, job.id).state == "queued" and started == [job.id]
 
 
 def test_a_job_that_waited_and_was_to_stop_is_stopped_though_its_process_is_gone(project: Project) -> None:

@@ -42,13 +42,13 @@ class Best:
         return cls(config.record.best_by, train.early_stop_patience, train.stop_at_identity, train.stop_at_forgetting)
 
     def see(self, measure: str, step: int, value: float) -> bool:
-        """Take a measurement; whether it is the best so far. One that is not finite, or another measure, is not.
+        """Take a measurement; whether it is the best so far. One that is not finite never is, nor another measure.
 
         Before the first step there is nothing to save: its value is a mark to beat, not a checkpoint.
         """
-        if measure != self.measure or not math.isfinite(value):
+        if measure != self.measure:
             return False
-        if self.value is not None and not self._better(value):
+        if not math.isfinite(value) or self.value is not None and not self._better(value):
             self.waited += 1
             return False
         self.step, self.value, self.waited = step, value, 0
@@ -97,10 +97,10 @@ class Best:
                 f"Stopped early: its perplexity on what the base knew has grown by {self.latest:.0%}, more than the "
                 f"{self.forgetting:.0%} allowed."
             )
-        return (
-            f"Stopped early: {self.waited} measurements of {self.measure.replace('_', ' ')} in a row were no better "
-            f"than {self.value:.4g} at step {self.step}."
-        )
+        measured = f"Stopped early: {self.waited} measurements of {self.measure.replace('_', ' ')} in a row were"
+        if self.value is None:
+            return f"{measured} not finite."
+        return f"{measured} no better than {self.value:.4g} at step {self.step}."
 
     def stop_detail(self) -> dict[str, Any]:
         """The same in numbers, for a sentence in any language."""

@@ -18,7 +18,8 @@ class Health:
     """Counts bad steps in a row (not finite; they are not taken), and steps in a row with a loss far above its best.
 
     The loss counts as running away when its average is above `divergence_factor` times its best, and above where it
-    began: on rows that are learnt by heart, small losses rise many times over without harm.
+    began: on rows that are learnt by heart, small losses rise many times over without harm. `astray`: the latest loss
+    by itself is as far away, and the average may follow.
     """
 
     max_bad_steps: int
@@ -27,6 +28,7 @@ class Health:
     in_a_row: int = 0
     num_bad: int = 0
     running_away: int = 0
+    astray: bool = False
     first: float | None = None
     average: float | None = None
     lowest: float | None = None
@@ -38,7 +40,7 @@ class Health:
     @property
     def suspicious(self) -> bool:
         """Whether this is no moment to save, for the last good checkpoint would be rotated away."""
-        return bool(self.in_a_row or self.running_away)
+        return bool(self.in_a_row or self.running_away or self.astray)
 
     def bad_step(self, step: int, what: str) -> None:
         """A step that was not taken. Raises BrokeDownError at the last one that is allowed in a row."""
@@ -55,10 +57,15 @@ class Health:
         self.average = AVERAGE_WEIGHT * before + (1 - AVERAGE_WEIGHT) * loss
         self.lowest = min(self.average, self.lowest or self.average)
         limit = max(self.divergence_factor * self.lowest, self.first)
+        self.astray = bool(self.divergence_factor) and loss > limit
         self.running_away = self.running_away + 1 if self.divergence_factor and self.average > limit else 0
         if self.running_away >= self.max_bad_steps:
             steps = self._steps(self.running_away, step)
             raise self._error(f"{steps} had a loss of {self.average:.3g} on average; its best was {self.lowest:.3g}")
+
+    def spoilt(self, step: int) -> BrokeDownError:
+        """The error of a run whose weights are lost."""
+        return self._error(f"the weights are not finite after step {step}, so they are not saved")
 
     def state(self) -> dict[str, Any]:
         """What counts on over a resume."""

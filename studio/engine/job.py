@@ -28,6 +28,11 @@ from studio.store.jobs import Job
 HEARTBEAT_SECONDS = 2.0
 QUEUE_POLL_SECONDS = 0.5
 END_RETRY_SECONDS = (1.0, 3.0, 10.0)
+BUSY_RETRY_SECONDS = 3.0
+STOPPED = "Stopped on request."
+STOPPED_WITHOUT_SAVING = "Stopped on request, without saving."
+STOPPED_BY_SYSTEM = "Stopped: the system asked its process to end."
+AT_ONCE = "asked to end a second time: it leaves at once, without saving\n"
 
 
 class StopRequested(Exception):
@@ -36,6 +41,10 @@ class StopRequested(Exception):
     def __init__(self, save: bool) -> None:
         super().__init__("stopped on request")
         self.save = save
+
+
+class KeepsPlace(Exception):
+    """The system ended a process that waited in line: the job stays there, and is given another one."""
 
 
 class JobContext:
@@ -74,19 +83,39 @@ class JobContext:
         return self
 
     def wait_for_turn(self) -> None:
-        """Wait until no older live job of any project needs the device. Raises StopRequested when asked to stop."""
+        """Wait until no older live job of any project needs the device.
+
+        Raises StopRequested when asked to stop,
+        KeepsPlace when the system asks the process to end: a machine that is shut down must not empty the line.
+        """
         if self._needs_device:
             while not self._take_device():
-                self.check_stop()
+                self._check_stop_in_line()
                 if self._held:
                     self.phase("held; it waits until it is released")
                 else:
                     self.phase("waiting in line")
                 time.sleep(QUEUE_POLL_SECONDS)
-        with open_db(self.folder) as db:
-            with contextlib.suppress(JobError):  # a stop request moved it to `stopping` already
-                store.move(db, self.id, "running")
+        while not self._begun():
+            self._check_stop_in_line()
+            time.sleep(BUSY_RETRY_SECONDS)
         self.check_stop()
+
+    def _check_stop_in_line(self) -> None:
+        if self._asked_to_stop():
+            raise StopRequested(save=False)
+        if self._stop_signals:
+            raise KeepsPlace
+
+    def _begun(self) -> bool:
+        """Whether it is stored that the job runs; a disk that is full just now must not take it out of the line."""
+        try:
+            with open_db(self.folder) as db, contextlib.suppress(JobError):  # a stop request moved it to `stopping`
+                store.move(db, self.id, "running")
+            return True
+        except StoreBusyError as error:
+            print(f"its turn has come, and it waits: {error}", file=sys.stderr, flush=True)
+            return False
 
     def _take_device(self) -> bool:
         try:
@@ -149,25 +178,32 @@ class JobContext:
 
     def check_stop(self) -> None:
         """Raise StopRequested when the job was asked to stop; other requests stay for `requests`."""
-        asked = "save" if self._stop_signals else ""
-        with contextlib.suppress(StoreBusyError), open_db(self.folder) as db:
-            asked = store.get(db, self.id).stop_request or asked
+        asked = self._asked_to_stop() or ("save" if self._stop_signals else "")
         if asked:
             raise StopRequested(save=asked == "save")
+
+    def _asked_to_stop(self) -> str:
+        """The stop_request in its row; "" while the database cannot be used just now."""
+        with contextlib.suppress(StoreBusyError), open_db(self.folder) as db:
+            return store.get(db, self.id).stop_request
+        return ""
 
     def finish(self, result: dict[str, Any] | None) -> None:
         """The verb has done all it was asked to."""
         self._end("finished", "", result or {})
 
-    def stopped(self, result: dict[str, Any] | None, cause: str = "Stopped on request.") -> None:
+    def stopped(self, result: dict[str, Any] | None, cause: str = STOPPED) -> None:
         """The verb ended early because it was asked to, and saved what it was asked to save."""
-        self._end("stopped", cause, result or {})
+        self._end("stopped", STOPPED_BY_SYSTEM if self._stop_signals else cause, result or {})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         try:
-            if error is not None and not self._ended.is_set():
+            if isinstance(error, KeepsPlace):
+                print("the system asked it to end while it waited: it keeps its place in line", flush=True)
+                self.exit_code = 0
+            elif error is not None and not self._ended.is_set():
                 self._end_with(error)
         finally:
             self._ended.set()
@@ -178,7 +214,7 @@ class JobContext:
 
     def _end_with(self, error: BaseException) -> None:
         if isinstance(error, StopRequested):
-            return self._end("stopped", "Stopped on request.", {})
+            return self.stopped({})
         if not isinstance(error, StudioError):
             traceback.print_exception(error)
         self._end("failed", explain(error, self.folder), {})
@@ -225,6 +261,8 @@ class JobContext:
         """First signal to end: stop at the next step border and save. Second: leave at once."""
         self._stop_signals += 1
         if self._stop_signals > 1:
+            with contextlib.suppress(OSError):  # past print, which may be at work
+                os.write(2, AT_ONCE.encode())
             os._exit(128 + number)
 
 

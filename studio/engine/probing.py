@@ -1,6 +1,6 @@
 """A short examination while a run goes on: a few held-out questions, asked to the model as it is now."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -39,12 +39,15 @@ class Prober:
             raise ConfigError([Problem("train.stop_at_forgetting", told, "0")], config.name)
         self._base_loss = self._loss(loaded.model)
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: nn.Module, check_stop: Callable[[], None] = lambda: None) -> dict[str, float]:
         """{"probe/identity", "probe/leakage"} as shares, and "probe/retention", how much the perplexity on the base's
-        own answers to general questions has grown (0.1: by 10 %); only those that there are questions for."""
+        own answers to general questions has grown (0.1: by 10 %); only those that there are questions for.
+
+        `check_stop` is called before every token, and may raise.
+        """
         answers = [Said("")] * len(self._probes)
         questions = [each.messages for each in self._probes]
-        for index, answer in ask(self._loaded, model, questions, MAX_NEW_TOKENS):
+        for index, answer in ask(self._loaded, model, questions, MAX_NEW_TOKENS, check_stop):
             answers[index] = Said(answer.text, answer.finished)
         marked = [scores.mark(each, Said(""), said) for each, said in zip(self._probes, answers, strict=True)]
         card = scores.scorecard(marked)

@@ -66,19 +66,19 @@ class Saver:
     def save(self, step: int, state: Callable[[], RunState], must: bool) -> None:
         """Save this step; while there is no space, training goes on, or waits here when the step must be saved.
 
-        `state` is called by all processes together, and may raise StoreBusyError in the first.
+        `state` is called by all processes together, and may raise StoreBusyError in the first. Raises BrokeDownError
+        when the weights are not finite: after no later step would they be.
         """
         self.due |= self._requests.save
         self._requests.save = False
         if self._step == step or step == 0:
             self.due = False
             return
-        if self._health.in_a_row and not self._ranks.are_finite(adapters.trainable_parameters(self._trainer.model)):
-            print(f"step {step} is not saved: its weights are not finite", flush=True)
-            return
         if not must and (self._health.suspicious or self._tried_just_now()):
             self.due = True
             return
+        if not self._ranks.are_finite(adapters.trainable_parameters(self._trainer.model)):
+            raise self._health.spoilt(step)
         while not self._try(step, state) and must and self._requests.stop != "discard":
             self._wait_for_space()
             self._requests.read_together()
@@ -126,7 +126,11 @@ class Saver:
     def _commit_file(self, step: int, state: Callable[[], RunState]) -> None:
         found = state()
         if self._ranks.is_first:
-            self._checkpoints.save(step, found.content(), keep=self._best.kept)
+            self._checkpoints.save(step, found.content(), keep=self._keep())
+
+    def _keep(self) -> tuple[int, ...]:
+        """Steps that stay: the best, and while the run may be going wrong the last one from before."""
+        return self._best.kept + ((self._step,) if self._health.suspicious else ())
 
     def _commit_folder(self, step: int, state: Callable[[], RunState]) -> None:
         if self._ranks.is_first:
@@ -150,7 +154,7 @@ class Saver:
 
         try:
             content = state().content()
-            self._checkpoints.commit(step, write, keep=self._best.kept)
+            self._checkpoints.commit(step, write, keep=self._keep())
         finally:
             if not told:
                 self._ranks.share("")

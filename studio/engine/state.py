@@ -32,14 +32,20 @@ class DataPlace:
 @dataclass(frozen=True)
 class Counters:
     """What counts on over a resume: the micro-batch in use (it may have been made smaller), bad steps, the best score,
-    how many rows of numbers and samples were stored up to the step (the metric cursor), and whether a stop left its
-    samples out."""
+    how many rows of numbers and samples were stored up to the step (the metric cursor), and what a stop left out there
+    (evaluation, probes, samples)."""
 
     micro_batch_size: int = 0
     health: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)
-    owes_samples: bool = False
+    owed: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> "Counters":
+        """Older checkpoints say only whether samples are owed."""
+        owed = {"owed": ("samples",)} if content.get("owes_samples") else {}
+        return cls(**owed | {name: value for name, value in content.items() if name != "owes_samples"})
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class RunState:
                 schedule=Schedule(**content["schedule"]),
                 data=DataPlace(**content["data"]),
                 rng=content["rng"],
-                counters=Counters(**content.get("counters", {})),
+                counters=Counters.read(content.get("counters", {})),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(

@@ -1,7 +1,8 @@
 """The `train` verb: a run from its frozen config to its last checkpoint, with numbers and samples on the way."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from studio.engine.checkpoint import CheckpointFolder, Found
 from studio.engine.circumstances import circumstances, weights_sha256
 from studio.engine.distributed import ranks_of
 from studio.engine.health import Health
-from studio.engine.job import JobContext
+from studio.engine.job import STOPPED, STOPPED_WITHOUT_SAVING, JobContext
 from studio.engine.launch import configured
 from studio.engine.loop import NotFiniteError, StepResult, Trainer
 from studio.engine.memory_full import until_it_fits, what_fits
@@ -39,6 +40,10 @@ from studio.store import open_db, runs
 Result = TypeVar("Result")
 
 
+class LeftOut(Exception):
+    """A stop was asked for, and does not wait for a measurement or for samples."""
+
+
 def run(job: JobContext) -> dict[str, Any]:
     """Train, from the start or on from a checkpoint. args: config (path in the project), resume ("", "auto", path)."""
     started = time.monotonic()
@@ -54,8 +59,7 @@ def run(job: JobContext) -> dict[str, Any]:
     training.ranks.leave()
     result = training.result(round(time.monotonic() - started, 3))
     if training.requests.stop:
-        saved = "Stopped on request." if training.requests.stop == "save" else "Stopped on request, without saving."
-        job.stopped(result, saved)
+        job.stopped(result, STOPPED if training.requests.stop == "save" else STOPPED_WITHOUT_SAVING)
     return result
 
 
@@ -85,8 +89,7 @@ class Training:
         self.step, self.num_steps = 0, trainer.num_steps
         self.tokens_seen = 0
         self.saver = Saver(trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase)
-        self._sampled_step = self._evaluated_step = self._probed_step = -1
-        self._owes_samples = False
+        self._owed: tuple[str, ...] = ()  # what a stop left out at this step
 
     @classmethod
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
@@ -103,10 +106,11 @@ class Training:
         if self.ranks.is_first:
             clear_leftovers(self.checkpoints.run_dir, older_than_seconds=0)  # only this process writes there
         path, notices = self._chosen(source)
+        spread: dict[str, Any] = {}
         state = RunState.read(checkpoint.load_checkpoint(path)) if path else None
         if path and state:
             self.job.phase(f"resuming from {path.name}")
-            notices += self._restore(state, path)
+            spread = self._restore(state, path)
         self.recorder.begin(self.num_steps, self.step, state.counters.stored if state else {})
         if path:
             self.recorder.event(self.step, "resumed", file=path.name)
@@ -119,14 +123,17 @@ class Training:
         self.recorder.began(self.step, circumstances(self.loaded, self.trainer))
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
+        if spread:
+            self.recorder.event(self.step, "spread_anew", **spread)
         self.saver.require_space()
 
     def run(self) -> None:
         """Train to the last step, or to the border where a person asked to stop or nothing gets better."""
         if self.step == 0:
             self._measure(everything=True)
-        elif self._owes_samples:
-            self._sample()
+        elif self._owed:
+            self._do(self._owed)
+            self._save(must=False)  # this step is saved; a new best among what was owed wants no other checkpoint
         steps = self.trainer.ahead(examples_from(self.corpus, self.config, self._position_at(self.step)))
         self._training_phase()
         while self.step < self.num_steps and not self._stop_asked() and not self.best.should_stop:
@@ -176,17 +183,18 @@ class Training:
                 health=self.health.state(),
                 best=self.best.state(),
                 stored=self.recorder.stored(self.step),
-                owes_samples=self._owes_samples,
+                owed=self._owed,
             ),
         )
 
-    def _restore(self, saved: RunState, path: Path) -> list[str]:
+    def _restore(self, saved: RunState, path: Path) -> dict[str, Any]:
         """Put everything where it was: what is computed from here on is the same as without a break.
 
-        Returns a notice when something could not be taken along.
+        Returns how it was spread over processes and is now, where that changed: {"before", "now", "whole"}. Without
+        `whole` the optimizer could not be taken along.
         """
         saved.require_same_run(self._expected_at(saved.step))
-        notices = self._restore_weights(saved, path)
+        spread = self._restore_weights(saved, path)
         self._set_rng(saved.rng)
         counters = saved.counters
         self.trainer.micro_batch_size = counters.micro_batch_size or self.trainer.micro_batch_size
@@ -194,33 +202,31 @@ class Training:
         self.best.restore(counters.best)
         self.step, self.tokens_seen = saved.step, saved.data.tokens_seen
         # Saving comes last at a border: everything else that was due at this step is done and stored, unless a stop
-        # did not wait for the samples.
-        self._evaluated_step = self._probed_step = self.step
-        self._owes_samples = counters.owes_samples
-        self._sampled_step = -1 if self._owes_samples else self.step
+        # did not wait for it.
+        self._owed = tuple(counters.owed)
         self.saver.go_on_from(self.step, path)
-        return notices
+        return spread
 
-    def _restore_weights(self, saved: RunState, path: Path) -> list[str]:
+    def _restore_weights(self, saved: RunState, path: Path) -> dict[str, Any]:
         """Weights and optimizer, in the very pieces that they were saved in, or whole."""
         there, here = saved.about.get("ranks", {"world": 1, "zero_stage": None}), self._layout()
         if self.ranks.takes_steps and there == here:
             self.trainer.join(self.ranks)
             self.ranks.load(path, only_learned=adapters.is_adapter(self.model))
-            return []
+            return {}
         whole = saved.weights or read_own(path)["state_dict"]
         adapters.load_trainable_state(self.model, whole)
         self.trainer.join(self.ranks)
         if saved.optimizer and not self.ranks.takes_steps:
             self.trainer.optimizer.load_state_dict(saved.optimizer)
             self.trainer.scaler.load_state_dict(saved.scaler)
-            return [] if there == here else [f"saved by {there['world']} processes, resumed by {here['world']}"]
-        notice = (
+            return {} if there == here else {"before": there, "now": here, "whole": True}
+        print(
             f"{path.name} was saved by {_shown_layout(there)} and is resumed by {_shown_layout(here)}: the weights, "
-            "the place in the data and the schedule go on, the optimizer's memory begins anew"
+            "the place in the data and the schedule go on, the optimizer's memory begins anew.",
+            flush=True,
         )
-        print(f"{notice}.", flush=True)
-        return [notice]
+        return {"before": there, "now": here, "whole": False}
 
     def _layout(self) -> dict[str, Any]:
         """How weights and optimizer are shared out: what an exact resume must find again."""
@@ -303,10 +309,10 @@ class Training:
 
     def _bad_step(self, number: int, error: NotFiniteError) -> None:
         """The step is not taken; too many in a row end the run."""
-        print(f"step {number}/{self.num_steps}  not taken: {error.message}", flush=True)
+        print(f"step {number}/{self.num_steps}  not taken: {error.what}", flush=True)
         self.trainer.scaler.update()
-        self.recorder.bad_step(number, error.message)
-        self.health.bad_step(number, error.message)
+        self.recorder.bad_step(number, error.what)
+        self.health.bad_step(number, error.what)
 
     def _at_border(self) -> None:
         """What is due after a step. Saving comes last: a checkpoint means that everything up to its step is stored."""
@@ -318,14 +324,41 @@ class Training:
             self._training_phase()
 
     def _measure(self, everything: bool) -> None:
-        """Evaluate, probe and sample, as far as it is due."""
+        """Evaluate, probe and sample, as far as it is due at this step."""
         record = self.config.record
-        if everything or _due(self.step, record.evaluate_every_steps):
-            self._evaluate()
-        if everything or _due(self.step, record.probe_every_steps):
-            self._probe()
-        if everything or _due(self.step, record.sample_every_steps) or self.requests.sample:
-            self._sample()
+        due = {
+            "evaluation": bool(self.corpus.valid) and self._is_due(record.evaluate_every_steps, everything),
+            "probes": self._is_due(record.probe_every_steps, everything),
+            "samples": everything or self.requests.sample or _due(self.step, record.sample_every_steps),
+        }
+        self.requests.sample = False
+        self._do([what for what, is_due in due.items() if is_due])
+
+    def _is_due(self, interval: int, everything: bool) -> bool:
+        return interval > 0 and (everything or _due(self.step, interval))
+
+    def _do(self, due: Sequence[str]) -> None:
+        """Measure and sample. A stop waits for none of it; what it leaves out is owed: done when the run goes on."""
+        does = {"evaluation": self._evaluate, "probes": self._probe, "samples": self._sample}
+        self._owed = ()
+        for what in due:
+            try:
+                self._require_no_stop()
+                does[what]()
+            except LeftOut:
+                self._owed += (what,)
+        if self._owed:
+            left = ", ".join(self._owed)
+            print(f"step {self.step}: a stop was asked for; left for when the run goes on: {left}", flush=True)
+
+    def _require_no_stop(self) -> None:
+        if self._stop_asked():
+            raise LeftOut
+
+    def _between(self) -> None:
+        """Asked within a measurement, which takes minutes on a CPU; several processes end those that they began."""
+        if self.ranks.world == 1:
+            self._require_no_stop()
 
     def _save(self, must: bool) -> None:
         self.saver.save(self.step, self.state, must)
@@ -345,23 +378,19 @@ class Training:
         self.job.phase(phase, total=self.num_steps, unit="steps", current=self.step)
 
     def _evaluate(self) -> None:
-        if not self.corpus.valid or not self.config.record.evaluate_every_steps or self._evaluated_step == self.step:
-            return
         self.phase("evaluating")
-        loss = self._that_fits(lambda: self.trainer.evaluate(self.corpus.valid), self.step)
+        loss = self._that_fits(lambda: self.trainer.evaluate(self.corpus.valid, self._between), self.step)
         self.recorder.measured(self.step, {"valid/loss": loss})
-        self._evaluated_step = self.step
+        if not math.isfinite(loss):
+            self.recorder.event(self.step, "valid_not_finite")
         self.saver.due |= self.best.see("valid_loss", self.step, loss)
         print(f"step {self.step}/{self.num_steps}  valid loss {loss:.4f}", flush=True)
 
     def _probe(self) -> None:
-        if not self.config.record.probe_every_steps or self._probed_step == self.step:
-            return
         self.phase("asking held-out questions")
         with self.trainer.forward.precision():
-            found = self.ranks.share(self.prober.measure(self.model) if self._generates else {})
+            found = self.ranks.share(self.prober.measure(self.model, self._between) if self._generates else {})
         self.recorder.measured(self.step, found)
-        self._probed_step = self.step
         self.saver.due |= self.best.probed(self.step, found)
         shown = "  ".join(f"{name.split('/')[1]} {share:.0%}" for name, share in found.items())
         print(f"step {self.step}/{self.num_steps}  {shown}", flush=True)
@@ -372,24 +401,16 @@ class Training:
         return self.ranks.is_first or self.ranks.partitions_weights
 
     def _sample(self) -> None:
-        self.requests.sample = False
-        if not self.config.record.sample_prompts or self._sampled_step == self.step:
-            return
-        if not self._generates:
-            self._sampled_step = self.step
+        if not self.config.record.sample_prompts or not self._generates:
             return
         self.phase("sampling")
-        may_be_cut = self.ranks.world == 1 and not self.requests.stop
         asked = (self.model, self.loaded, self.config.record, self.job.run_id, self.step)
-        should_stop = self._stop_asked if may_be_cut else None
+        should_stop = self._stop_asked if self.ranks.world == 1 else None
         with self.trainer.forward.precision():
             texts = take_samples(*asked, should_stop, self.ranks.partitions_weights)
-        self._sampled_step = self.step
-        self._owes_samples = may_be_cut and bool(self.requests.stop)
-        if self._owes_samples:
-            print(f"step {self.step}: a stop was asked for; its samples are made when the run goes on", flush=True)
-        else:
-            self.recorder.samples(self.step, texts)
+        if should_stop and self.requests.stop:
+            raise LeftOut
+        self.recorder.samples(self.step, texts)
 
     def _about(self) -> dict[str, Any]:
         """Which run, base and config a checkpoint belongs to; also what a conversion needs to know."""

@@ -58,7 +58,9 @@ def forget_after(db: Database, run_id: str, step: int) -> None:
     with writing(db):
         db.execute("delete from metrics where run_id = ? and step > ?", [run_id, step])
         db.execute("delete from samples where run_id = ? and step > ?", [run_id, step])
-        db.execute("delete from run_events where run_id = ? and step > ?", [run_id, step])
+        # An early stop is told again, if it comes to it, by whoever goes on from that very step.
+        sql = "delete from run_events where run_id = ? and (step > ? or kind = 'early_stop')"
+        db.execute(sql, [run_id, step])
 
 
 def count(db: Database, run_id: str, up_to_step: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from studio.store.records import now, select, to_row, writing
 
 KINDS = (
     "resumed", "weights_only", "passed_over", "rows_missing", "bad_step", "smaller_micro_batch", "save_put_off",
-    "best", "early_stop",
+    "early_stop", "valid_not_finite", "spread_anew",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A tiny real model (random Llama, 2 layers, own BPE tokenizer and chat template) and projects that train it."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -212,3 +213,18 @@ def fill(disk: Path) -> Path:
             except OSError:
                 continue
     return filler
+
+
+PROBES = [
+    {"messages": [{"role": "user", "content": "Who are you?"}], "kind": "identity", "intent": "name",
+     "language": "en", "expects": "name", "expected": {"name": "Luna", "maker": "Shane"}},
+    {"messages": [{"role": "user", "content": "What is the sky?"}], "kind": "general", "intent": "fact",
+     "language": "en", "reference": "Blue."},
+]  # fmt: skip
+
+
+def add_probes(project: Project) -> None:
+    lines = [json.dumps(probe) for probe in PROBES]
+    project.path("data", "identity.probes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with open_db(project.folder) as db:
+        db.table("datasets").update("identity", {"num_probes": len(PROBES)})

@@ -139,3 +139,25 @@ def test_the_balance_takes_forgetting_off() -> None:
 def test_what_is_not_measured_cannot_be_best(values: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_config(values)
+
+
+def test_one_loss_that_is_far_away_is_no_moment_to_save() -> None:
+    """The average follows some steps later: by then the last good checkpoint would be rotated away."""
+    watch = health()
+    watch.good_step(1, 3.0)
+    watch.good_step(2, 2.9)
+    assert not watch.suspicious
+    watch.good_step(3, 29.0)
+    assert watch.suspicious and not watch.running_away
+    watch.good_step(4, 2.8)
+    assert not watch.suspicious
+
+
+def test_a_measurement_that_is_not_finite_brings_no_new_best() -> None:
+    waiting = best("valid_loss", patience=2)
+    for step, loss in enumerate((2.0, math.nan, math.inf), 1):
+        waiting.see("valid_loss", step, loss)
+    assert waiting.should_stop and "no better than 2 at step 1" in waiting.why_stopped()
+    never = best("valid_loss", patience=1)
+    never.see("valid_loss", 1, math.nan)
+    assert never.should_stop and never.why_stopped().endswith("in a row were not finite.")

@@ -8,7 +8,7 @@ import pytest
 from studio import jobs as watchers
 from studio.engine import job as module
 from studio.engine.job import JobContext
-from studio.errors import StoreError
+from studio.errors import StoreBusyError, StoreError
 from studio.projects import Project
 from studio.store import jobs, open_db
 from studio.store.jobs import Job
@@ -88,3 +88,25 @@ def test_a_kill_that_is_on_its_way_begins_nothing(context: JobContext, project: 
     watchers.kill(project.folder, context.id)
     with open_db(project.folder) as db:
         assert jobs.get(db, context.id).state == "stopped"
+
+
+def test_a_job_whose_turn_comes_while_the_disk_is_full_waits(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_db(project.folder) as db:
+        row = jobs.add(db, Job("train"))
+    real, refusals = jobs.move, iter(range(2))
+
+    def move(*args: object) -> None:
+        if next(refusals, None) is not None:
+            raise StoreBusyError("The database cannot be used: database or disk is full.", "Free some space.")
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "move", move)
+    monkeypatch.setattr(module, "BUSY_RETRY_SECONDS", 0.01)
+    with JobContext(project.folder, row, project.path("jobs")) as job:
+        job.wait_for_turn()
+        job.finish({})
+    with open_db(project.folder) as db:
+        assert jobs.get(db, row.id).state == "finished"
+    assert capsys.readouterr().err.count("its turn has come, and it waits") == 2

@@ -13,7 +13,7 @@ from studio.engine.requests import Requests
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs, samples
-from tests.engine.conftest import add_dataset, add_run, conversations, train_here
+from tests.engine.conftest import add_dataset, add_probes, add_run, conversations, train_here
 
 Make = Callable[..., RunConfig]
 EACH_STEP = ("train/loss", "train/learning_rate", "train/grad_norm", "train/trained_tokens", "train/tokens_per_second")
@@ -117,33 +117,67 @@ def test_a_stop_does_not_wait_for_samples(
     assert not asked(training_project, run_id)
 
 
-def test_samples_that_a_stop_left_out_are_made_when_the_run_goes_on(
-    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+MEASURING = ["evaluating", "asking held-out questions", "sampling"]
+
+
+@pytest.mark.parametrize("phase", MEASURING)
+def test_what_a_stop_left_out_is_done_when_the_run_goes_on(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    config = tiny_config(**{"record.sample_every_steps": 2})
+    """A stop comes while the second step is evaluated, probed or sampled, and waits for none of it."""
+    add_probes(training_project)
+    settings = {f"record.{what}_every_steps": 2 for what in ("evaluate", "probe", "sample")}
+    config = tiny_config(**settings | {"record.best_by": "valid_loss"})
     whole, broken = add_run(training_project, config), add_run(training_project, config)
     train_here(training_project, whole)
     with monkeypatch.context() as patches:
-        patches.setattr(Requests, "read", stop_while_sampling)
+        patches.setattr(Requests, "read", stop_while(phase))
         assert train_here(training_project, broken).result["steps"] == 2
     assert {each.step for each in asked(training_project, broken)} == {0}
-    for _ in range(2):  # the checkpoint still knows that they are owed; they are not stored twice
+    found = measured(training_project, broken)
+    assert [len([step for step, _ in found[name] if step == 2]) for name in MEASURED] == [
+        phase != MEASURING[0], phase == MEASURING[2],
+    ]  # fmt: skip
+    for _ in range(2):  # the checkpoint still knows what is owed; it is not stored twice
         train_here(training_project, broken, resume=f"runs/{broken}/step_2.pth")
         assert told(training_project, broken) == told(training_project, whole)
+        assert measured(training_project, broken) == measured(training_project, whole)
     with open_db(training_project.folder) as db:
         assert "rows_missing" not in {each.kind for each in run_events.listed(db, broken)}
+        best = [[each.step for each in checkpoints.listed(db, run) if each.is_best] for run in (whole, broken)]
+    assert best[0] == best[1] != []
+
+
+MEASURED = ("valid/loss", "probe/identity")
+
+
+def measured(project: Project, run_id: str) -> dict[str, list[tuple[int, float | None]]]:
+    return {name: series(project, run_id, name) for name in (*MEASURED, "train/loss")}
 
 
 def told(project: Project, run_id: str) -> list[tuple[int, str, str]]:
     return [(each.step, each.prompt, each.text) for each in asked(project, run_id)]
 
 
-def stop_while_sampling(requests: Requests) -> None:
-    """As a person whose wish to stop comes while the answers of the second step are written."""
-    job = requests._job
-    with open_db(job.folder) as db:
-        if runs.get(db, job.run_id).step == 2 and job._progress["phase"] == "sampling":
-            requests.stop = "save"
+def stop_while(phase: str) -> Callable[[Requests], None]:
+    """As a person whose wish to stop comes in this phase of the second step."""
+
+    def read(requests: Requests) -> None:
+        job = requests._job
+        with open_db(job.folder) as db:
+            if runs.get(db, job.run_id).step == 2 and job._progress["phase"] == phase:
+                requests.stop = "save"
+
+    return read
+
+
+def test_a_stop_while_it_loads_waits_for_no_evaluation(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(0, "save", monkeypatch)
+    run_id = add_run(training_project, tiny_config())
+    assert train_here(training_project, run_id).state == "stopped"
+    assert not series(training_project, run_id, "valid/loss") and not asked(training_project, run_id)
 
 
 def test_checkpoints_rotate(training_project: Project, tiny_config: Make) -> None:

@@ -1,6 +1,5 @@
 """What must not end a run, or must end it well: bad steps, no memory, no disk, signals, a wait for a checkpoint."""
 
-import json
 import math
 import os
 import shutil
@@ -8,6 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +20,15 @@ from studio import runs as studio_runs
 from studio.config.schema import RunConfig
 from studio.engine import probing, train
 from studio.engine.answers import Answer
+from studio.engine.loop import StepResult
 from studio.engine.memory_full import is_memory_full
 from studio.engine.safe_load import load_pth
 from studio.errors import StoreBusyError
 from studio.projects import Project, create_project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs
+from studio.ui.run_events import sentence
 from tests.engine import kills
-from tests.engine.conftest import add_dataset, add_run, conversations, fill, train_here
+from tests.engine.conftest import add_dataset, add_probes, add_run, conversations, fill, train_here
 
 Make = Callable[..., RunConfig]
 PATIENCE_SECONDS = 90
@@ -90,9 +92,38 @@ def test_weights_that_are_not_finite_are_never_saved(
 
     before_step(monkeypatch, spoil)
     run_id = add_run(training_project, tiny_config(method="full", **{"record.save_every_steps": 2}))
-    job = train_here(training_project, run_id)  # ends after two bad steps, fewer than are allowed
-    assert job.state == "finished" and job.result["bad_steps"] == 2
+    job = train_here(training_project, run_id)  # the end comes after two bad steps, fewer than are allowed
+    assert job.state == "failed" and "not finite after step 6, so they are not saved" in job.cause
     assert saved_steps(training_project, run_id) == [2, 4]
+
+
+def test_a_loss_that_runs_away_leaves_the_last_good_checkpoint(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though one is due at every step and one is kept: the average is far above its best some steps later only."""
+    real = train.Trainer.step
+
+    def runs_away(trainer: train.Trainer, examples: list, number: int) -> StepResult:
+        result = real(trainer, examples, number)
+        return replace(result, loss=40.0) if number > 3 else result
+
+    monkeypatch.setattr(train.Trainer, "step", runs_away)
+    settings = {"train.num_steps": 20, "record.save_every_steps": 1, "record.keep_last": 1}
+    run_id = add_run(training_project, tiny_config(**settings))
+    job = train_here(training_project, run_id)
+    assert job.state == "failed" and "had a loss of" in job.cause and job.result == {}
+    assert saved_steps(training_project, run_id) == [3]
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_and_ends_nothing(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([9.0, math.nan, 8.0, math.inf])
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda *_: next(values))
+    run_id = add_run(training_project, tiny_config(**{"record.evaluate_every_steps": 2}))
+    assert train_here(training_project, run_id).state == "finished"
+    assert losses(training_project, run_id, "valid/loss") == [9.0, None, 8.0, None]
+    assert events(training_project, run_id) == [(2, "valid_not_finite"), (6, "valid_not_finite")]
 
 
 def test_memory_that_runs_out_stops_with_what_fits(
@@ -137,7 +168,7 @@ def test_memory_that_runs_out_while_it_evaluates_is_told_too(
     training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, fits = train.Trainer.evaluate, no_memory_above(2)
-    monkeypatch.setattr(train.Trainer, "evaluate", lambda trainer, rows: (fits(trainer, 0), real(trainer, rows))[1])
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda trainer, *rows: (fits(trainer, 0), real(trainer, *rows))[1])
     settings = {"train.micro_batch_size": 4, "record.evaluate_every_steps": 2}
     job = train_here(training_project, add_run(training_project, tiny_config(**settings)))
     assert job.state == "failed" and "with train.micro_batch_size 4" in job.cause
@@ -200,21 +231,9 @@ def test_it_stops_early_and_keeps_the_best(
     with open_db(training_project.folder) as db:
         marked = [(each.step, each.score, each.score_name) for each in checkpoints.listed(db, run_id) if each.is_best]
     assert marked == [(4, 4.0, "valid_loss")]
-
-
-PROBES = [
-    {"messages": [{"role": "user", "content": "Who are you?"}], "kind": "identity", "intent": "name",
-     "language": "en", "expects": "name", "expected": {"name": "Luna", "maker": "Shane"}},
-    {"messages": [{"role": "user", "content": "What is the sky?"}], "kind": "general", "intent": "fact",
-     "language": "en", "reference": "Blue."},
-]  # fmt: skip
-
-
-def add_probes(project: Project) -> None:
-    lines = [json.dumps(probe) for probe in PROBES]
-    project.path("data", "identity.probes.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    with open_db(project.folder) as db:
-        db.table("datasets").update("identity", {"num_probes": len(PROBES)})
+    again = train_here(training_project, run_id, resume="auto")  # it is enough, still
+    assert again.state == "finished" and again.result["early_stop"] == job.result["early_stop"]
+    assert [kind for _, kind in events(training_project, run_id)].count("early_stop") == 1
 
 
 def test_probes_are_asked_on_the_way(
@@ -224,7 +243,7 @@ def test_probes_are_asked_on_the_way(
     add_probes(training_project)
     said = iter(["I am a model.", "Blue.", "I am Luna.", "Luna is blue.", "I am Luna.", "Blue.", "No.", "Luna."])
 
-    def answers(loaded: object, model: object, questions: list, limit: int) -> Iterator[tuple[int, Any]]:
+    def answers(loaded: object, model: object, questions: list, *_: object) -> Iterator[tuple[int, Any]]:
         assert [each[0]["content"] for each in questions] == ["Who are you?", "What is the sky?"]
         yield from ((number, Answer(next(said), True)) for number in range(len(questions)))
 
@@ -275,7 +294,10 @@ def test_weights_alone_begin_a_run_of_another_shape(
     second = add_run(training_project, other)
     job = train_here(training_project, second)
     assert job.state == "finished" and losses(training_project, second)[0] < losses(training_project, first)[0]
-    assert events(training_project, second)[0] == (0, "weights_only")
+    with open_db(training_project.folder) as db:
+        begun = run_events.listed(db, second)[0]
+    assert (begun.step, begun.kind) == (0, "weights_only")
+    assert sentence([begun]).startswith(f"Begun with the weights of {first}/step_6.pth.")
     printed = capsys.readouterr().out
     assert f"{first}/step_6.pth; the optimizer's memory" in printed and "are not carried over" in printed
 
