@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from studio import processes
-from studio.errors import JobError, StoreError
+from studio.errors import JobError, StoreBusyError, StoreError
 from studio.paths import REPOSITORY, atomic_write_json, job_folders
 from studio.store import jobs as store
 from studio.store import open_db
@@ -86,16 +86,20 @@ def _spawn(kind: str, job_dir: Path, log: Path) -> subprocess.Popen[bytes]:
 
 def get(folder: Path, job_id: str) -> Job:
     """The job as it is now: one whose process is gone is marked lost first."""
-    with open_db(folder) as db:
+    with contextlib.suppress(StoreBusyError), open_db(folder) as db:
         _look_after(db, folder, store.get(db, job_id))
+    with open_db(folder) as db:
         return store.get(db, job_id)
 
 
 def refresh(folder: Path) -> list[Job]:
     """All jobs of a project, newest first, those whose process is gone marked lost."""
     with open_db(folder) as db:
-        for job in store.listed(db, store.LIVE_STATES):
+        gone = [job for job in store.listed(db, store.LIVE_STATES) if not (alive(job) or job.starting)]
+    for job in gone:
+        with contextlib.suppress(StoreBusyError), open_db(folder) as db:  # an end that cannot be stored now is later
             _look_after(db, folder, job)
+    with open_db(folder) as db:
         return store.listed(db)
 
 
@@ -108,11 +112,18 @@ def live_jobs() -> list[tuple[Path, Job]]:
 
 
 def all_jobs() -> list[tuple[Path, Job]]:
-    """Jobs of all projects, oldest first, ended ones too; those of a damaged database are passed over."""
+    """Jobs of all projects, oldest first, ended ones too; those of a damaged database are passed over.
+
+    Raises StoreBusyError while one cannot be read just now, as on a full disk: jobs in it may be at work.
+    """
     found: list[tuple[Path, Job]] = []
     for folder in job_folders():
-        with contextlib.suppress(StoreError):
+        try:
             found += [(folder, job) for job in refresh(folder)]
+        except StoreBusyError:
+            raise
+        except StoreError:
+            continue
     return sorted(found, key=lambda pair: pair[1].id)
 
 
@@ -122,11 +133,16 @@ def waiting() -> list[tuple[Path, Job]]:
 
 
 def find(job_id: str) -> Path:
-    """The folder of a job of any project. Raises JobError when there is none of that id."""
+    """The folder of a job of any project. Raises JobError without one of that id, StoreBusyError as `all_jobs`."""
     for folder in job_folders():
-        with contextlib.suppress(StoreError, JobError), open_db(folder) as db:
-            store.get(db, job_id)
+        try:
+            with open_db(folder) as db:
+                store.get(db, job_id)
             return folder
+        except StoreBusyError:
+            raise
+        except (StoreError, JobError):
+            continue
     raise JobError(f"There is no job {job_id!r} on this machine.", "`retune jobs list --all` shows those there are.")
 
 
@@ -186,10 +202,12 @@ def kill(folder: Path, job_id: str) -> None:
     """End a job's process and all it started, at once. What was saved before stays."""
     with open_db(folder) as db:
         job = store.get(db, job_id)
-        if not job.live:
-            return
+    if not job.live:
+        return
+    with contextlib.suppress(StoreBusyError), open_db(folder) as db:  # a full disk keeps nobody from killing
         store.request(db, job_id, stop_request="kill")  # first, for others may see it dead before this one does
-        _kill_tree(job)
+    _kill_tree(job)
+    with contextlib.suppress(StoreBusyError), open_db(folder) as db:
         _end_dead(db, store.get(db, job_id))
 
 

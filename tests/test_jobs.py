@@ -6,6 +6,7 @@ The work is `fetch` of a model that is there already: it ends at once, or waits 
 import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 from filelock import FileLock
 
 from studio import jobs, processes
-from studio.errors import JobError
+from studio.errors import JobError, StoreBusyError
 from studio.models import write_manifest
 from studio.paths import REPOSITORY
 from studio.projects import Project, create_project
@@ -209,6 +210,39 @@ def test_killing_ends_the_process(project: Project, models: Path) -> None:
         done = jobs.get(project.folder, job.id)
     assert done.state == "stopped" and "Killed on request" in done.cause
     assert not processes.lives(job.pid, job.process_created)
+
+
+def test_killing_needs_no_space(project: Project, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk nothing can be stored: neither that it was asked for, nor the end."""
+    full = sqlite3.OperationalError("database or disk is full")
+    with work_that_takes_long(models):
+        job = at_work(project, fetch(project))
+        with monkeypatch.context() as patches:
+            for name in ("request", "move"):
+                patches.setattr(store, name, raising(full))
+            jobs.kill(project.folder, job.id)
+            assert not processes.lives(job.pid, job.process_created)
+            assert [each.state for each in jobs.refresh(project.folder)] == ["running"]  # it cannot be told yet
+            assert jobs.get(project.folder, job.id).state == "running"
+        assert jobs.get(project.folder, job.id).state == "lost"
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def call(*args: object, **values: object) -> None:
+        raise error
+
+    return call
+
+
+def test_jobs_that_cannot_be_looked_at_just_now_are_not_passed_over(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patches:
+        for name in ("get", "listed"):
+            patches.setattr(store, name, raising(sqlite3.OperationalError("disk I/O error")))
+        for look in (jobs.live_jobs, jobs.waiting, lambda: jobs.find("x")):
+            with pytest.raises(StoreBusyError, match="disk I/O error"):
+                look()
 
 
 def dead_job(project: Project) -> Job:

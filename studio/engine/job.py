@@ -21,8 +21,8 @@ from filelock import FileLock
 from studio import processes
 from studio.errors import DiskFullError, JobError, StoreBusyError, StoreError, StudioError
 from studio.paths import is_disk_full, job_folders, projects_root
+from studio.store import held_open, open_db
 from studio.store import jobs as store
-from studio.store import open_db
 from studio.store.jobs import Job
 
 HEARTBEAT_SECONDS = 2.0
@@ -64,6 +64,7 @@ class JobContext:
         self._stop_signals = 0
         self._held = False
         self._handlers: dict[int, Any] = {}
+        self._open = contextlib.ExitStack()
 
     @classmethod
     def open(cls, job_dir: Path) -> "JobContext":
@@ -75,6 +76,8 @@ class JobContext:
 
     def __enter__(self) -> "JobContext":
         process = psutil.Process()
+        with contextlib.suppress(StoreBusyError):
+            self._open.callback(held_open(self.folder).close)  # pages can look at the job though the disk is full
         with open_db(self.folder) as db:
             store.beat(db, self.id, pid=process.pid, process_created=process.create_time())
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -207,6 +210,7 @@ class JobContext:
                 self._end_with(error)
         finally:
             self._ended.set()
+            self._open.close()
             self._device_lock.release(force=True)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)

@@ -36,6 +36,17 @@ def open_db(folder: Path) -> Iterator[Database]:
         db.close()
 
 
+def held_open(folder: Path) -> Database:
+    """A connection that is held and not used, to be closed by the caller.
+
+    While there is one, the files that SQLite keeps beside the database stay. Without them a full disk lets nobody open
+    it, not even to read. Raises StoreError.
+    """
+    db = _connect(Path(folder) / DATABASE_NAME)
+    db.execute("select count(*) from jobs").fetchone()  # opens those files
+    return db
+
+
 def _connect(path: Path) -> Database:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ SILENT_SECONDS = 20
 NUM_STEPS_FOR_SPEED = 20
 LATEST_SAMPLE_COLUMNS = 3
 LOG_HEIGHT = 280
-LITTLE_SPACE_BYTES = 64 * 2**20
+LITTLE_SPACE_BYTES = 8 * 2**20
 SERIES = (
     "train/loss", "valid/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second",
     "probe/identity", "probe/leakage", "probe/retention",
@@ -70,12 +70,18 @@ def _head(run: Run) -> None:
 def _live_controls(project: Project, job: Job) -> None:
     with st.container(horizontal=True):
         if job.state == "stopping":
-            _button(_("Kill"), "kill", ":material/dangerous:", lambda: jobs.kill(project.folder, job.id))
+            _kill_button(project, job)
             st.caption(_("It stops at the next step. Kill ends it now; what was saved before stays."))
             return
         _stop_popover(project, job)
         _button(_("Save now"), "save", ":material/save:", lambda: _ask(project, job, "save"))
         _button(_("Sample now"), "sample", ":material/chat:", lambda: _ask(project, job, "sample"))
+        if _is_full(project):  # nothing else can be asked of it: what is asked would have to be stored
+            _kill_button(project, job)
+
+
+def _kill_button(project: Project, job: Job) -> None:
+    _button(_("Kill"), "kill", ":material/dangerous:", lambda: jobs.kill(project.folder, job.id))
 
 
 def _stop_popover(project: Project, job: Job) -> None:
@@ -176,7 +182,7 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
             said, happened = samples.listed(db, run_id), run_events.listed(db, run_id)
         if job:
             _progress(run, job, series["train/loss"])
-            _disk(project, job)
+            _sign_of_life(project, job)
         _numbers(series)
         _outcome(project, run)
         events_view(happened)
@@ -212,6 +218,16 @@ def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
         st.caption(_("Ended after step {step} of {steps}.").format(step=run.step, steps=run.num_steps or "?"))
         return
     st.progress(min(1.0, current / total) if total else 0.0, text=_progress_words(run, job, losses))
+
+
+def _sign_of_life(project: Project, job: Job) -> None:
+    """When it was heard of last. On a full disk it cannot be heard: the page looks for itself."""
+    if not job.live:
+        return
+    if _is_full(project):
+        text = _("The disk is full ({free} free). The run waits with what it could not store; free some space.")
+        st.warning(text.format(free=human_bytes(_free_bytes(project))), icon=":material/disc_full:")
+        return
     silent = seconds_since(job.heartbeat_at or job.created_at)
     if silent > SILENT_SECONDS:
         st.warning(_("No sign of life for {time}.").format(time=duration(silent)), icon=":material/heart_broken:")
@@ -219,12 +235,12 @@ def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
         st.caption(_("Last sign of life: {time} ago").format(time=duration(silent)))
 
 
-def _disk(project: Project, job: Job) -> None:
-    """A full disk keeps even the state of the run from being stored, so the page looks for itself."""
-    free = shutil.disk_usage(project.folder).free
-    if job.live and free < LITTLE_SPACE_BYTES:
-        text = _("The disk is full ({free} free). The run waits with what it could not store; free some space.")
-        st.warning(text.format(free=human_bytes(free)), icon=":material/disc_full:")
+def _is_full(project: Project) -> bool:
+    return _free_bytes(project) < LITTLE_SPACE_BYTES
+
+
+def _free_bytes(project: Project) -> int:
+    return shutil.disk_usage(project.folder).free
 
 
 def _progress_words(run: Run, job: Job, losses: Sequence[Point]) -> str:

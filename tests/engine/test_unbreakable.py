@@ -375,6 +375,9 @@ def test_a_disk_that_fills_up_is_waited_for(small_disk: Path, tiny_config: Make)
     until(lambda: "12/12" in log.read_text() or "not saved yet" in log.read_text(), process, "a save that is put off")
     time.sleep(1)
     assert process.is_alive(), log.read_text()[-3000:]
+    assert 3 <= step_of(project, broken) < 12  # pages can look at it, though they cannot store a thing
+    with pytest.raises(StoreBusyError), open_db(project.folder) as db:
+        runs.note(db, broken, more="x" * 2**20)
     filler.unlink()
     process.join(PATIENCE_SECONDS)
     assert process.exitcode == 0, log.read_text()[-3000:]

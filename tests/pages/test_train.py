@@ -161,6 +161,12 @@ def test_failed_run_tells_its_cause_and_the_next_move(open_page, project):
     assert "nothing to resume from" in texts(at)
 
 
+def test_why_a_run_failed_is_told_in_chinese(open_page, project):
+    add_run(project, "lost", cause=jobs._how_it_died(store_jobs.Job("train", boot_id="another")))
+    at = open_page(PAGE, lang="zh")
+    assert at.error[0].value == plain("进程不在了：它运行时机器重启或断电。详情见日志；训练可以从最后一个检查点继续。")
+
+
 def test_finished_run_in_chinese(open_page, project):
     add_run(project, "finished")
     at = open_page(PAGE, lang="zh")
@@ -260,6 +266,18 @@ def test_what_happened_to_a_run_is_told(open_page, project):
     assert "第 3, 4 步没有执行" in chinese and "最好的检查点：第 8 步" in chinese
 
 
+def test_every_kind_of_event_has_a_sentence():
+    layouts = {"before": {"world": 2, "zero_stage": 2}, "now": {"world": 1, "zero_stage": None}, "whole": False}
+    details = {
+        "spread_anew": layouts, "weights_only": {"path": "/p/runs/a-1/step_8.pth"},
+        "passed_over": {"reason": "step_8.pth was passed over."}, "save_put_off": {"reason": "The disk is full."},
+    }  # fmt: skip
+    said = {kind: sentence([run_events.RunEvent("r", 8, kind, details.get(kind, {}))]) for kind in run_events.KINDS}
+    assert all(text.endswith(".") and kind.replace("_", " ") != text for kind, text in said.items()), said
+    assert "2 processes (ZeRO-2); 1 process went on" in said["spread_anew"] and "a-1/step_8.pth" in said["weights_only"]
+    assert "no finite numbers" in said["early_stop"]
+
+
 def test_why_a_run_stopped_early_is_said():
     learnt = run_events.RunEvent("r", 8, "early_stop", {"reason": "learnt", "latest": 0.95, "allowed": 0.0})
     forgot = run_events.RunEvent("r", 8, "early_stop", {"reason": "forgot", "latest": 0.4, "allowed": 0.2})
@@ -294,7 +312,9 @@ def test_a_full_disk_is_said_while_a_run_goes_on(open_page, project, monkeypatch
     add_run(project, "running")
     real = shutil.disk_usage
     monkeypatch.setattr(run_view.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
-    assert "The disk is full (1000 B free)" in texts(open_page(PAGE))
+    at = open_page(PAGE)
+    assert "The disk is full (1000 B free)" in texts(at) and "sign of life" not in texts(at)
+    assert any(button.key == "train.kill" for button in at.button)  # a request to stop could not be stored
 
 
 def test_a_new_run_may_begin_with_the_weights_of_a_checkpoint(open_page, project, monkeypatch):
