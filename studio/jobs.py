@@ -20,11 +20,10 @@ from studio.errors import JobError, StoreBusyError, StoreError
 from studio.paths import REPOSITORY, atomic_write_json, job_folders
 from studio.store import jobs as store
 from studio.store import open_db
-from studio.store.jobs import Job
+from studio.store.jobs import LEFT_AT_ONCE, Job
 
 JOB_FILE = "job.json"
 REAP_SECONDS = 5
-LEFT_AT_ONCE = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}  # as a shell says it
 MOST_STARTS = 3  # of a job that is killed again and again while it waits; a restart of the machine does not count
 KILLED = "Killed on request; resume starts from its last checkpoint."
 # Children of this process are zombies until they are waited for; keep the handles to do so.
@@ -294,19 +293,20 @@ def _how_it_died(job: Job) -> str:
     code = _exit_code(job.pid)
     if job.boot_id and job.boot_id != processes.boot_id():
         how = "is gone: the machine was restarted, or lost power, while it ran"
+    elif job.log_path and tail(Path(job.log_path), 1) == LEFT_AT_ONCE:
+        how = "left at once when it was asked to end a second time, without saving"
     elif _out_of_memory(job, code):
         how = "was ended by the system because memory ran out; try a smaller micro_batch_size or max_length"
     elif code == -signal.SIGKILL:
         how = "was killed (signal 9): by a person, or by the system because memory ran out"
     elif code is not None and code < 0:
         how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
-    elif code in LEFT_AT_ONCE:
-        how = f"left at once when it was asked to end a second time ({LEFT_AT_ONCE[code]})"
     elif code is not None:
         how = f"ended with exit code {code}"
     else:
         how = "is gone: it was killed, or memory ran out"
-    return f"The process {how}. Its log says more; a training run can be resumed from its last checkpoint."
+    end = "a training run can be resumed from its last checkpoint, if it saved one."
+    return f"The process {how}. Its log says more; {end}"
 
 
 def _out_of_memory(job: Job, code: int | None) -> bool:

@@ -9,7 +9,7 @@ import typer
 from studio.cli import show
 from studio.cli.follow import numbers_table
 from studio.cli.group import group
-from studio.cli.lazy import checkpoints, jobs, metrics, run_events, runs, samples, store
+from studio.cli.lazy import checkpoints, event_words, jobs, metrics, run_events, runs, samples, store
 from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.cli.train import DetachOption, resume_run
 from studio.errors import JobError
@@ -56,9 +56,8 @@ def show_(run: RunArgument, json: JsonOption = False, project: ProjectOption = "
         show.say(f"Rows: {name}, version {rows['version']} ({rows['fingerprint'][:12]})")
     for error in found.detail.get("started_despite", []):
         show.say(f"Started despite: {error}")
-    for event in happened:
-        detail = ", ".join(f"{name} {value}" for name, value in event.detail.items())
-        show.say(f"Step {event.step}: {event.kind.replace('_', ' ')}. {detail}".rstrip())
+    for alike in event_words.together(happened):
+        show.say(event_words.sentence(alike))
     show.say("")
     show.out.print(numbers_table(workspace.folder, run))
     show.say("")

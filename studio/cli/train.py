@@ -107,8 +107,12 @@ def _watch(workspace: Project, run_id: str, job: Job, detach: bool) -> None:
     show.out.print(numbers_table(workspace.folder, run_id))
     done = runs.get_run(workspace, run_id)
     show.say(f"\n{run_id} {ended.state} at step {done.step}/{done.num_steps}. {ended.cause}".rstrip())
+    if early := ended.result.get("early_stop"):
+        show.say(early)
     if checkpoint := ended.result.get("checkpoint"):
         show.say(f"Checkpoint: {workspace.folder / checkpoint}")
+    if best := ended.result.get("best_step"):
+        show.say(f"The best one: step_{best}.pth")
     if ended.state == "stopped":
         return show.say(f"Go on: retune runs resume {run_id} --project {workspace.slug}")
     return show.say(f"Next: retune evaluate {run_id} --project {workspace.slug}")

@@ -23,7 +23,7 @@ from studio.errors import DiskFullError, JobError, StoreBusyError, StoreError, S
 from studio.paths import is_disk_full, job_folders, projects_root
 from studio.store import held_open, open_db
 from studio.store import jobs as store
-from studio.store.jobs import Job
+from studio.store.jobs import LEFT_AT_ONCE, Job
 
 HEARTBEAT_SECONDS = 2.0
 QUEUE_POLL_SECONDS = 0.5
@@ -32,7 +32,6 @@ BUSY_RETRY_SECONDS = 3.0
 STOPPED = "Stopped on request."
 STOPPED_WITHOUT_SAVING = "Stopped on request, without saving."
 STOPPED_BY_SYSTEM = "Stopped: the system asked its process to end."
-AT_ONCE = "asked to end a second time: it leaves at once, without saving\n"
 
 
 class StopRequested(Exception):
@@ -266,7 +265,7 @@ class JobContext:
         self._stop_signals += 1
         if self._stop_signals > 1:
             with contextlib.suppress(OSError):  # past print, which may be at work
-                os.write(2, AT_ONCE.encode())
+                os.write(2, f"{LEFT_AT_ONCE}\n".encode())
             os._exit(128 + number)
 
 

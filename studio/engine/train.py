@@ -279,10 +279,10 @@ class Training:
         except NotFiniteError as error:
             self._bad_step(number, error)
         else:
-            self.health.good_step(number, result.loss)
             self.tokens_seen += result.num_tokens
             self.recorder.step(number, result)
             _print_step(number, self.num_steps, result)
+            self.health.good_step(number, result.loss)
         self.step = number
         self.job.progress(self.step)
 

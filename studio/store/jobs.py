@@ -13,6 +13,7 @@ from studio.store.records import new_id, now, select, to_row, writing
 
 STARTUP_GRACE_SECONDS = 15
 LIVE_STATES = ("queued", "running", "stopping")
+LEFT_AT_ONCE = "asked to end a second time: it leaves at once, without saving"  # last words of a process in its log
 ENDED_STATES = ("finished", "stopped", "failed", "lost")
 MOVES = {
     "running": ("queued",),

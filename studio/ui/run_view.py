@@ -145,6 +145,8 @@ def _ended(project: Project, run: Run, job: Job | None) -> None:
         if steps:
             label = _("Resume from step {step}").format(step=max(steps))
             _button(label, "resume", ":material/resume:", lambda: _resume(project, run.id))
+            if run.state == "failed":
+                link(CONFIG, _("Other settings are another run"))
         else:
             st.caption(_("It saved no checkpoint, so there is nothing to resume from. Start it again."))
             _button(_("Start again"), "again", ":material/replay:", lambda: _resume(project, run.id))

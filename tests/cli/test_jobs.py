@@ -94,6 +94,7 @@ def test_a_run_tells_what_happened_and_which_checkpoint_is_best(retune: Retune, 
             checkpoints.put(db, checkpoints.Checkpoint("tiny-1", step, f"runs/tiny-1/step_{step}.pth", "0", 10))
         checkpoints.mark_best(db, "tiny-1", 4, "valid_loss", 1.5)
     said = retune("runs", "show", "tiny-1")
-    assert "Step 5: smaller micro batch. before 8, now 4" in said and said.count("valid loss 1.5") == 1
+    assert "Out of memory at step 5: micro-batches of 4 from there on, not 8." in said
+    assert said.count("valid loss 1.5") == 1
     (event,) = json.loads(retune("runs", "show", "tiny-1", "--json"))["events"]
     assert event["detail"] == {"before": 8, "now": 4}

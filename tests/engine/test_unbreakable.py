@@ -26,7 +26,7 @@ from studio.engine.safe_load import load_pth
 from studio.errors import StoreBusyError
 from studio.projects import Project, create_project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs
-from studio.ui.run_events import sentence
+from studio.ui.event_words import sentence
 from tests.engine import kills
 from tests.engine.conftest import add_dataset, add_probes, add_run, conversations, fill, train_here
 

@@ -16,7 +16,7 @@ from studio.store import checkpoints, metrics, open_db, run_events, samples
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui import run_start, run_view
-from studio.ui.run_events import sentence
+from studio.ui.event_words import sentence
 from studio.ui.run_view import samples_table, seconds_left
 from studio.ui.widgets import plain
 
@@ -164,7 +164,9 @@ def test_failed_run_tells_its_cause_and_the_next_move(open_page, project):
 def test_why_a_run_failed_is_told_in_chinese(open_page, project):
     add_run(project, "lost", cause=jobs._how_it_died(store_jobs.Job("train", boot_id="another")))
     at = open_page(PAGE, lang="zh")
-    assert at.error[0].value == plain("进程不在了：它运行时机器重启或断电。详情见日志；训练可以从最后一个检查点继续。")
+    assert at.error[0].value == plain(
+        "进程不在了：它运行时机器重启或断电。详情见日志；保存过检查点的训练可以从最后一个继续。"
+    )
 
 
 def test_finished_run_in_chinese(open_page, project):
