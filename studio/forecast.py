@@ -39,6 +39,7 @@ COUNTED_STEPS = 32
 ALIKE = 0.9  # micro-batches whose smallest has at least this share of the largest one's tokens are about alike
 MEMORY_METRICS = ("system/gpu_memory_bytes", "system/memory_bytes")
 STEP_SECONDS = "train/step_seconds"
+ALONE = ["none", "", 1]  # how a run was spread whose row does not say
 MEASURE = "measure"
 
 
@@ -179,22 +180,38 @@ def _num_trained(example: Example) -> int:
 
 
 def pace(project: Project, config: RunConfig, load: Load) -> Pace | None:
-    """From a dry run of the same config on this machine; else from the newest run of its base and method."""
+    """From a dry run of this config on this machine; else from the newest run of its base and method, spread alike."""
     measured = newest_measurement(project, config)
     if measured and measured.state == "finished":
         result = measured.result
         return Pace(result["seconds_per_step"], True, measured.created_at, result["memory_bytes"])
     with open_db(project.folder) as db:
         for run in store_runs.listed(db):
-            if run.base == config.model.base and run.method == config.method and _ran_here(run):
-                speeds = [point.value for point in metrics.series(db, run.id, "train/tokens_per_second") if point.value]
+            if run.base == config.model.base and run.method == config.method and _ran_alike(run, config):
+                speeds = _values(db, run.id, "train/tokens_per_second")
                 if speeds:
-                    return Pace(load.tokens_per_step / median(speeds), False, run.id)
+                    return Pace(
+                        _seconds_like(run, config, load, speeds, _values(db, run.id, STEP_SECONDS)), False, run.id
+                    )
     return None
 
 
-def _ran_here(run: Run) -> bool:
-    return run.detail.get("predicted", {}).get("machine") == device().key
+def _ran_alike(run: Run, config: RunConfig) -> bool:
+    predicted = run.detail.get("predicted", {})
+    return predicted.get("machine") == device().key and predicted.get("spread", ALONE) == _spread(config)
+
+
+def _spread(config: RunConfig) -> list[Any]:
+    spread = config.distributed
+    return [spread.strategy, spread.deepspeed if spread.strategy == "deepspeed" else "", spread.world_size]
+
+
+def _seconds_like(run: Run, config: RunConfig, load: Load, speeds: Sequence[float], seconds: Sequence[float]) -> float:
+    """Seconds of a step, by its tokens; by its rows while they are not counted, for few are as long as may be."""
+    rows = run.detail["predicted"].get("rows")
+    if load.is_counted or not rows or not seconds:
+        return load.tokens_per_step / median(speeds)
+    return median(seconds) * config.examples_per_step / rows
 
 
 def start_measuring(project: Project, config: RunConfig) -> Job:
@@ -225,7 +242,7 @@ def prediction(project: Project, config: RunConfig) -> dict[str, Any]:
         return {}
     seconds = made.pace.seconds_per_step if made.pace else None
     return {"memory": asdict(made.memory), "memory_bytes": made.memory.total, "seconds_per_step": seconds,
-            "machine": made.device.key}  # fmt: skip
+            "machine": made.device.key, "spread": _spread(config), "rows": config.examples_per_step}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class Alone:
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up what the processes have computed."""
 
+    def num_learned(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Numbers in these weights, in all processes together; one that all have counts once."""
+        return sum(getattr(each, "ds_numel", each.numel()) for each in parameters)
+
     def are_finite(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether no weight is NaN or infinite, in all processes; they ask it together."""
         found = [self._is_finite(parameter) for parameter in parameters]
@@ -286,9 +290,18 @@ class LossModule(nn.Module):
         super().__init__()
         self.llm = model
         self._loss = loss
+        if not all(parameter.requires_grad for parameter in model.parameters()):
+            self.register_state_dict_post_hook(_leave_out_frozen)
 
     def forward(self, *arguments: Any) -> Tensor:
         return self._loss(*arguments)
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """DeepSpeed itself leaves frozen weights in that have two names (tied ones), and the constants of 4-bit ones."""
+    learned = {prefix + name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name in state.keys() - learned:
+        del state[name]
 
 
 def ranks_of(config: RunConfig) -> Alone:

@@ -8,7 +8,7 @@ from pathlib import Path
 from studio.checkpoint_files import STATE_FILE
 from studio.engine import adapters
 from studio.engine.best import Best
-from studio.engine.checkpoint import CheckpointFolder, num_tensor_bytes, write_pth
+from studio.engine.checkpoint import CheckpointFolder, write_pth
 from studio.engine.health import Health
 from studio.engine.loop import Trainer
 from studio.engine.record import Recorder, Silence
@@ -16,7 +16,7 @@ from studio.engine.requests import Requests
 from studio.engine.state import RunState
 from studio.errors import DiskFullError, StoreBusyError
 
-ADAMW_BYTES_PER_WEIGHT_BYTE = 3  # the weight, and two moments of its gradient
+ADAMW_BYTES = 12  # of a weight that learns: itself, and two moments of its gradient, in float32
 SPACE_LOOK_SECONDS = 3.0
 SAVE_AGAIN_SECONDS = 10.0
 
@@ -53,8 +53,8 @@ class Saver:
     def require_space(self) -> None:
         """A run that cannot save its first checkpoint is not begun. Raises DiskFullError."""
         if self._ranks.is_first:
-            learned = num_tensor_bytes(adapters.trainable_parameters(self._trainer.model))
-            self._checkpoints.require_space(ADAMW_BYTES_PER_WEIGHT_BYTE * learned, "the first checkpoint")
+            learned = self._ranks.num_learned(adapters.trainable_parameters(self._trainer.model))
+            self._checkpoints.require_space(ADAMW_BYTES * learned, "the first checkpoint")
 
     def go_on_from(self, step: int, path: Path) -> None:
         """The run goes on after this checkpoint; see CheckpointFolder.go_on_from."""

@@ -87,6 +87,7 @@ def train(model: Path, case: str, world: int) -> dict[str, Any]:
     trainer.join(trainer.ranks)
     results = steps(trainer, 0, NUM_STEPS)
     return {
+        "num_learned": trainer.ranks.num_learned(trainable_parameters(trainer.model)),
         "losses": [each.loss for each in results],
         "norms": [each.grad_norm for each in results],
         "tokens": [each.num_tokens for each in results],
@@ -109,7 +110,8 @@ def resume(model: Path, case: str, world: int, folder: Path) -> dict[str, Any]:
     trainer.join(trainer.ranks)
     trainer.ranks.load(path, only_learned)
     results = steps(trainer, half, NUM_STEPS)
-    return {"losses": [each.loss for each in results], "weights": learned(trainer.model, trainer.ranks)}
+    weights = learned(trainer.model, trainer.ranks)
+    return {"losses": [each.loss for each in results], "weights": weights, "folder": str(path)}
 
 
 def short_of_memory(model: Path, case: str, world: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from studio.foreign.deepspeed_folder import DeepSpeedFolder
 from studio.paths import REPOSITORY
 from tests.engine import rank_worker
 from tests.engine.folders import make_base
@@ -78,6 +79,15 @@ def test_deepspeeds_files_go_on_bit_equal(together: dict, case: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["zero1-lora-tree-float32", *QUANTISED, VIRTUAL[1]])
+def test_nothing_frozen_is_in_deepspeeds_files(together: dict, case: str) -> None:
+    """The base's embedding is tied to its head, so DeepSpeed knows it by two names."""
+    found = DeepSpeedFolder(Path(together[case]["resumed"]["folder"]))
+    assert set(found.weights) == {f"llm.{name}" for name in together[case]["weights"]}
+    assert found.content["module"].keys() <= found.weights.keys()
+
+
+@pytest.mark.slow
 def test_all_processes_take_the_step_again_when_one_is_short_of_memory(together: dict, alone: dict) -> None:
     found, expected = together[SHORT], alone["lora-tree-float32"]
     assert found["sizes"] == [1, 1]
@@ -107,7 +117,7 @@ def test_what_goes_wrong_in_one_process_all_learn_of_and_nothing_changes(togethe
 
 
 def require_agreement(found: dict, expected: dict) -> None:
-    assert found["trained"] == expected["trained"] and found["tokens"] == expected["tokens"]
+    assert all(found[name] == expected[name] for name in ("trained", "tokens", "num_learned"))
     assert found["losses"] == pytest.approx(expected["losses"], rel=WITHIN)
     assert found["norms"] == pytest.approx(expected["norms"], rel=WITHIN)
     assert found["valid"] == pytest.approx(expected["valid"], rel=WITHIN)

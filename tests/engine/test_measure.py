@@ -97,8 +97,11 @@ def test_a_finished_run_tells_how_fast_the_next_one_is_and_how_right_its_forecas
     assert found.time_error is None  # nobody knew how fast it would be
     pace = forecast.forecast(training_project, config).pace
     assert pace and not pace.is_measured and pace.source == run_id
-    other = tiny_config(method="full")
-    assert forecast.forecast(training_project, other).pace is None
+    uncounted = tiny_config(**{"data.max_length": 500, "train.micro_batch_size": 4})
+    assert forecast.forecast(training_project, uncounted).pace.seconds_per_step == 2 * found.measured_seconds
+    spread = {"distributed.strategy": "ddp", "distributed.processes_per_node": 2}
+    for other in (tiny_config(method="full"), tiny_config(**spread)):
+        assert forecast.forecast(training_project, other).pace is None
 
 
 def test_the_peak_is_remembered_after_memory_was_given_back() -> None:
