@@ -146,7 +146,7 @@ class Trainer:
         """Leave this process's gradient, and return its part of the loss by micro-batch."""
         if not self.ranks.takes_steps:
             self.optimizer.zero_grad(set_to_none=not self.forward.keeps_gradients)
-            scale = float(self.scaler.scale(torch.ones((), device=self._device)))  # 1 unless numbers are float16
+            scale = self.scaler.get_scale()  # 1 unless numbers are float16
             losses = [self.forward.backward(batch.to(self._device), num_trained, scale) for batch in batches]
             self.ranks.require_all_fit()
             self.ranks.sum_gradients(self._parameters)
