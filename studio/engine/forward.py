@@ -64,7 +64,9 @@ class Forward:
         self._casts = dtype != torch.float32 and unfused > 0
         with self.precision():
             liger.use(self._core, config.train.liger, dtype, self.device)
-        self.kind, self.why = self._core.config._attn_implementation, ""
+        if self._casts and self.device.type == "cpu" and not self.why_not_compiled:
+            self.why_not_compiled = "in 16 bits full training, dropout and DoRA are computed under autocast"
+        self.kind, self.why = self._core.config._attn_implementation, "as transformers computes it"
         self.traits = self._find_traits()
         self.packing = self._choose_packing()
         learned = trainable_parameters(model)
@@ -244,6 +246,7 @@ class Forward:
         if self.traits.layouts:
             return pack
         if has_virtual_tokens(self.model):
+            self.why += ": virtual tokens stand before every example"
             if pack != "none":
                 print("Virtual tokens stand before every example, so examples are padded (pack: none).", flush=True)
             return "none"

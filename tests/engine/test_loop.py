@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,18 @@ def test_model_that_cannot_follow_a_tree_is_packed_as_sequences(
     trainer = make_trainer(loaded, tiny_config())
     assert trainer.packing == "sequence"
     assert "cannot follow a tree" in capsys.readouterr().out
+
+
+def test_what_computes_is_said_as_it_is(load_tiny: Load, tiny_config: Make) -> None:
+    forward = make_trainer(load_tiny(), tiny_config(method="prompt_tuning")).forward
+    assert forward.why == "as transformers computes it: virtual tokens stand before every example"
+    settings = {"lora.dropout": 0.1, "train.compile": "off"}
+    dropping, off = (
+        make_trainer(load_tiny(dtype=torch.bfloat16), tiny_config(**each), torch.bfloat16).forward.why_not_compiled
+        for each in ({"lora.dropout": 0.1}, settings)
+    )
+    assert dropping and off == "train.compile is off"
+    assert ("autocast" in dropping) == (shutil.which("c++") is not None)
 
 
 def test_steps_whose_batches_were_made_ahead_are_the_same(load_tiny: Load, tiny_config: Make) -> None:
