@@ -1,5 +1,7 @@
-"""What libraries read from the environment when they are loaded: set before torch is imported, unless a person has."""
+"""What libraries read from the environment when they are loaded: set before torch is imported, unless a person has.
+And what they say then that nobody can act on: left unsaid."""
 
+import logging
 import os
 
 # oneDNN compiles a kernel for each shape of a product in bfloat16 and keeps 1024 of them, half a megabyte each; torch
@@ -13,6 +15,11 @@ SETTINGS = {
 }
 
 
+# It misses a faster kernel for answers in 4 bits, which it would fetch from the hub: an error, it seems, in every log.
+SILENT = "bitsandbytes.backends.cpu.ops"
+
+
 def prepare() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger(SILENT).setLevel(logging.ERROR)

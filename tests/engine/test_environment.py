@@ -40,6 +40,14 @@ def test_kernels_of_shapes_long_gone_are_not_kept() -> None:
     assert "create:cache_miss" in last_kernel("prepared")
 
 
+def test_a_missing_kernel_of_the_hub_is_no_line_in_every_log() -> None:
+    lines = "from studio.engine import environment; environment.prepare(); from bitsandbytes.backends.cpu import ops"
+    told = "import logging; logging.getLogger(ops.__name__).warning('kernels')"
+    line = [sys.executable, "-c", f"{lines}; {told}"]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr
+
+
 def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in environment.SETTINGS:
         monkeypatch.setenv(name, "")  # so that whatever is set is undone
