@@ -60,6 +60,10 @@ class CheckpointFolder:
         self._run_id = run_id
         self._keep_last = keep_last
 
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, sound or not."""
+        return (self.run_dir / f"step_{step}.pth").exists()
+
     def save(self, step: int, content: dict[str, Any], keep: Collection[int] = ()) -> Path:
         """Commit a checkpoint that is one file, `content`; as `commit`."""
         num_bytes = num_tensor_bytes(content)
@@ -124,6 +128,11 @@ class CheckpointFolder:
         with open_db(self._folder) as db:
             store.mark_best(db, self._run_id, step, measure, value)
 
+    def _marked(self) -> list[int]:
+        """The best one by its mark: it stays while a better one could not be saved."""
+        with open_db(self._folder) as db:
+            return [row.step for row in store.listed(db, self._run_id) if row.is_best]
+
     def _clear_manifests(self) -> None:
         """Manifests whose file never got its name, or is gone already."""
         for manifest in self.run_dir.glob("step_*.manifest.json"):
@@ -140,7 +149,9 @@ class CheckpointFolder:
             print(f"{path.name} is saved; its entry in the database follows later: {error}", flush=True)
 
     def _rotate(self, newest: int, keep: Collection[int]) -> None:
-        others = [(step, path) for step, path in listed(self.run_dir) if step != newest and step not in keep]
+        there = dict(listed(self.run_dir))
+        stays = {newest, *keep, *(() if there.keys() >= set(keep) else self._marked())}
+        others = [(step, path) for step, path in there.items() if step not in stays]
         for step, path in others[max(0, self._keep_last - 1) :]:
             self._delete(step, path)
 

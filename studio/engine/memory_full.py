@@ -1,6 +1,7 @@
 """Out of memory: the same step again in smaller micro-batches. The gradient of a step does not depend on the split."""
 
 import gc
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,7 +40,7 @@ def until_it_fits(trainer: "Trainer", call: Callable[[], Result]) -> Result:
         except (RuntimeError, MemoryError) as error:
             if not is_memory_full(error):
                 raise
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = _reason(error)
         free_memory(trainer)  # only here: while the error is handled, its frames hold on to their tensors
         if not trainer.ranks.all_try_again():
             raise _cannot_try_again(trainer, reason)
@@ -49,6 +50,12 @@ def until_it_fits(trainer: "Trainer", call: Callable[[], Result]) -> Result:
                 "Try train.gradient_checkpointing, a smaller data.max_length, method qlora or a smaller base model.",
             )
         trainer.micro_batch_size //= 2
+
+
+def _reason(error: BaseException) -> str:
+    """What the allocator says, without the place in its source."""
+    said = re.sub(r"^\[enforce fail [^]]*\] .*?: ", "", " ".join(str(error).split()))
+    return said.partition(" Error code")[0][:160].rstrip(". ") or type(error).__name__
 
 
 def _cannot_try_again(trainer: "Trainer", reason: str) -> MemoryFullError:

@@ -159,7 +159,7 @@ class Training:
             "weights_sha256": "" if self.ranks.takes_steps else weights_sha256(adapters.trainable_state(self.model)),
             "bad_steps": self.health.num_bad,
             "micro_batch_size": self.trainer.micro_batch_size,
-            "best_step": self.best.step if self.best.kept else None,
+            "best_step": next((step for step in self.best.kept if self.checkpoints.has(step)), None),
             "early_stop": self.best.why_stopped() if stopped_early else "",
             "seconds": seconds,
         }

@@ -61,8 +61,10 @@ def get(db: Database, run_id: str, step: int) -> Checkpoint:
 
 
 def mark_best(db: Database, run_id: str, step: int, score_name: str, score: float) -> None:
-    """The checkpoint of this step is the best one of its run, and no other is."""
+    """The checkpoint of this step is the best one of its run, and no other is; nothing changes while there is none."""
     with writing(db):
+        if not db.execute("select 1 from checkpoints where run_id = ? and step = ?", [run_id, step]).fetchone():
+            return
         db.execute("update checkpoints set is_best = 0 where run_id = ?", [run_id])
         sql = "update checkpoints set is_best = 1, score_name = ?, score = ? where run_id = ? and step = ?"
         db.execute(sql, [score_name, score, run_id, step])

@@ -61,6 +61,20 @@ def test_the_oldest_beyond_keep_last_go(project: Project, folder: CheckpointFold
     assert [path.name for _, path in checkpoint.listed(folder.run_dir)] == ["step_11.pth", "step_10.pth"]
 
 
+def test_the_best_stays_while_a_better_one_could_not_be_saved(project: Project, folder: CheckpointFolder) -> None:
+    """As on a disk that was full when it was due: there is no step 3."""
+    folder.save(2, content(2), keep=(2,))
+    folder.mark_best(2, "valid_loss", 1.5)
+    for step in (4, 6, 8):
+        folder.save(step, content(step), keep=(3,))
+        folder.mark_best(3, "valid_loss", 1.0)
+    assert steps_in_db(project) == [2, 6, 8]
+    with open_db(project.folder) as db:
+        assert [each.step for each in checkpoints.listed(db, "tiny-1") if each.is_best] == [2]
+    folder.save(9, content(9), keep=(9,))
+    assert steps_in_db(project) == [8, 9]
+
+
 def test_rotation_never_takes_the_one_just_saved(project: Project, folder: CheckpointFolder) -> None:
     """Resumed from an early step, the newest by time is the oldest by number."""
     for step in (20, 30, 5):

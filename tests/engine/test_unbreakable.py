@@ -181,9 +181,19 @@ def test_memory_that_runs_out_while_it_evaluates_is_told_too(
 def test_one_example_that_does_not_fit_says_what_to_try(
     training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before_step(monkeypatch, no_memory_above(0))
+    said = (
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 9077760 bytes. Error code 12 (Cannot allocate memory)"
+    )
+
+    def full(trainer: train.Trainer, number: int) -> None:
+        raise RuntimeError(said)
+
+    before_step(monkeypatch, full)
     job = train_here(training_project, add_run(training_project, tiny_config()))
-    assert job.state == "failed" and "one example at a time" in job.cause and "max_length" in job.cause
+    assert job.state == "failed" and "max_length" in job.cause
+    reason = "can't allocate memory: you tried to allocate 9077760 bytes"
+    assert job.cause.startswith(f"Out of memory with one example at a time ({reason}). Try")
 
 
 def test_weights_that_may_have_changed_are_not_changed_again(
