@@ -77,10 +77,11 @@ def _cannot_try_again(trainer: "Trainer", reason: str) -> MemoryFullError:
 def what_fits(wanted: int, fitting: int, number: int, step: int) -> MemoryFullError:
     """The error of a run that may not change its micro-batch, once one of `fitting` rows was tried and did fit.
 
-    `number` of them are the rows of a step.
+    `number` of them are the rows of a step. Raised once the step is saved.
     """
+    saved = f" Step {step} was computed in smaller ones and is saved; a resume goes on so." if step else ""
     return MemoryFullError(
-        f"Out of memory at step {step} with train.micro_batch_size {wanted}.",
+        f"Out of memory at step {step} with train.micro_batch_size {wanted}.{saved}",
         f"train.micro_batch_size {fitting} with gradient_accumulation_steps {number} fits here "
         "(tried on this step) and gives the same result; train.on_out_of_memory smaller_micro_batch makes the change "
         "by itself. gradient_checkpointing or qlora need less memory, too.",

@@ -1,5 +1,6 @@
 """The `train` verb: a run from its frozen config to its last checkpoint, with numbers and samples on the way."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +20,11 @@ from studio.engine.best import Best
 from studio.engine.checkpoint import CheckpointFolder, Found
 from studio.engine.circumstances import circumstances, weights_sha256
 from studio.engine.distributed import ranks_of
-from studio.engine.health import Health
+from studio.engine.health import BrokeDownError, Health
 from studio.engine.job import STOPPED, STOPPED_WITHOUT_SAVING, JobContext
 from studio.engine.launch import configured
 from studio.engine.loop import NotFiniteError, StepResult, Trainer
-from studio.engine.memory_full import until_it_fits, what_fits
+from studio.engine.memory_full import MemoryFullError, until_it_fits, what_fits
 from studio.engine.models.load import LoadedModel
 from studio.engine.prepare import Prepared, prepare
 from studio.engine.probing import Prober
@@ -90,6 +91,7 @@ class Training:
         self.tokens_seen = 0
         self.saver = Saver(trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase)
         self._owed: tuple[str, ...] = ()  # what a stop left out at this step
+        self._too_large: MemoryFullError | None = None  # what ends the run once its step is saved
 
     @classmethod
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
@@ -136,7 +138,7 @@ class Training:
             self._save(must=False)  # this step is saved; a new best among what was owed wants no other checkpoint
         steps = self.trainer.ahead(examples_from(self.corpus, self.config, self._position_at(self.step)))
         self._training_phase()
-        while self.step < self.num_steps and not self._stop_asked() and not self.best.should_stop:
+        while self.step < self.num_steps and not self._stop_asked() and not self._is_enough:
             self._train_step(next(steps))
             self._at_border()
         if self.best.should_stop and self.step < self.num_steps:
@@ -145,6 +147,13 @@ class Training:
         if self.requests.stop != "discard":
             self._save(must=True)
             self.saver.settle()
+        if self._too_large and self.step < self.num_steps:
+            raise self._too_large
+
+    @property
+    def _is_enough(self) -> bool:
+        """Whether the run is to end before its last step."""
+        return self.best.should_stop or self._too_large is not None
 
     def result(self, seconds: float) -> dict[str, Any]:
         """What the job's row keeps."""
@@ -296,13 +305,13 @@ class Training:
         return self._that_fits(step, number)
 
     def _that_fits(self, call: Callable[[], Result], number: int) -> Result:
-        """What `call` returns; that it had to be done in smaller micro-batches is said, or ends the run."""
+        """What `call` returns; that it had to be done in smaller micro-batches is said, and may end the run here."""
         wanted = self.trainer.micro_batch_size
         result = until_it_fits(self.trainer, call)
         fitting = self.trainer.micro_batch_size
         if fitting < wanted:
             if self.config.train.on_out_of_memory == "stop":
-                raise what_fits(wanted, *self.config.micro_batches(fitting), number)
+                self._too_large = what_fits(wanted, *self.config.micro_batches(fitting), number)
             self.recorder.event(number, "smaller_micro_batch", before=wanted, now=fitting)
             print(f"step {number}: out of memory; micro-batches of {fitting} from here on, not {wanted}", flush=True)
         return result
@@ -312,7 +321,12 @@ class Training:
         print(f"step {number}/{self.num_steps}  not taken: {error.what}", flush=True)
         self.trainer.scaler.update()
         self.recorder.bad_step(number, error.what)
-        self.health.bad_step(number, error.what)
+        try:
+            self.health.bad_step(number, error.what)
+        except BrokeDownError:
+            with contextlib.suppress(BrokeDownError):  # the weights are those of the last good step, or lost
+                self._save(must=True)
+            raise
 
     def _at_border(self) -> None:
         """What is due after a step. Saving comes last: a checkpoint means that everything up to its step is stored."""

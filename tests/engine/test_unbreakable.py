@@ -62,8 +62,12 @@ def before_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[train.Trainer, in
 
 def spoil_gradient(trainer: train.Trainer, number: int) -> None:
     if number in (2, 4, 5):
-        first = next(each for each in trainer.model.parameters() if each.requires_grad)
-        handle = first.register_hook(lambda grad: (handle.remove(), torch.full_like(grad, math.nan))[1])
+        spoil_next_gradient(trainer)
+
+
+def spoil_next_gradient(trainer: train.Trainer) -> None:
+    first = next(each for each in trainer.model.parameters() if each.requires_grad)
+    handle = first.register_hook(lambda grad: (handle.remove(), torch.full_like(grad, math.nan))[1])
 
 
 def test_bad_steps_are_not_taken_counted_and_leave_a_gap(
@@ -79,6 +83,25 @@ def test_bad_steps_are_not_taken_counted_and_leave_a_gap(
     ]  # fmt: skip
     assert saved_steps(training_project, run_id) == [1, 3, 6]  # none while it is in doubt
     content = load_pth(training_project.path("runs", run_id, "step_6.pth"))
+    assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
+
+
+def test_the_last_good_weights_are_saved_when_bad_steps_end_the_run(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though checkpoints were to be saved at the end only: the bad steps have changed no weight."""
+
+    def spoil(trainer: train.Trainer, number: int) -> None:
+        if number > 3:
+            spoil_next_gradient(trainer)
+
+    before_step(monkeypatch, spoil)
+    run_id = add_run(training_project, tiny_config())
+    job = train_here(training_project, run_id)
+    assert job.state == "failed" and "3 steps in a row, from step 4 on," in job.cause
+    assert "(gradient norm nan)" in job.cause and saved_steps(training_project, run_id) == [5]
+    assert losses(training_project, run_id)[3:] == [None, None, None]
+    content = load_pth(training_project.path("runs", run_id, "step_5.pth"))
     assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
 
 
@@ -129,12 +152,20 @@ def test_a_validation_loss_that_is_not_finite_is_told_and_ends_nothing(
 def test_memory_that_runs_out_stops_with_what_fits(
     training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before_step(monkeypatch, no_memory_above(1))
-    run_id = add_run(training_project, tiny_config(**{"train.micro_batch_size": 4}))
+    """The step that was tried is taken and saved: whoever agrees resumes, and nothing is computed twice."""
+    config = tiny_config(**{"train.micro_batch_size": 4})
+    whole, run_id = add_run(training_project, config), add_run(training_project, config)
+    train_here(training_project, whole)
+    fits = no_memory_above(1)
+    before_step(monkeypatch, lambda trainer, number: fits(trainer, number) if number > 2 else None)
     job = train_here(training_project, run_id)
     assert job.state == "failed"
-    assert "step 1 with train.micro_batch_size 4" in job.cause
+    assert "step 3 with train.micro_batch_size 4" in job.cause and "a resume goes on so" in job.cause
     assert "micro_batch_size 1 with gradient_accumulation_steps 8 fits" in job.cause
+    assert saved_steps(training_project, run_id) == [3]
+    again = train_here(training_project, run_id, resume="auto")
+    assert (again.state, again.result["micro_batch_size"]) == ("finished", 1)
+    assert losses(training_project, run_id) == pytest.approx(losses(training_project, whole), rel=1e-4)
 
 
 def no_memory_above(size: int) -> Callable[[train.Trainer, int], None]:
