@@ -79,7 +79,18 @@ class Health:
     def _steps(self, number: int, last: int) -> str:
         return f"step {last}" if number == 1 else f"{number} steps in a row, from step {last - number + 1} on,"
 
+    @property
+    def has_learnt(self) -> bool:
+        """Whether any step was taken."""
+        return self.first is not None
+
     def _error(self, what: str) -> BrokeDownError:
+        if not self.has_learnt:
+            return BrokeDownError(
+                f"Training broke down: {what}. No step before was sound.",
+                "See that the base model answers as it should (retune chat), try model.dtype float32, and look at the "
+                "rows of these steps.",
+            )
         return BrokeDownError(
             f"Training broke down: {what}. Checkpoints from before are unharmed.",
             f"Try a smaller train.learning_rate (now {self.learning_rate:g}), more train.warmup_steps, a smaller "

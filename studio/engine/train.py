@@ -325,7 +325,8 @@ class Training:
             self.health.bad_step(number, error.what)
         except BrokeDownError:
             with contextlib.suppress(BrokeDownError):  # the weights are those of the last good step, or lost
-                self._save(must=True)
+                if self.health.has_learnt:
+                    self._save(must=True)
             raise
 
     def _at_border(self) -> None:

@@ -27,6 +27,13 @@ def test_bad_steps_in_a_row_end_the_run_and_single_ones_do_not() -> None:
     assert "train.learning_rate (now 0.0005)" in broke.value.hint and watch.num_bad == 5
 
 
+def test_when_no_step_was_sound_the_learning_rate_is_not_to_blame() -> None:
+    watch = health(max_bad_steps=1)
+    with pytest.raises(BrokeDownError, match="step 1 had no finite loss.*No step before was sound") as broke:
+        watch.bad_step(1, "loss nan")
+    assert "base model" in broke.value.hint and "learning_rate" not in broke.value.hint and not watch.has_learnt
+
+
 def run_losses(watch: Health, losses: list[float]) -> int:
     """The step that ended it; 0 when none did."""
     for step, loss in enumerate(losses, start=1):

@@ -103,6 +103,10 @@ def test_the_last_good_weights_are_saved_when_bad_steps_end_the_run(
     assert losses(training_project, run_id)[3:] == [None, None, None]
     content = load_pth(training_project.path("runs", run_id, "step_5.pth"))
     assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
+    before_step(monkeypatch, lambda trainer, number: spoil_next_gradient(trainer))
+    never = add_run(training_project, tiny_config())
+    assert "No step before was sound" in train_here(training_project, never).cause
+    assert saved_steps(training_project, never) == []
 
 
 def test_weights_that_are_not_finite_are_never_saved(

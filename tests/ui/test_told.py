@@ -97,11 +97,14 @@ def test_every_rule_is_explained() -> None:
 
 def causes() -> Iterator[str]:
     """How runs and jobs end, as their rows keep it: message and hint in one text."""
-    health = Health(3, 5.0, 0.001)
-    with pytest.raises(StudioError) as broke:
-        for step in (4, 5, 6):
-            health.bad_step(step, "loss nan")
-    yield str(broke.value)
+    for losses in ((), (2.0,)):
+        health = Health(3, 5.0, 0.001)
+        for step, loss in enumerate(losses, 1):
+            health.good_step(step, loss)
+        with pytest.raises(StudioError) as broke:
+            for step in (4, 5, 6):
+                health.bad_step(step, "loss nan")
+        yield str(broke.value)
     yield str(health.spoilt(9))
     yield explain(OSError(errno.ENOSPC, "No space left on device"), REPOSITORY)
     yield explain(RuntimeError("DefaultCPUAllocator: can't allocate memory"), REPOSITORY)
