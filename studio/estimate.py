@@ -337,12 +337,19 @@ def disk(config: RunConfig, shapes: Shapes) -> Disk:
     """Bytes on the disk: a new checkpoint lies beside those that are kept, the best one among them."""
     learning = num_trainable(config, shapes)
     state = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
-    checkpoint = learning * (FLOAT32 + state)
+    checkpoint = learning * (FLOAT32 + state + _saved_twice(config))
     model = shapes.num_weights * 2
     is_full = config.method == "full"
     converted = model if is_full else learning * FLOAT32
     at_once = config.record.keep_last + 1 + (config.record.best_by != "none")
     return Disk(checkpoint, checkpoint * at_once, converted, 0 if is_full else model)
+
+
+def _saved_twice(config: RunConfig) -> int:
+    """Bytes of a weight that DeepSpeed saves beside its master: as the model computes with it, but for ZeRO-3."""
+    if config.distributed.strategy != "deepspeed" or zero.stage_of(zero.chosen(config)) == 3:
+        return 0
+    return 2 if config.method == "full" and config.model.dtype != "float32" else FLOAT32
 
 
 SHORTEST_LENGTH, SMALLEST_RANK = 128, 4

@@ -217,6 +217,15 @@ def test_disk() -> None:
     assert full.checkpoint == SEVEN_B.num_weights * 12 and full.merged == 0
 
 
+@pytest.mark.parametrize(
+    ("strategy", "method", "size"),
+    [("zero2", "lora", 16), ("zero3", "lora", 12), ("zero1", "full", 14), ("ddp", "full", 12)],
+)
+def test_deepspeed_saves_what_the_model_computes_with_beside_the_masters(strategy: str, method: str, size: int) -> None:
+    each = spread(strategy, 2, method)
+    assert estimate.disk(each, SEVEN_B).checkpoint == estimate.num_trainable(each, SEVEN_B) * size
+
+
 @pytest.mark.parametrize(("text", "size"), [("8GB", 8 * GIB), ("512 MiB", 512 * 2**20), ("1.5g", 3 * GIB // 2)])
 def test_sizes_are_read(text: str, size: int) -> None:
     assert estimate.parse_bytes(text) == size

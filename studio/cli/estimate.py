@@ -15,6 +15,7 @@ from studio.cli.lazy import estimate as estimates
 from studio.cli.lazy import forecast as forecasts
 from studio.cli.lazy import machine, projects, runs
 from studio.cli.options import JsonOption, ProjectOption, SetOption, chosen
+from studio.cli.spread import DeepspeedOption, spread_out
 from studio.errors import DataError, JobError
 from studio.paths import human_bytes
 
@@ -40,17 +41,19 @@ def estimate(
     device: Annotated[On, typer.Option(help="cuda: a GPU, also one that is not here; auto: what is here.")] = On.AUTO,
     measure: Annotated[bool, typer.Option("--measure", help="Run a real step in a job, and remember it.")] = False,
     set: SetOption = None,
+    deepspeed: DeepspeedOption = "",
     json: JsonOption = False,
     project: ProjectOption = "",
 ) -> None:
     """Say what a config needs before it is started: memory by what holds it, disk, time, and what would fit.
 
-    Nothing is loaded: the model's config.json is enough. Exit code 1 when it does not fit.
+    Nothing is loaded: the model's config.json is enough. Exit code 1 when it does not fit. NPROC_PER_NODE and
+    --deepspeed spread it over processes as they do for train.
 
     Example: retune estimate starter_qlora --device cuda --memory 8GB
     """
     workspace = chosen(project) if project or projects.list_projects() else None
-    loaded = with_settings(find_config(config, workspace), set)
+    loaded = spread_out(with_settings(find_config(config, workspace), set), "", deepspeed)
     on, budget = _device(device, memory)
     if measure:
         _measure(workspace, loaded)
@@ -128,7 +131,7 @@ def _print(config: RunConfig, made: Forecast, budget: int, ways: list[Suggestion
     show.say(_time(made, num_steps))
     if ways:
         show.say("\nSmaller, each line on top of the ones before:")
-        show.table(["change", "memory", ""], [_way(way) for way in ways])
+        show.table(["change", f"memory{each}", ""], [_way(way) for way in ways])
 
 
 def _basis(made: Forecast) -> str:

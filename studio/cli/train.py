@@ -104,6 +104,8 @@ def _watch(workspace: Project, run_id: str, job: Job, detach: bool) -> None:
     if detach:
         return show.say(f"It goes on by itself. Look: retune runs show {run_id} --project {workspace.slug}")
     ended = follow(workspace.folder, job)
+    if elsewhere := ended.result.get("elsewhere"):
+        return show.say(f"\n{run_id} {ended.state}. {elsewhere}")
     show.out.print(numbers_table(workspace.folder, run_id))
     done = runs.get_run(workspace, run_id)
     show.say(f"\n{run_id} {ended.state} at step {done.step}/{done.num_steps}. {ended.cause}".rstrip())

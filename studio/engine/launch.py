@@ -167,12 +167,15 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _outcome(job: JobContext, children: list[Started], reports: Path, place: launch.Meeting) -> dict[str, Any]:
-    """The result of rank 0. Raises JobError with the cause when a rank failed."""
+    """The result of rank 0; on another machine than its own, `elsewhere` says where to look for it.
+
+    Raises JobError with the cause when a rank failed.
+    """
     if cause := _cause(children, reports):
         raise JobError(cause)
     if place.node_rank:
         print(ENDED, flush=True)
-        return {}
+        return {"elsewhere": ENDED}
     report = _read(reports / "0.json")
     if report.get("state") == "stopped":
         job.stopped(report.get("result"), report.get("cause", ""))

@@ -46,7 +46,8 @@ def estimate_panel(project: Project, draft: Draft, config: RunConfig, num_steps:
             return
         _memory(made)
         if not made.fits:
-            _smaller(draft, config, forecast.suggestions(project, config, on, on.memory_bytes))
+            word = _("Memory of a process") if made.num_processes > 1 else _("Memory")
+            _smaller(draft, config, forecast.suggestions(project, config, on, on.memory_bytes), word)
         _disk(made)
         if on == machine.device():
             _time(project, config, made, num_steps)
@@ -111,13 +112,13 @@ def _basis(made: Forecast) -> str:
     return "; ".join(notes)
 
 
-def _smaller(draft: Draft, config: RunConfig, ways: Sequence[Suggestion]) -> None:
+def _smaller(draft: Draft, config: RunConfig, ways: Sequence[Suggestion], memory: str) -> None:
     """Each way is on top of the ones before; the last one fits, if any does."""
     if not ways or not ways[-1].fits:
         st.markdown(_("No setting makes it fit; choose a smaller base model."))
         return
     st.markdown(_("What would fit, each on top of the ones before:"))
-    lines = [f"| {_('Setting')} | {_('Memory')} |", "| --- | ---: |"]
+    lines = [f"| {_('Setting')} | {memory} |", "| --- | ---: |"]
     for number, way in enumerate(ways):
         lines.append(f"| {plain(_change(ways, number))} | {_size(way.memory.total)} |")
     st.markdown("\n".join(lines))

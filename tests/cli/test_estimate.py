@@ -41,6 +41,16 @@ def test_json(retune: Retune, seven_b: tuple[str, ...]) -> None:
     assert found["num_steps"] == 60 and found["seconds"] is None
 
 
+def test_it_is_spread_as_train_spreads_it(
+    retune: Retune, seven_b: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    base = ("estimate", "starter_lora", *seven_b[:2], "--device", "cpu", "--memory", "4TB", "--json")
+    copies, shared = (json.loads(retune(*base, *more)) for more in ((), ("--deepspeed", "zero3")))
+    assert copies["num_processes"] == shared["num_processes"] == 4
+    assert shared["memory_bytes"]["weights"] < copies["memory_bytes"]["weights"]
+
+
 def test_a_gpu_that_is_not_here_must_say_its_memory(retune: Retune) -> None:
     assert "--memory" in retune("estimate", "starter_lora", "--device", "cuda", code=1)
     assert "is no size" in retune("estimate", "starter_lora", "--memory", "big", code=1)

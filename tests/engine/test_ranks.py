@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -16,10 +17,11 @@ import torch
 from studio import faults, jobs, runs
 from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig
+from studio.engine import launch
 from studio.engine.checkpoint import load_checkpoint
 from studio.engine.zero_folder import read_own
 from studio.errors import StudioError
-from studio.projects import Project, create_project
+from studio.projects import Project, create_project, open_project
 from studio.store import metrics, open_db, run_events, samples
 from studio.store.jobs import Job
 from tests.damage import damage_file, watched
@@ -160,6 +162,30 @@ def test_launchers_start_the_ranks_and_one_process_goes_on_where_they_ended(
         assert not list(path.parent.glob(".*"))
         require_converts(training_project, run.id, final(training_project, run.id))
         damage_at_random(path)
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_model(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two homes on this machine stand for two machines, which share nothing but an address."""
+    spread_out = {"distributed.nodes": 2, "distributed.processes_per_node": 1, "record.sample_prompts": []}
+    config, own = spread(tiny_config, "ddp", **spread_out), os.environ["RETUNE_HOME"]
+    other = shutil.copytree(own, tmp_path / "other machine")
+    monkeypatch.setenv("ADDR", "127.0.0.1")
+    monkeypatch.setenv("PORT", str(launch._free_port()))
+    started = []
+    for rank, home in enumerate((own, str(other))):
+        monkeypatch.setenv("RETUNE_HOME", home)
+        monkeypatch.setenv("NODE_RANK", str(rank))
+        project = open_project(training_project.slug)
+        started.append((project, *runs.start_run(project, config)))
+    (first, run, job), (second, other_run, other_job) = started
+    ended, other_ended = runs.wait(first.folder, job, 300), runs.wait(second.folder, other_job, 300)
+    assert (ended.state, other_ended.state) == ("finished", "finished"), (ended.cause, other_ended.cause)
+    assert other_ended.result == {"elsewhere": launch.ENDED} and not numbers(second, other_run.id)["train/loss"]
+    assert [step for step, _ in numbers(first, run.id)["train/loss"]] == list(range(1, NUM_STEPS + 1))
+    assert load_checkpoint(first.path("runs", run.id, f"step_{NUM_STEPS}.pth"))["meta"]["ranks"]["world"] == 2
 
 
 def put_off(project: Project, run_id: str) -> list[int]:
