@@ -48,7 +48,7 @@ def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         piece = slice(start, start + rows)
         chances = torch.log_softmax(logits[piece].float(), -1)
         picked = targets[piece, None]
-        total -= chances.gather(1, picked)[:, 0] @ weights[piece]
+        total -= (chances.gather(1, picked)[:, 0] * weights[piece]).sum()  # no product, which autocast would narrow
         chances.exp_().scatter_add_(1, picked, chances.new_full(picked.shape, -1.0)).mul_(weights[piece, None])
         logits[piece] = chances
     return total

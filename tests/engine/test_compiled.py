@@ -85,6 +85,16 @@ def test_the_loss_and_its_gradient_are_those_in_python(dtype: torch.dtype, toler
     assert close(list(frozen_head_gradient(states, head, targets, weights)), list(expected), tolerance)
 
 
+@torch.no_grad()
+def test_the_loss_is_as_exact_under_autocast() -> None:
+    states, head = random(30, 24, dtype=torch.bfloat16), nn.Linear(24, 1000, bias=False).to(torch.bfloat16)
+    arguments = states, head, torch.arange(30) * 3, torch.linspace(0.0, 0.1, 30)
+    expected, _ = frozen_head_gradient(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = frozen_head_gradient(*arguments)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
 @needs_compiler
 @torch.no_grad()
 def test_angles_may_be_wider_than_what_they_turn() -> None:
