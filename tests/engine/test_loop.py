@@ -104,6 +104,21 @@ def test_every_split_has_the_gradient_of_one_big_batch(
         assert (one - other).norm() <= 2e-6 * max(float(other.norm()), 1e-2)
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_tree_on_a_four_bit_base_has_the_gradient_of_one_big_batch(
+    load_tiny: Load, tiny_config: Make, twice: bool
+) -> None:
+    settings = {"train.learning_rate": 1e-30, "train.max_grad_norm": 0.0, "train.gradient_checkpointing": twice}
+    loaded = load_tiny(bits=4)
+    examples = encode(loaded)
+    trainer = make_trainer(loaded, tiny_config(method="qlora", **settings))
+    assert (trainer.packing, trainer.forward.kind) == ("tree", "blocks")
+    expected_loss, expected = reference(loaded, trainer.model, examples)
+    loss, found = step_gradients(trainer, examples)
+    assert loss == pytest.approx(expected_loss, rel=2e-6)
+    assert all((one - other).norm() <= 1e-5 * other.norm() for one, other in zip(found, expected, strict=True))
+
+
 def test_mean_of_means_would_differ(load_tiny: Load, tiny_config: Make) -> None:
     """The comparison above can tell a wrong normalisation: the common mistake is far outside its tolerance."""
     loaded = load_tiny()
