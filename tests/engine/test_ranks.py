@@ -21,7 +21,7 @@ from studio.engine import launch
 from studio.engine.checkpoint import load_checkpoint
 from studio.engine.zero_folder import read_own
 from studio.errors import StudioError
-from studio.projects import Project, create_project, open_project
+from studio.projects import Project, create_project
 from studio.store import metrics, open_db, run_events, samples
 from studio.store.jobs import Job
 from tests.damage import damage_file, watched
@@ -175,17 +175,17 @@ def test_two_machines_train_one_model(
     monkeypatch.setenv("ADDR", "127.0.0.1")
     monkeypatch.setenv("PORT", str(launch._free_port()))
     started = []
-    for rank, home in enumerate((own, str(other))):
+    for rank, home in ((1, str(other)), (0, own)):
         monkeypatch.setenv("RETUNE_HOME", home)
         monkeypatch.setenv("NODE_RANK", str(rank))
-        project = open_project(training_project.slug)
-        started.append((project, *runs.start_run(project, config)))
-    (first, run, job), (second, other_run, other_job) = started
-    ended, other_ended = runs.wait(first.folder, job, 300), runs.wait(second.folder, other_job, 300)
-    assert (ended.state, other_ended.state) == ("finished", "finished"), (ended.cause, other_ended.cause)
-    assert other_ended.result == {"elsewhere": launch.ENDED} and not numbers(second, other_run.id)["train/loss"]
-    assert [step for step, _ in numbers(first, run.id)["train/loss"]] == list(range(1, NUM_STEPS + 1))
-    assert load_checkpoint(first.path("runs", run.id, f"step_{NUM_STEPS}.pth"))["meta"]["ranks"]["world"] == 2
+        started.append((training_project.folder, *runs.start_run(training_project, config)))
+    (folder, _, job), (_, run, first_job) = started
+    ended, first_ended = runs.wait(folder, job, 300), runs.wait(training_project.folder, first_job, 300)
+    assert (ended.state, first_ended.state) == ("finished", "finished"), (ended.cause, first_ended.cause)
+    assert ended.result == {"elsewhere": launch.ENDED}
+    assert [step for step, _ in numbers(training_project, run.id)["train/loss"]] == list(range(1, NUM_STEPS + 1))
+    path = training_project.path("runs", run.id, f"step_{NUM_STEPS}.pth")
+    assert load_checkpoint(path)["meta"]["ranks"]["world"] == 2 and not list(folder.glob("runs/*/*.pth"))
 
 
 def put_off(project: Project, run_id: str) -> list[int]:
