@@ -199,7 +199,7 @@ OVERHEAD = {
     # (gradients until the step ends): the next one finds too little room in most of them and takes new memory, the
     # more the more lengths there are. mallinfo2 in runs of the starter: at the peak of a pass that needs 700 MB 500 MB
     # lay free, after 20 steps of the demo's rows more than it needs.
-    "cpu": Overhead(fixed=680 * MIB, kernels=125 * MIB, holes=Holes(alike=0.35, padded=0.2, several=0.7, varied=1.1)),
+    "cpu": Overhead(fixed=680 * MIB, kernels=125 * MIB, holes=Holes(alike=0.35, padded=0.2, several=0.45, varied=1.1)),
     "cuda": Overhead(fixed=550 * MIB, share=0.08),  # context and libraries of CUDA 12; not measured here
 }
 
