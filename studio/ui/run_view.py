@@ -73,6 +73,10 @@ def _live_controls(project: Project, job: Job) -> None:
             _kill_button(project, job)
             st.caption(_("It stops at the next step. Kill ends it now; what was saved before stays."))
             return
+        if job.waiting:
+            label = _("Take it out of the line")
+            _button(label, "leave_line", ":material/close:", lambda: _stop(project, job, save=False))
+            return
         _stop_popover(project, job)
         _button(_("Save now"), "save", ":material/save:", lambda: _ask(project, job, "save"))
         _button(_("Sample now"), "sample", ":material/chat:", lambda: _ask(project, job, "sample"))

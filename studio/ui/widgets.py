@@ -141,7 +141,7 @@ def phase_word(job: Job) -> str:
 
 def progress_text(job: Job) -> str:
     """'step 12 / 60 · 1 min 20 s left', as far as the job tells."""
-    parts = [phase_word(job) if job.state == "running" and job.phase else state_word(job.state)]
+    parts = [phase_word(job) if job.state in ("queued", "running") and job.phase else state_word(job.state)]
     if job.total and job.state != "queued":
         parts.append(f"{job.current} / {job.total} {plain(_(job.unit))}".strip())
     if left := seconds_left(job):

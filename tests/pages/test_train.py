@@ -132,6 +132,19 @@ def test_running_run_shows_numbers_controls_and_plain_samples(open_page, project
     assert "running" in texts(at)
 
 
+def test_a_run_that_waits_in_line_says_so_and_can_leave_it(open_page, project):
+    run = add_run(project, "running")
+    phase = "held; it waits until it is released"
+    with open_db(project.folder) as db:
+        db.table("jobs").update(run.job_id, {"state": "queued", "started_at": "", "held": 1, "phase": phase})
+    at = open_page(PAGE)
+    assert any(phase in each.proto.text for each in at.get("progress"))
+    assert not {"train.save", "train.stop_save"} & {button.key for button in at.button}  # there is nothing to save
+    at.button(key="train.leave_line").click().run()
+    with open_db(project.folder) as db:
+        assert store_jobs.get(db, run.job_id).stop_request == "discard"
+
+
 @pytest.mark.parametrize("key, asked", [("train.stop_save", "save"), ("train.stop_now", "discard")])
 def test_stop_asks_the_job_and_then_offers_kill(open_page, project, key, asked):
     run = add_run(project, "running")
