@@ -17,6 +17,7 @@ from studio.errors import ConfigError, Problem
 MODULE = "studio.engine.ranks"
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = 29500
+HOSTS = "hosts"
 # Ours first, then what XTuner and torchrun call the same thing.
 NODES = ("NNODES",)
 NODE_RANK = ("NODE_RANK", "GROUP_RANK")
@@ -81,14 +82,18 @@ def command(spread: DistributedSection, place: Meeting, job_dir: Path) -> list[s
         meet = [f"--node_rank={place.node_rank}", f"--master_addr={place.address}", f"--master_port={place.port}"]
         return [sys.executable, "-m", "torch.distributed.run", *sizes, *meet, "--module", *own]
     if spread.launcher == "deepspeed":
-        sizes = [f"--num_gpus={spread.processes_per_node}"]
-        if spread.nodes > 1:
-            sizes += [f"--num_nodes={spread.nodes}", "--no_ssh", f"--node_rank={place.node_rank}"]
+        sizes = [f"--hostfile={job_dir / HOSTS}", "--no_ssh", f"--node_rank={place.node_rank}"]
         meet = [f"--master_addr={place.address}", f"--master_port={place.port}"]
         return [sys.executable, "-m", "deepspeed.launcher.runner", *sizes, *meet, "--module", *own]
     if spread.launcher == "slurm":
         return srun(spread, [sys.executable, "-m", *own])
     raise ValueError("The launcher none starts each process by itself.")
+
+
+def hosts(spread: DistributedSection) -> str:
+    """What DeepSpeed's launcher reads of the machines, in the file HOSTS of the job. It calls none by these names: each
+    machine starts its own processes."""
+    return "".join(f"machine-{number} slots={spread.processes_per_node}\n" for number in range(spread.nodes))
 
 
 def srun(spread: DistributedSection, what: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from studio.engine.job import JobContext
 from studio.engine.tokenize import reporting, stored_sources, tokenise
 from studio.errors import JobError, StoreBusyError
 from studio.models import require
-from studio.paths import REPOSITORY, inside, remove
+from studio.paths import REPOSITORY, atomic_write_text, inside, remove
 from studio.store import jobs as store
 from studio.store import open_db, runs
 
@@ -93,6 +93,8 @@ def _lead(job: JobContext, config: RunConfig) -> dict[str, Any]:
 
 def _start(job: JobContext, config: RunConfig, place: launch.Meeting) -> list[Started]:
     spread = config.distributed
+    if spread.launcher == "deepspeed":
+        atomic_write_text(job.job_dir / launch.HOSTS, launch.hosts(spread))
     if spread.launcher != "none":
         meet = {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}  # srun has no words for it
         return [Started(-1, _spawn(launch.command(spread, place, job.job_dir), meet))]

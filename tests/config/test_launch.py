@@ -113,11 +113,17 @@ def test_machines_that_could_not_meet_are_told_why(environment: dict[str, str], 
 def test_launch_lines_are_argument_lists(tmp_path: Path) -> None:
     place = launch.Meeting(1, "first", 2345)
     job_dir = tmp_path / "a job; touch x"
-    for launcher in ("torchrun", "deepspeed", "slurm"):
+    sizes = {
+        "torchrun": {"--nnodes=2", "--nproc_per_node=4", "--node_rank=1", "--master_addr=first", "--master_port=2345"},
+        "deepspeed": {f"--hostfile={job_dir}/hosts", "--no_ssh", "--node_rank=1", "--master_addr=first"},
+        "slurm": {"--nodes=2", "--ntasks-per-node=4"},
+    }
+    for launcher, wanted in sizes.items():
         spread = DistributedSection(strategy="deepspeed", launcher=launcher, nodes=2, processes_per_node=4)
         line = launch.command(spread, place, job_dir)
         assert line[-2:] == [launch.MODULE, str(job_dir)] and all(isinstance(part, str) for part in line)
-        assert any("4" in part for part in line) and any("2" in part for part in line)
+        assert wanted <= set(line)
+    assert launch.hosts(spread) == "machine-0 slots=4\nmachine-1 slots=4\n"
 
 
 def test_each_process_knows_its_rank() -> None:

@@ -165,12 +165,15 @@ def test_launchers_start_the_ranks_and_one_process_goes_on_where_they_ended(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "strategy"), [("none", "ddp"), ("deepspeed", "zero2")])
 def test_two_machines_train_one_model(
-    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Two homes on this machine stand for two machines, which share nothing but an address."""
-    spread_out = {"distributed.nodes": 2, "distributed.processes_per_node": 1, "record.sample_prompts": []}
-    config, own = spread(tiny_config, "ddp", **spread_out), os.environ["RETUNE_HOME"]
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    launcher: str, strategy: str
+) -> None:  # fmt: skip
+    """Two homes on this machine stand for two machines, which share an address and the path of checkpoints."""
+    machines = {"distributed.nodes": 2, "distributed.processes_per_node": 1, "distributed.launcher": launcher}
+    config = spread(tiny_config, strategy, **machines, **{"record.sample_prompts": []})
+    own = os.environ["RETUNE_HOME"]
     other = shutil.copytree(own, tmp_path / "other machine")
     monkeypatch.setenv("ADDR", "127.0.0.1")
     monkeypatch.setenv("PORT", str(launch._free_port()))
