@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class Tool:
         message = self._hear(seconds)
         if name in message:
             return message[name]
+        if message.get("ended") == -signal.SIGKILL:
+            raise ToolFailed("killed, as the system does where memory is used up")
         raise ToolFailed(f"ended with {message.get('ended')}: {self._last_lines()}")
 
     def _hear(self, seconds: float) -> dict[str, Any]:
@@ -118,7 +121,7 @@ class Tool:
             if not select.select([self._process.stdout], [], [], seconds)[0]:
                 print(f"No word for {seconds} seconds; the job is ended.", file=sys.stderr)
                 for child in psutil.Process(self._process.pid).children():
-                    child.kill()
+                    child.terminate()
                 seconds = READY_SECONDS
                 continue
             more = os.read(self._process.stdout.fileno(), 65536)
