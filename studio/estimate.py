@@ -150,7 +150,7 @@ class Kept:
     rank: float
 
 
-# Of "adapter", what a layer's two nodes keep (engine/parts.py: the tensors of `kept`, and the room for A beside each
+# Of "adapter", what a layer's nodes keep (engine/parts.py: the tensors of `kept`, and the room for A beside each
 # joined product); of the others, counted with saved_tensors_hooks on the starter in bfloat16, 255 tokens in a row, and
 # 432 for layers with dropout or DoRA, which PEFT computes: the first keep the inputs that were dropped and which, the
 # second three forms of each result.

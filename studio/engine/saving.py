@@ -16,7 +16,7 @@ from studio.engine.requests import Requests
 from studio.engine.state import RunState
 from studio.errors import DiskFullError, StoreBusyError
 
-ADAMW_BYTES = 12  # of a weight that learns: itself, and two moments of its gradient, in float32
+SAVED_BYTES = 12  # of a weight that learns: itself, and two moments of its gradient, in float32
 SPACE_LOOK_SECONDS = 3.0
 SAVE_AGAIN_SECONDS = 10.0
 
@@ -54,7 +54,7 @@ class Saver:
         """A run that cannot save its first checkpoint is not begun. Raises DiskFullError."""
         if self._ranks.is_first:
             learned = self._ranks.num_learned(adapters.trainable_parameters(self._trainer.model))
-            self._checkpoints.require_space(ADAMW_BYTES * learned, "the first checkpoint")
+            self._checkpoints.require_space(SAVED_BYTES * learned, "the first checkpoint")
 
     def go_on_from(self, step: int, path: Path) -> None:
         """The run goes on after this checkpoint; see CheckpointFolder.go_on_from."""
