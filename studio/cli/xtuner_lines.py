@@ -226,7 +226,7 @@ def settings_of(options: Sequence[str], accumulation: int) -> list[str]:
     for ours in set(ITERATIONS.values()) & set(given):
         given[ours] = str(_steps(int(_number(given[ours])), counts))
     if int(_number(given.get("record.keep_last", "1"))) < 0:
-        given["record.keep_last"] = str(KEEP_ALL)
+        given |= {"record.keep_last": str(KEEP_ALL), "record.save_every_minutes": "0"}
     return [f"{ours}={value}" for ours, value in given.items()]
 
 

@@ -322,7 +322,17 @@ class TrainSection(Section):
 class RecordSection(Section):
     """What is kept of a run while it goes on."""
 
-    save_every_steps: int = Field(0, ge=0, description="Checkpoint interval in steps; 0 saves at the end only.")
+    save_every_steps: int = Field(
+        0, ge=0, description="Checkpoint interval in steps; 0 saves by time and at the end only."
+    )
+    save_every_minutes: float = Field(
+        2.0,
+        ge=0,
+        description=(
+            "A step that ends saves a checkpoint when the last one is so many minutes old: a kill or a power cut costs "
+            "little more. Less often where saving would take more than a twentieth of the time; 0 never."
+        ),
+    )
     keep_last: int = Field(2, ge=1, le=1000, description="Newest checkpoints that are kept.")
     evaluate_every_steps: int = Field(10, ge=0, description="Interval for valid/loss in steps; 0 never.")
     best_by: Literal["none", "valid_loss", "probe_score", "probe_balance"] = Field(

@@ -19,12 +19,43 @@ from studio.errors import DiskFullError, StoreBusyError
 SAVED_BYTES = 12  # of a weight that learns: itself, and two moments of its gradient, in float32
 SPACE_LOOK_SECONDS = 3.0
 SAVE_AGAIN_SECONDS = 10.0
+TIMES_A_SAVE = 20  # so many times what the last save took, the next one by time waits: at most 5 % of a run is saving
+
+
+class SaveTimer:
+    """When a checkpoint is due by time: so many minutes after the last one, or after training began; 0 never is.
+
+    `now` is a clock in seconds that never goes back.
+    """
+
+    def __init__(self, minutes: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.is_on = minutes > 0
+        self._seconds, self._now = 60 * minutes, now
+        self._since = self._began = now()
+        self._took = 0.0
+
+    def start(self) -> None:
+        """Nothing that could be lost was computed before this."""
+        self._since = self._now()
+
+    def begin(self) -> None:
+        """A save begins, whatever it is made for."""
+        self._began = self._now()
+
+    def end(self) -> None:
+        """The save that began last has succeeded."""
+        self._since = self._now()
+        self._took = self._since - self._began
+
+    def is_due(self) -> bool:
+        return self.is_on and self._now() - self._since >= max(self._seconds, TIMES_A_SAVE * self._took)
 
 
 class Saver:
     """Saves a run. Every process has one and calls the same at the same border; what they find out is agreed on.
 
-    `due`: a checkpoint is wanted at the next border. `path`: the last one that was saved or gone on from.
+    `due`: a checkpoint is wanted at the next border, whatever the time. `path`: the last one that was saved or gone on
+    from.
     """
 
     def __init__(
@@ -36,19 +67,28 @@ class Saver:
         health: Health,
         best: Best,
         phase: Callable[[str], None],
+        timer: SaveTimer,
     ) -> None:
         self.due = False
         self.path: Path | None = None
         self._step = -1
         self._trainer, self._ranks = trainer, trainer.ranks
         self._checkpoints, self._recorder, self._requests = checkpoints, recorder, requests
-        self._health, self._best, self._phase = health, best, phase
+        self._health, self._best, self._phase, self._timer = health, best, phase, timer
         self._tried_at: float | None = None  # when a save was put off last, while it is
 
     @property
     def is_put_off(self) -> bool:
         """Whether a checkpoint waits for space."""
         return self.due and self._tried_at is not None
+
+    def begin(self) -> None:
+        """Training begins, or goes on."""
+        self._timer.start()
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is wanted at this border. All processes ask together: the time is the first one's."""
+        return self.due or (self._timer.is_on and self._ranks.share(self._timer.is_due()))
 
     def require_space(self) -> None:
         """A run that cannot save its first checkpoint is not begun. Raises DiskFullError."""
@@ -103,6 +143,7 @@ class Saver:
     def _try(self, step: int, state: Callable[[], RunState]) -> bool:
         """Whether it could be saved now: the first process's answer, in all of them."""
         self._phase("saving")
+        self._timer.begin()
         commit = self._commit_folder if self._ranks.takes_steps else self._commit_file
         is_done = True
         try:
@@ -116,6 +157,7 @@ class Saver:
             self.due, self._tried_at = True, time.monotonic()
             return False
         self.due, self._tried_at = False, None
+        self._timer.end()
         self._step, self.path = step, self._checkpoints.run_dir / f"step_{step}.pth"
         if self._ranks.is_first:
             with contextlib.suppress(StoreBusyError):  # the checkpoint is safe; the mark is made with the next one

@@ -31,7 +31,7 @@ from studio.engine.probing import Prober
 from studio.engine.record import Recorder, Silence
 from studio.engine.requests import Requests
 from studio.engine.sampling import take_samples
-from studio.engine.saving import Saver
+from studio.engine.saving import Saver, SaveTimer
 from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
 from studio.engine.zero_folder import read_own
 from studio.models import model_fingerprint
@@ -89,7 +89,10 @@ class Training:
         self.health, self.best = Health.of(config.train), Best.of(config)
         self.step, self.num_steps = 0, trainer.num_steps
         self.tokens_seen = 0
-        self.saver = Saver(trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase)
+        timer = SaveTimer(config.record.save_every_minutes)
+        self.saver = Saver(
+            trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase, timer
+        )
         self._owed: tuple[str, ...] = ()  # what a stop left out at this step
         self._too_large: MemoryFullError | None = None  # what ends the run once its step is saved
 
@@ -138,6 +141,7 @@ class Training:
             self._save(must=False)  # this step is saved; a new best among what was owed wants no other checkpoint
         steps = self.trainer.ahead(examples_from(self.corpus, self.config, self._position_at(self.step)))
         self._training_phase()
+        self.saver.begin()
         while self.step < self.num_steps and not self._stop_asked() and not self._is_enough:
             self._train_step(next(steps))
             self._at_border()
@@ -333,7 +337,7 @@ class Training:
         """What is due after a step. Saving comes last: a checkpoint means that everything up to its step is stored."""
         record, last = self.config.record, self.step == self.num_steps
         self._measure(everything=last)
-        if last or _due(self.step, record.save_every_steps) or self.requests.save or self.saver.due:
+        if last or _due(self.step, record.save_every_steps) or self.requests.save or self.saver.is_due():
             self._save(must=last)
         if not last:
             self._training_phase()

@@ -25,7 +25,8 @@ def run(*words: object, code: int = 0, answer: str = "") -> str:
 
 SETTINGS = (
     "name=tiny", "train.num_steps=4", "train.warmup_steps=1", "train.micro_batch_size=1", "data.max_length=256",
-    "data.sources={identity: 1}", "data.valid_share=0", "record.save_every_steps=2", "record.sample_max_new_tokens=2",
+    "data.sources={identity: 1}", "data.valid_share=0", "record.save_every_steps=2", "record.save_every_minutes=0",
+    "record.sample_max_new_tokens=2",
 )  # fmt: skip
 
 

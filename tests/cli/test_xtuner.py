@@ -92,7 +92,8 @@ def test_clip_is_not_merged() -> None:
 def test_cfg_options_become_settings() -> None:
     options = ["train_cfg.max_epochs=1", "lr=1e-4", "default_hooks.checkpoint.interval=100", "save_total_limit=-1"]
     assert settings_of(options, 16) == [
-        "train.num_epochs=1", "train.learning_rate=1e-4", "record.save_every_steps=6", "record.keep_last=1000"
+        "train.num_epochs=1", "train.learning_rate=1e-4", "record.save_every_steps=6", "record.keep_last=1000",
+        "record.save_every_minutes=0",
     ]  # fmt: skip
     counted = settings_of(["optim_wrapper.accumulative_counts=4", "save_steps=100", "evaluation_freq=-1"], 16)
     assert set(counted[1:]) == {"record.save_every_steps=25", "record.sample_every_steps=0"}

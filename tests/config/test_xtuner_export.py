@@ -72,6 +72,7 @@ configs = st.fixed_dictionaries(
                 "sample_prompts": st.lists(texts, max_size=3),
                 "sample_system": texts,
                 "save_every_steps": st.integers(0, 999),
+                "save_every_minutes": st.floats(0, 99),
                 "sample_every_steps": st.integers(0, 99),
                 "keep_last": st.integers(1, 1000),
             }

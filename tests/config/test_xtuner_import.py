@@ -9,6 +9,7 @@ import pytest
 
 from studio.config.xtuner.importing import Imported, import_file, import_text
 from studio.config.xtuner.reading import MAX_BYTES, Ref, Unread, read_file, read_text
+from studio.config.xtuner.terms import Terms, convert
 from studio.errors import ConfigError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -294,3 +295,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "merge.py").write_text("_base_ = './base.py'\n" + merged, encoding="utf-8")
     with pytest.raises(ConfigError, match="more settings than any config has"):
         import_file(tmp_path / "merge.py")
+
+
+def test_where_all_checkpoints_are_kept_none_is_saved_by_time() -> None:
+    """On a slow machine one every two minutes would fill the disk."""
+    minutes = {keep: convert("run", Terms(keep=keep)).values["record"].get("save_every_minutes") for keep in (-1, 2)}
+    assert minutes == {-1: 0, 2: None}

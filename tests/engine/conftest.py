@@ -110,7 +110,12 @@ def tiny_config(tiny_model: Path) -> Callable[..., RunConfig]:
                 "learning_rate": 0.01,
                 "warmup_steps": 1,
             },
-            "record": {"evaluate_every_steps": 2, "sample_every_steps": 3, "sample_max_new_tokens": 4},
+            "record": {
+                "save_every_minutes": 0,  # on a slow machine too, what is saved is what the test says
+                "evaluate_every_steps": 2,
+                "sample_every_steps": 3,
+                "sample_max_new_tokens": 4,
+            },
         }
         for path, value in settings.items():
             section, _, key = path.rpartition(".")

@@ -242,7 +242,9 @@ def test_samples_that_fail_in_one_rank_of_those_that_compute_them_together_end_t
 def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_weights(
     training_project: Project, tiny_config: Make
 ) -> None:
-    config = spread(tiny_config, "zero1", **{"train.num_steps": 400, "record.evaluate_every_steps": 0})
+    by_time = {"record.save_every_steps": 0, "record.save_every_minutes": 1e-9}  # the first step is, others may be
+    settings = {"train.num_steps": 400, "record.evaluate_every_steps": 0, **by_time}
+    config = spread(tiny_config, "zero1", **settings)
     run, job = runs.start_run(training_project, config)
     current = wait_for_step(training_project, run.id, job, 5)
     ranks = ranks_of(current.pid)

@@ -180,6 +180,7 @@ def _train(terms: Terms) -> dict[str, Any]:
 
 def _record(terms: Terms) -> dict[str, Any]:
     sample_every = terms.steps(terms.sample_every) if terms.sample_every > 0 else 0
+    by_time = {} if terms.keep > 0 else {"save_every_minutes": 0.0}  # where all are kept, more of them fill the disk
     return {
         "save_every_steps": terms.steps(terms.save_every) if terms.save_every > 0 else 0,
         "keep_last": min(terms.keep, KEEP_ALL) if terms.keep > 0 else KEEP_ALL,
@@ -188,6 +189,7 @@ def _record(terms: Terms) -> dict[str, Any]:
         "sample_prompts": list(terms.prompts),
         "sample_system": terms.system,
         "sample_max_new_tokens": terms.max_new_tokens,
+        **by_time,
     }
 
 
@@ -208,7 +210,7 @@ def _remarks(terms: Terms) -> dict[str, str]:
             f"{terms.accumulation} / {split}: XTuner splits each sequence over {split} GPUs, here one device takes it"
         )
     if terms.keep < 0:
-        remarks["keep"] = "XTuner: -1, all"
+        remarks["keep"] = "XTuner: -1, all; so none is saved by time"
     if any(source.rows for source in terms.sources):
         remarks["sources"] = "XTuner draws its max_dataset_length rows once; here each epoch takes the next ones"
     return {PATHS[name]: remark for name, remark in remarks.items() if remark}
