@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import re
+import sys
 from collections import Counter
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -42,7 +44,9 @@ def live(
         runs.update(db, run_id, job_id=job.id)
     home = {name: os.environ[name] for name in ("RETUNE_HOME", "RETUNE_MODELS")}
     process = context.Process(target=_life, args=(job_dir, home, fault, str(trace or "")), daemon=True)
-    process.start()
+    # A child imports the main module of its parent; a page that a test ran here before may have left its own as that.
+    with patch.dict(sys.modules, {"__main__": sys.modules[__name__]}):
+        process.start()
     return process
 
 
