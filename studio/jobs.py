@@ -296,9 +296,9 @@ def _how_it_died(job: Job) -> str:
     elif job.log_path and tail(Path(job.log_path), 1) == LEFT_AT_ONCE:
         how = "left at once when it was asked to end a second time, without saving"
     elif _out_of_memory(job, code):
-        how = "was ended by the system because memory ran out; try a smaller micro_batch_size or max_length"
+        how = processes.OUT_OF_MEMORY
     elif code == -signal.SIGKILL:
-        how = "was killed (signal 9): by a person, or by the system because memory ran out"
+        how = processes.KILLED
     elif code is not None and code < 0:
         how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
     elif code is not None:
@@ -310,11 +310,10 @@ def _how_it_died(job: Job) -> str:
 
 
 def _out_of_memory(job: Job, code: int | None) -> bool:
-    """Whether the kernel says that it ended this process; its count of a group may be of another's end, so it counts
-    for a process that was killed only."""
+    """Whether it was killed, as far as is known, and the kernel says that it did that."""
     if code not in (None, -signal.SIGKILL):
         return False
-    return processes.kernel_says_oom(job.pid) or bool(job.boot_id) and processes.oom_kills() > job.oom_kills
+    return processes.out_of_memory(job.pid, job.oom_kills) if job.boot_id else processes.kernel_says_oom(job.pid)
 
 
 def _exit_code(pid: int) -> int | None:

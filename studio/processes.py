@@ -2,11 +2,16 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 CREATED_TOLERANCE_SECONDS = 2
+# How a process ended, behind its name.
+OUT_OF_MEMORY = "was ended by the system because memory ran out; try a smaller micro_batch_size or max_length"
+KILLED = "was killed (signal 9): by a person, or by the system because memory ran out"
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def created(pid: int) -> float:
@@ -38,17 +43,30 @@ def boot_id() -> str:
 def oom_kills() -> int:
     """Processes that the kernel ended in this control group because memory ran out; 0 where it does not say."""
     try:
-        group = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().splitlines()[-1].split(":")[2]
-        for file in (
-            Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events",
-            Path("/sys/fs/cgroup/memory.events"),
-        ):
-            if file.is_file():
-                found = re.search(r"^oom_kill (\d+)$", file.read_text(encoding="ascii"), re.MULTILINE)
-                return int(found[1]) if found else 0
-    except (OSError, IndexError, UnicodeDecodeError):
-        pass  # not Linux, or not allowed to look: nothing is known
-    return 0
+        texts = (file.read_text(encoding="ascii") for file in _oom_files())
+        found = (re.search(r"^oom_kill (\d+)$", text, re.MULTILINE) for text in texts)
+        return next((int(each[1]) for each in found if each), 0)
+    except (OSError, UnicodeDecodeError):
+        return 0  # not Linux, or not allowed to look: nothing is known
+
+
+def _oom_files() -> Iterator[Path]:
+    """Where the kernel counts for this group, its own file first; a container may show its group as the root.
+
+    Version 2 of control groups has one tree (`0::/path`), version 1 one for memory (`4:memory:/path`); see
+    https://docs.kernel.org/admin-guide/cgroup-v2.html and …/cgroup-v1/memory.html.
+    """
+    for line in OWN_GROUPS.read_text(encoding="ascii").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root, name = GROUPS / controllers, "memory.oom_control" if controllers else "memory.events"
+            yield from (file for file in (root / group.lstrip("/") / name, root / name) if file.is_file())
+
+
+def out_of_memory(pid: int, kills_before: int) -> bool:
+    """Whether the kernel says that it ended this process, which was killed; its count of the group, which was
+    `kills_before` when the process began, may be of another's end."""
+    return kernel_says_oom(pid) or oom_kills() > kills_before
 
 
 def kernel_says_oom(pid: int) -> bool:

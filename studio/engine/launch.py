@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from studio import processes
 from studio.config import launch
 from studio.config.schema import RunConfig
 from studio.config.yaml import load_config
@@ -70,6 +71,7 @@ class Started:
 
     rank: int
     process: subprocess.Popen[bytes]
+    kills_before: int = field(default_factory=processes.oom_kills)
 
 
 def _lead(job: JobContext, config: RunConfig) -> dict[str, Any]:
@@ -192,15 +194,20 @@ def _cause(children: list[Started], reports: Path) -> str:
     for child in children:
         code = child.process.returncode
         if code and code < 0 and child.rank >= 0 and not _read(reports / f"{child.rank}.json"):
-            name = signal.Signals(-code).name
-            how = "by a person, or by the system because memory ran out" if -code == signal.SIGKILL else "from outside"
-            return f"Rank {child.rank} was ended by signal {-code} ({name}): {how}. The log says more."
+            return f"Rank {child.rank} {_ended_by(-code, child)}. The log says more."
     if failures:
         return f"A rank is gone without a word; rank {failures[0]['rank']} lost it: {failures[0]['cause']}"
     if broken := [child for child in children if child.process.returncode]:
         who = f"Rank {broken[0].rank}" if broken[0].rank >= 0 else "The launcher"
         return f"{who} ended with exit code {broken[0].process.returncode}. The log says more."
     return ""
+
+
+def _ended_by(number: int, child: Started) -> str:
+    if number != signal.SIGKILL:
+        return f"was ended by signal {number} ({signal.Signals(number).name})"
+    is_full = processes.out_of_memory(child.process.pid, child.kills_before)
+    return processes.OUT_OF_MEMORY if is_full else processes.KILLED
 
 
 def _failures(reports: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from studio import faults, jobs, runs
+from studio import faults, jobs, processes, runs
 from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig
 from studio.engine import launch
@@ -238,6 +239,24 @@ def test_samples_that_fail_in_one_rank_of_those_that_compute_them_together_end_t
     assert [step for step, _ in numbers(training_project, run.id)["train/loss"]] == [1, 2]
 
 
+def dead(number: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"])
+    process.wait()
+    return process
+
+
+def test_a_rank_that_the_kernel_ended_for_want_of_memory_is_named_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "oom_kills", lambda: 0)
+    first, second = launch.Started(0, dead(0)), launch.Started(1, dead(signal.SIGKILL))
+    assert launch._cause([first, second], tmp_path).startswith("Rank 1 was killed (signal 9): by a person, or")
+    monkeypatch.setattr(processes, "kernel_says_oom", lambda pid: pid == second.process.pid)
+    assert launch._cause([first, second], tmp_path) == f"Rank 1 {processes.OUT_OF_MEMORY}. The log says more."
+    told_to_end = launch.Started(1, dead(signal.SIGTERM))
+    assert launch._cause([first, told_to_end], tmp_path).startswith("Rank 1 was ended by signal 15 (SIGTERM).")
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_weights(
     training_project: Project, tiny_config: Make
@@ -252,7 +271,7 @@ def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_w
     second = next(each for each in ranks if each.environ()["RANK"] == "1")
     os.kill(second.pid, signal.SIGKILL)
     *_, ended = jobs.watch(training_project.folder, job.id)
-    assert (ended.state, "Rank 1 was ended by signal 9" in ended.cause) == ("failed", True), ended.cause
+    assert (ended.state, "Rank 1 was killed (signal 9)" in ended.cause) == ("failed", True), ended.cause
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
 
     job = runs.resume_run(training_project, run.id, "auto", {"processes_per_node": 1})
