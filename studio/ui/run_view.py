@@ -192,8 +192,11 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
         _numbers(series)
         _outcome(project, run)
         events_view(happened)
-        _curves(series)
-        _samples(said)
+        is_over = run.state not in LIVE_STATES  # then nothing appears any more
+        if series["train/loss"] or not is_over:
+            _curves(series)
+        if said or not is_over:
+            _samples(said)
         if job:
             _log(job)
     return None
@@ -221,7 +224,8 @@ def _loss_of(facts: dict[str, Any]) -> str:
 def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
     current, total = (job.current, job.total) if job.total else (run.step, run.num_steps)
     if not job.live:
-        st.caption(_("Ended after step {step} of {steps}.").format(step=run.step, steps=run.num_steps or "?"))
+        ended = _("Ended after step {step} of {steps}.").format(step=run.step, steps=run.num_steps)
+        st.caption(ended if run.step else _("It ended before its first step."))
         return
     st.progress(min(1.0, current / total) if total else 0.0, text=_progress_words(run, job, losses))
 

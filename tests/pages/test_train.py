@@ -174,6 +174,17 @@ def test_failed_run_tells_its_cause_and_the_next_move(open_page, project):
     assert "nothing to resume from" in texts(at)
 
 
+def test_a_run_that_ended_before_its_first_step_promises_nothing(open_page, project):
+    job = store_jobs.Job("train", run_id="starter_lora-1", state="running")
+    with open_db(project.folder) as db:
+        store_jobs.add(db, job)
+        store_runs.add(db, store_runs.Run("starter_lora-1", "starter_lora", "starter", "lora", job.id))
+        store_jobs.move(db, job.id, "failed", "out of memory")
+    said = texts(open_page(PAGE, run="starter_lora-1"))
+    assert "It ended before its first step." in said and "Ended after" not in said
+    assert "Curves appear" not in said and "Samples appear" not in said
+
+
 def test_why_a_run_failed_is_told_in_chinese(open_page, project):
     add_run(project, "lost", cause=jobs._how_it_died(store_jobs.Job("train", boot_id="another")))
     at = open_page(PAGE, lang="zh")
