@@ -319,4 +319,8 @@ def _config_here(bundle: Bundle, plan: Plan) -> RunConfig:
     values["model"]["continue_from"] = str(plan.outside.get("model.continue_from", ""))
     if "distributed.deepspeed" in plan.outside:
         values["distributed"]["deepspeed"] = str(plan.outside["distributed.deepspeed"])
+    scored = {card.step for card in bundle.manifest.scorecards}
+    if values["record"]["save_every_steps"] and scored - {bundle.manifest.run.step}:
+        # On this machine the time would make other checkpoints than there, which take the place of those to be scored.
+        values["record"]["save_every_minutes"] = 0.0
     return RunConfig.model_validate(values)

@@ -1,15 +1,17 @@
 """A run goes into one file and comes out again: the same losses and weights to the last bit, told in a table."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from studio import datasets, runs, suites
-from studio.bundles import comparing
+from studio.bundles import comparing, reproducing
 from studio.bundles.content import open_bundle
 from studio.bundles.packing import pack
 from studio.bundles.reproducing import make_plan, start
+from studio.config.yaml import with_settings
 from studio.errors import BundleError
 from studio.paths import REPOSITORY
 from studio.projects import Project, create_project, delete_project, list_projects
@@ -49,6 +51,20 @@ def test_without_rows_nothing_of_them_is_inside(home: Path) -> None:
     with zipfile.ZipFile(home / "bare.zip") as archive:
         assert set(archive.namelist()) == {"bundle.json", "config.yaml", "metrics.json", "README.md"}
         assert b"Luna" not in b"".join(archive.read(name) for name in archive.namelist())
+
+
+@pytest.mark.parametrize(("scored", "every", "minutes"), [(4, 2, 0), (5, 2, 2), (4, 0, 2)])
+def test_checkpoints_of_the_time_do_not_push_out_those_to_be_scored(
+    home: Path, scored: int, every: int, minutes: int
+) -> None:
+    """Where the run saved every few steps and one before the last was scored, the second run saves these alone."""
+    with open_bundle(home / "tiny.zip") as bundle:
+        plan = make_plan(bundle)
+        card = bundle.manifest.scorecards[0].model_copy(update={"step": scored})
+        manifest = bundle.manifest.model_copy(update={"scorecards": (card,)})
+        config = with_settings(bundle.config, [f"record.save_every_steps={every}"])
+        changed = replace(bundle, config=config, expected=replace(bundle.expected, manifest=manifest))
+    assert reproducing._config_here(changed, plan).record.save_every_minutes == minutes
 
 
 def test_bundle_and_reproduce_in_the_shell(home: Path, tiny: Project, tmp_path: Path) -> None:
