@@ -42,8 +42,8 @@ SETTINGS = {
         "warmup_steps": 1,
     },
     "record": {
-        "save_every_steps": 2, "evaluate_every_steps": 2, "sample_every_steps": 4, "sample_max_new_tokens": 4,
-        "best_by": "valid_loss",
+        "save_every_steps": 2, "save_every_minutes": 0, "evaluate_every_steps": 2, "sample_every_steps": 4,
+        "sample_max_new_tokens": 4, "best_by": "valid_loss",
     },
 }  # fmt: skip
 

@@ -122,9 +122,10 @@ def train(project: Project, mode: str, settings: list[str], steps: int) -> str:
     every = max(1, steps // NUM_CHECKPOINTS)
     found = next((run for run in runs.list_runs(project) if run.name == mode), None)
     if found is None:
-        saved = [f"train.num_steps={steps}", f"record.save_every_steps={every}", "record.sample_every_steps=0"]
-        saved += [f"record.keep_last={NUM_CHECKPOINTS}"]
-        run, job = runs.start_run(project, with_settings(preset("starter_lora"), [*saved, *settings]))
+        record = {"save_every_steps": every, "save_every_minutes": 0, "keep_last": NUM_CHECKPOINTS}
+        record |= {"sample_every_steps": 0}
+        own = [f"train.num_steps={steps}", *(f"record.{name}={value}" for name, value in record.items())]
+        run, job = runs.start_run(project, with_settings(preset("starter_lora"), [*own, *settings]))
         finish(project, job)
         return run.id
     if found.state not in ("finished", "running", "queued"):

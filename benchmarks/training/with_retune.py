@@ -11,7 +11,7 @@ from worker import Channel, Counts, Meter, read_rows
 
 from studio.config.schema import RunConfig, parse_config
 from studio.data.tokens import IGNORE_INDEX, Example
-from studio.engine import adapters, devices
+from studio.engine import adapters, devices, environment
 from studio.engine.loop import StepResult, Trainer
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.parts import weight_of
@@ -53,6 +53,7 @@ def gradient(job: dict[str, Any], _: Meter, channel: Channel) -> None:
 
 def prepare(job: dict[str, Any], config: RunConfig, dtype: torch.dtype, wake: bool = False) -> Trainer:
     """A trainer as the `train` verb makes it, with the adapter that every tool begins with."""
+    environment.prepare()
     loaded = load(job, config, torch.float32 if config.method == "full" else dtype)
     model = attach(job, config, loaded, wake)
     return Trainer(model, config, dtype, job["num_steps"], loaded.pad_id)

@@ -103,19 +103,24 @@ def grow_tree(examples: Sequence[Example]) -> PrefixTree:
     )
 
 
-def filler(trees: Sequence[PrefixTree]) -> PrefixTree:
-    """What makes the row of these trees one of few sizes: a last chain of nodes that nothing of them sees or trains.
-
-    It has one node at least, and edges of weight zero from its first.
-    """
+def filler(trees: Sequence[PrefixTree], room: Callable[[int], int]) -> PrefixTree:
+    """What makes the row of these trees one of the sizes that `room` gives: a last chain of nodes that nothing of them
+    sees or trains, and edges of weight zero from its first node, if there is one."""
     num_nodes, num_edges = sum(map(len, trees)), sum(len(tree.targets) for tree in trees)
-    nodes, edges = (np.zeros(size, np.int64) for size in (room(num_nodes + 1) - num_nodes, room(num_edges) - num_edges))
+    nodes = np.zeros(room(num_nodes) - num_nodes, np.int64)
+    edges = np.zeros(room(num_edges) - num_edges if len(nodes) else 0, np.int64)
     return PrefixTree(nodes, nodes, np.full_like(nodes, len(nodes)), edges, edges, edges, 0)
 
 
-def room(number: int) -> int:
-    """The next of a few sizes: multiples of SMALLEST_ROOM, and at most a quarter larger than a large `number`."""
+def few_rooms(number: int) -> int:
+    """The next of a few larger sizes: multiples of SMALLEST_ROOM, and at most a quarter more than a large `number`."""
     step = max(SMALLEST_ROOM, 1 << max(0, number.bit_length() - 3))
+    return (number // step + 1) * step
+
+
+def close_rooms(number: int) -> int:
+    """`number`, or the next of sixteen sizes between a power of two and the next: at most a sixteenth more."""
+    step = 1 << max(0, number.bit_length() - 5)
     return -(-number // step) * step
 
 

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from studio.data.packing import Ints, room
+from studio.data.packing import Ints, few_rooms
 from studio.engine.blocks import Blocks, cut, hidden_from
 from studio.engine.cuda import measured
 from studio.engine.cuda.flex import Flex
@@ -74,10 +74,10 @@ class Chains:
         sizes, num_keys = [block.size for block in blocks], [block.num_keys for block in blocks]
         self._longest = max(sizes), max(num_keys)
         if fixed:
-            more = room(sum(num_keys)) - sum(num_keys)
+            more = few_rooms(sum(num_keys)) - sum(num_keys)
             keys.insert(-1, np.zeros(more, np.int64))
             num_keys[-1] += more
-            nobody = [0] * (room(len(sizes)) - len(sizes))
+            nobody = [0] * (few_rooms(len(sizes)) - len(sizes))
             sizes, num_keys = [*sizes, *nobody], [*num_keys, *nobody]
             self._longest = len(ends), sum(num_keys)
         places = torch.from_numpy(np.concatenate(keys))

@@ -140,17 +140,18 @@ def make_rows(
     layout: Callable[[Ints], Layout],
     most_tokens: int | None = None,
     place: Place = (0, 1),
-    fixed: bool = False,
+    room: Callable[[int], int] | None = None,
 ) -> list[Batch]:
     """The micro-batches of one step, each a single row without padding; `layout` is made from a row's `ends`.
 
     Lines of a micro-batch follow one another; they become several rows when they have more than `most_tokens` tokens
-    together. Without that limit a process has as many rows as any other. `fixed` rows are filled up to few sizes.
+    together. Without that limit a process has as many rows as any other. Rows are filled up to the sizes that `room`
+    gives.
     """
     batches = []
     for lines in plan_place(examples, pack, max_length, micro_batch_size, place):
         trees = [_trees([examples[index] for index in line], pack) for line in lines]
-        rows = [[*row, filler(row)] if fixed else row for row in _rows_of(trees, most_tokens)]
+        rows = [[*row, filler(row, room)] if room else row for row in _rows_of(trees, most_tokens)]
         batches += [join(row, layout) for row in rows] or [blank(0)]
     return batches
 

@@ -5,7 +5,7 @@ import logging
 import os
 
 # oneDNN compiles a kernel for each shape of a product in bfloat16 and keeps 1024 of them, half a megabyte each; torch
-# keeps as many again. Rows have many lengths: in a run of the starter these grew to 0.7 GB. A step uses some 60.
+# keeps as many again. Rows have many lengths: in a run of the starter these grew to 0.7 GB. A step uses 60 to 140.
 KEPT_KERNELS = "256"
 SETTINGS = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": KEPT_KERNELS,

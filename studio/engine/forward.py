@@ -5,7 +5,7 @@ packed examples apart, and has a head apart from the rest. Where it does not, th
 taken, and said.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from studio.config.schema import RunConfig
-from studio.data.packing import TREE_NODES, Ints
+from studio.data.packing import TREE_NODES, Ints, close_rooms, few_rooms
 from studio.data.tokens import Example
 from studio.engine import attention, head, pointwise
 from studio.engine.adapters import core_of, is_adapter, trainable_parameters
@@ -98,7 +98,13 @@ class Forward:
         few_at_once = self.device.type == "cpu" and place[1] == 1
         fixed = self._replays is not None and not self._replays.given_up
         layout = partial(self._layout, fixed=fixed)
-        return make_rows(*plan, layout, TREE_NODES if few_at_once else None, place, fixed)
+        return make_rows(*plan, layout, TREE_NODES if few_at_once else None, place, self._room(fixed))
+
+    def _room(self, fixed: bool) -> Callable[[int], int] | None:
+        """What rows are filled up to: oneDNN builds its 16-bit products anew for each size, and keeps them."""
+        if fixed:
+            return few_rooms
+        return close_rooms if self.device.type == "cpu" and self._dtype != torch.float32 else None
 
     def backward(self, batch: Batch, num_trained: int, scale: float = 1.0) -> Tensor:
         """Add a micro-batch's part of the gradient of a step with `num_trained` tokens, times `scale`.

@@ -10,6 +10,8 @@ from studio.data.packing import (
     PACKS,
     MicroBatch,
     PrefixTree,
+    close_rooms,
+    few_rooms,
     grow_tree,
     needed_length,
     num_nodes,
@@ -202,3 +204,17 @@ def test_report_counts_shared_beginnings_by_hand() -> None:
 def test_report_of_nothing() -> None:
     report = packing_report([], [], 4, "sequence", 10, 2)
     assert (report.num_sequences, report.padding_saved, report.prefix_saved) == (0, 0.0, 0.0)
+
+
+@given(st.integers(1, 100_000))
+def test_rooms_are_large_enough(number: int) -> None:
+    assert number <= close_rooms(number) <= number * 17 / 16 and number < few_rooms(number) <= number * 5 / 4 + 64
+    assert close_rooms(close_rooms(number)) == close_rooms(number)
+
+
+def test_rooms_are_few() -> None:
+    """Sixteen between a power of two and the next; on a GPU, multiples of 64 and four between them."""
+    assert {close_rooms(number) for number in range(513, 1025)} == set(range(544, 1025, 32))
+    assert [close_rooms(number) for number in (1, 31, 33, 44, 65)] == [1, 31, 34, 44, 68]
+    assert {few_rooms(number) for number in range(512, 1024)} == {640, 768, 896, 1024}
+    assert [few_rooms(number) for number in (0, 1, 64)] == [64, 64, 128]

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from studio.data.packing import Ints, PrefixTree, filler, grow_tree
+from studio.data.packing import Ints, PrefixTree, few_rooms, filler, grow_tree
 from studio.data.tokens import Example
 from studio.engine import attention, blocks
 from studio.engine.attention import Chains, Layout, Masked
@@ -140,7 +140,7 @@ def test_each_kind_of_attention_equals_float32_sdpa(ends: Ints) -> None:
 @given(forests())
 def test_a_filler_changes_nothing_for_the_others(trees: list[PrefixTree]) -> None:
     """Rows of a fixed size: what the filler gets has no weight, and the others see what they saw."""
-    ends, filled = ends_of(trees), ends_of([*trees, filler(trees)])
+    ends, filled = ends_of(trees), ends_of([*trees, filler(trees, few_rooms)])
     assert len(filled) % 64 == 0 and len(filled) > len(ends)
     inputs = states(len(ends), torch.float32)
     expected = attended(Masked(ends, CPU), inputs)
@@ -149,6 +149,7 @@ def test_a_filler_changes_nothing_for_the_others(trees: list[PrefixTree]) -> Non
     longer = [torch.cat(pair, 1) for pair in zip(inputs, more, strict=True)]
     for layout in (
         Masked(filled, CPU),
+        Blocks(filled),
         Chains(filled, CPU, varlen_in_plain_words, fixed=True),
         Flex(filled, CPU, flex_in_plain_words),
     ):

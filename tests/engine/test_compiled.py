@@ -2,11 +2,15 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from studio.engine import blocks
@@ -306,3 +310,47 @@ def test_an_empty_setting_is_none(compiler: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_what_it_is_not_for(wanted: str, dtype: torch.dtype, device: str, why: str) -> None:
     assert compiled.use(wanted, dtype, torch.device(device)) == why and compiled.now is None
+
+
+def tensor_of(num_bytes: int, value: int) -> Tensor:
+    return torch.full((num_bytes,), value % 256, dtype=torch.uint8)
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 300_000)), max_size=60))
+def test_no_two_tensors_share_memory(steps: list[tuple[bool, int]]) -> None:
+    """Large ones of the arena and small ones of the C library, taken and freed in any order."""
+    compiled.use("on", torch.float32, CPU)
+    alive: list[tuple[Tensor, int]] = []
+    for number, (takes, size) in enumerate(steps):
+        if takes or not alive:
+            alive.append((tensor_of(size, number), number))
+        else:
+            alive.pop(size % len(alive))
+        assert all((each == value % 256).all() for each, value in alive)
+    assert all(each.data_ptr() % 64 == 0 for each, _ in alive)
+
+
+NEIGHBOURS = """
+from itertools import permutations
+import torch
+from studio.engine.cpu import compiled
+assert not compiled.use("on", torch.float32, torch.device("cpu"))
+for order in permutations(range(4)):
+    pieces = [torch.empty(50_000 + 64 * size, dtype=torch.uint8) for size in range(4)]
+    first, behind = pieces[0].data_ptr(), torch.empty(40_000, dtype=torch.uint8)
+    for each in order:
+        pieces[each] = None
+    whole = torch.empty(200_000, dtype=torch.uint8)
+    assert whole.data_ptr() == first, (order, whole.data_ptr(), first)
+    del whole, behind
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="tensors are the C library's elsewhere")
+def test_neighbours_that_are_free_are_one_piece() -> None:
+    """In whatever order four are freed, the next large tensor stands where they have been. In a process of its own,
+    where nothing else is free."""
+    subprocess.run([sys.executable, "-c", NEIGHBOURS], check=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from studio.config.schema import RunConfig
-from studio.data.packing import filler, grow_tree
+from studio.data.packing import few_rooms, filler, grow_tree
 from studio.data.tokens import Example
 from studio.engine import attention
 from studio.engine.adapters import trainable_parameters
@@ -101,7 +101,7 @@ def test_rows_of_a_fixed_size_have_tensors_of_few_shapes() -> None:
         trees = [grow_tree([example]), grow_tree([example])]
         for kind in ("sdpa", "varlen", "flex"):
             layout = partial(make_layout, kind, device=CPU, fixed=True)
-            batch, plain = join([*trees, filler(trees)], layout), join(trees, layout)
+            batch, plain = join([*trees, filler(trees, few_rooms)], layout), join(trees, layout)
             shapes.add((kind, *(tensor.shape for tensor in batch.tensors)))
             assert batch.num_trained_tokens == plain.num_trained_tokens and batch.num_tokens == plain.num_tokens
             num_edges = len(plain.targets)
@@ -119,7 +119,7 @@ def simple(batch: Batch, weight: torch.nn.Parameter) -> Tensor:
 
 def batch_of(*ids: int) -> Batch:
     tree = grow_tree([Example(list(ids), list(ids))])
-    return join([tree, filler([tree])], partial(make_layout, "sdpa", device=CPU, fixed=True))
+    return join([tree, filler([tree], few_rooms)], partial(make_layout, "sdpa", device=CPU, fixed=True))
 
 
 def make_replays(compute: Callable[[Batch, torch.nn.Parameter], Tensor], recorder: Again, must: bool = False) -> tuple:

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from studio.config.schema import RunConfig, TrainSection
+from studio.data.packing import close_rooms
 from studio.data.tokens import IGNORE_INDEX, Example, encode_conversation
 from studio.engine import adapters, devices, head
 from studio.engine.circumstances import weights_sha256
+from studio.engine.forward import Forward
 from studio.engine.generate import generate
 from studio.engine.loop import NotFiniteError, Trainer, learning_rate, warmup_steps
 from studio.engine.models.load import LoadedModel
@@ -66,6 +68,35 @@ def step_gradients(trainer: Trainer, examples: list[Example]) -> tuple[float, li
     """Those of a real step, whose learning rate is so small that weights stay as they are."""
     loss = trainer.step(examples, 1).loss
     return loss, gradients(trainer.model)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_rows_that_are_filled_up_have_the_same_loss_and_gradient(
+    load_tiny: Load, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    found = []
+    for room in (None, close_rooms):
+        monkeypatch.setattr(Forward, "_room", lambda *_, room=room: room)
+        loaded = load_tiny()
+        trainer = make_trainer(loaded, tiny_config(method=method))
+        sizes = [batch.input_ids.numel() for batch in trainer.forward.batches(encode(loaded), 4)]
+        found.append((sizes, *step_gradients(trainer, encode(loaded))))
+    (sizes, loss, gradients), (filled, filled_loss, filled_gradients) = found
+    assert filled == [close_rooms(size) for size in sizes] and filled != sizes
+    assert filled_loss == pytest.approx(loss, rel=1e-5)
+    for one, other in zip(filled_gradients, gradients, strict=True):
+        assert (one - other).norm() <= 1e-5 * max(1e-3, float(other.norm()))
+
+
+@pytest.mark.parametrize(("dtype", "are_filled"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_rows_of_16_bits_are_filled_up_on_a_processor(
+    load_tiny: Load, tiny_config: Make, dtype: torch.dtype, are_filled: bool
+) -> None:
+    """Examples of 40 lengths make rows of few sizes, one of which oneDNN has seen before."""
+    trainer = make_trainer(load_tiny(dtype=dtype), tiny_config(), dtype)
+    examples = [Example(list(range(2, length)), list(range(2, length))) for length in range(70, 110)]
+    sizes = {trainer.forward.batches([each], 1)[0].input_ids.numel() for each in examples}
+    assert len(sizes) == (11 if are_filled else 40)
 
 
 SPLITS = [

@@ -1,6 +1,7 @@
 """kernels.cpp: built once for this processor, kept for all projects, and called where a step's numbers are its kind.
 
-Everything it computes has a twin in Python, which counts where it cannot be built, or does not fit.
+Everything it computes has a twin in Python, which counts where it cannot be built, or does not fit. While it is loaded,
+tensors live where arena.h puts them.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from torch import Tensor
 from studio.engine.parts import Gradients, Heads, Linears, Rest
 from studio.paths import atomic_path, cache_folder
 
-SOURCE = Path(__file__).parent / "kernels.cpp"
+SOURCE, ARENA = (Path(__file__).parent / name for name in ("kernels.cpp", "arena.h"))
 # No -ffast-math: what is not a number has to stay none.
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-fPIC", "-w"]
 if platform.machine() == "x86_64":
@@ -42,6 +43,7 @@ def use(wanted: str, dtype: torch.dtype, device: torch.device) -> str:
         why = _load()
     if not why:
         now = torch.classes.retune
+        torch.ops.retune.use_arena()
     return why
 
 
@@ -68,7 +70,8 @@ def _load() -> str:
 
 def _path() -> Path:
     """Of the built library: another for other code, another PyTorch and another processor."""
-    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, str(torch.cpu.get_capabilities())]
+    sources = [each.read_text(encoding="utf-8") for each in (SOURCE, ARENA)]
+    parts = [*sources, *FLAGS, torch.__version__, str(torch.cpu.get_capabilities())]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_folder() / "extensions" / f"kernels-{digest}.so"
 

@@ -16,6 +16,8 @@
 #include <tuple>
 #include <vector>
 
+#include "arena.h"
+
 namespace {
 
 using at::Tensor;
@@ -706,6 +708,7 @@ double clip(const Tensors& gradients, double limit) {
 }  // namespace
 
 TORCH_LIBRARY(retune, library) {
+  library.def("use_arena", [] { return arena::use(); });
   library.def("clip", &clip);
   library.def("cross_entropy_gradient", &cross_entropy_gradient);
   library.class_<Linears>("Linears").def(torch::init<Tensor, Tensor, Tensor, Lengths, Lengths, double>());
