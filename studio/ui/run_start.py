@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from studio import dataset_checks, datasets, forecast, models, runs
 from studio.config.catalog import preset_names
-from studio.config.schema import RowCount, RunConfig
+from studio.config.schema import EVERY_ROW, Portion, RowCount, RunConfig
 from studio.config.yaml import load_config, load_text
 from studio.data.lint.findings import Finding
 from studio.errors import Problem, StudioError
@@ -37,12 +37,14 @@ ICONS = {"ok": ":material/check:", "warning": ":material/warning:", "error": ":m
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at before the start. `state` is ok, warning or error; `overridable` errors may be overruled."""
+    """One thing looked at before the start. `state` is ok, warning or error; `overridable` errors may be overruled, and
+    `wants_data` ones are mended on the Data page."""
 
     state: str
     text: str
     findings: tuple[Finding, ...] = ()
     overridable: bool = False
+    wants_data: bool = False
 
 
 def start_panel(project: Project) -> Run | None:
@@ -110,21 +112,27 @@ def _summary(project: Project, config: RunConfig) -> None:
     st.caption(_("Learns from: {mix}").format(mix=plain(mix)))
 
 
-def portion_words(sources: Mapping[str, float | RowCount]) -> Iterator[str]:
-    """'identity 50%', or 'general 2000 rows' for each source."""
-    total = sum(portion for portion in sources.values() if not isinstance(portion, RowCount))
+def portion_words(sources: Mapping[str, Portion]) -> Iterator[str]:
+    """'identity 50%', 'general 2000 rows' or 'alpaca all rows' for each source."""
+    total = sum(portion for portion in sources.values() if isinstance(portion, float))
     for name, portion in sources.items():
-        if isinstance(portion, RowCount):
-            yield f"{name} {ngettext('{n} row', '{n} rows', portion.rows).format(n=portion.rows)}"
-        else:
-            yield f"{name} {portion / total:.0%}"
+        yield f"{name} {_portion_word(portion, total)}"
+
+
+def _portion_word(portion: Portion, total: float) -> str:
+    """`total`: the sum of all shares."""
+    if portion == EVERY_ROW:
+        return _("all rows")
+    if isinstance(portion, RowCount):
+        return ngettext("{n} row", "{n} rows", portion.rows).format(n=portion.rows)
+    return f"{portion / total:.0%}"
 
 
 def checks(project: Project, config: RunConfig) -> list[Check]:
     """What is looked at before a run starts, in the order it would fail."""
     problems = runs.problems_before_start(project, config)
     found = [_check_model(config.model.base)]
-    found += [Check("error", told(problem.message) + _allowed(problem)) for problem in problems]
+    found += [_wrong(problem) for problem in problems]
     if not problems:
         found.append(_check_rows(project, config))
         found.append(_check_lint(project, config))
@@ -132,15 +140,16 @@ def checks(project: Project, config: RunConfig) -> list[Check]:
     return found
 
 
-def _allowed(problem: Problem) -> str:
-    return f" ({_('there are')}: {problem.allowed})" if problem.allowed else ""
+def _wrong(problem: Problem) -> Check:
+    allowed = f" ({_('allowed')}: {problem.allowed})" if problem.allowed else ""
+    return Check("error", told(problem.message) + allowed, wants_data=problem.path == "data.sources")
 
 
 def _check_model(base: str) -> Check:
     try:
         models.require(base)
     except StudioError as error:
-        return Check("error", str(error))
+        return Check("error", told(str(error)))
     return Check("ok", _("The base model {base} is on this machine.").format(base=base))
 
 
@@ -148,7 +157,7 @@ def _check_rows(project: Project, config: RunConfig) -> Check:
     try:
         epoch = runs.epoch_rows(project, config)
     except StudioError as error:
-        return Check("error", str(error))
+        return Check("error", told(str(error)), wants_data=True)
     steps = runs.planned_steps(project, config)
     seen = steps * config.examples_per_step
     text = _("{steps} steps see {seen} rows: {passes} passes over the mix of {rows} rows from {count} datasets.")
@@ -186,7 +195,7 @@ def _check_disk(project: Project, config: RunConfig) -> Check:
     try:
         needed = forecast.forecast(project, config).disk.checkpoints
     except StudioError as error:  # a DeepSpeed file that cannot be used
-        return Check("error", str(error))
+        return Check("error", told(str(error)))
     text = _("Checkpoints take up to about {needed}; {free} are free.").format(
         needed=human_bytes(needed), free=human_bytes(free)
     )
@@ -199,14 +208,14 @@ def _show_checks(found: Sequence[Check]) -> None:
             st.markdown(f"{ICONS[check.state]} {plain(check.text)}")
             if check.findings:
                 _show_findings(check.findings)
-        if any("dataset" in check.text for check in found if check.state == "error"):
+        if any(check.wants_data for check in found):
             link(DATA, _("Build or import it on the Data page"))
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
     with st.expander(_("Show them")):
         for finding in findings[:SHOWN_FINDINGS]:
-            st.text(_("Row {row}: {message}").format(row=finding.row, message=finding.message))
+            st.text(_("Row {row}: {message}").format(row=finding.row, message=told(finding.message)))
         if len(findings) > SHOWN_FINDINGS:
             st.caption(_("and {number} more").format(number=len(findings) - SHOWN_FINDINGS))
             link(DATA, _("See all on the Data page"))

@@ -59,6 +59,18 @@ def test_empty_project_leads_to_config_and_data(open_page, project):
     assert "There is no dataset" in texts(at)
 
 
+def test_what_a_run_learns_from_is_told_for_each_kind_of_portion(open_page, project, monkeypatch):
+    """Configs of XTuner and nearly all built-in ones take every row of their data."""
+    ready(project, monkeypatch)
+    path = runs.config_path(project, "starter_lora")
+    mixed = with_settings(load_config(path), ["data.sources={identity: all, general: {rows: 3}}"])
+    save_config(path, mixed)
+    at = open_page(PAGE)
+    assert not at.exception and "Learns from: identity all rows, general 3 rows" in texts(at)
+    shares = run_start.portion_words({"identity": 1.0, "general": 3.0, "more": "all"})
+    assert list(shares) == ["identity 25%", "general 75%", "more all rows"]
+
+
 def test_a_faulty_dataset_blocks_until_overruled(open_page, project, monkeypatch, tmp_path):
     ready(project, monkeypatch)
     rows = datasets.load(project, "identity")
@@ -69,6 +81,21 @@ def test_a_faulty_dataset_blocks_until_overruled(open_page, project, monkeypatch
     assert at.button(key="train.start").disabled
     at.checkbox(key="train.override").check().run()
     assert not at.button(key="train.start").disabled
+
+
+def test_what_stands_in_the_way_is_told_in_chinese_with_its_link(open_page, project, monkeypatch):
+    assert "在“数据”页构建或导入" in links(open_page(PAGE, lang="zh"))
+    ready(project, monkeypatch)
+    bad = datasets.load(project, "identity")[0].to_row()
+    bad["messages"][-1]["content"] = "I am {{NAME}}."
+    datasets.edit_row(project, "identity", 1, Conversation.from_row(bad), 1)
+    at = open_page(PAGE, lang="zh")
+    assert "在“数据”页构建或导入" not in links(at)
+    assert any("还留有占位符" in each.value for each in at.text)
+
+
+def links(at):
+    return [each.proto.label for each in at.get("page_link")]
 
 
 def ready(project, monkeypatch):
