@@ -67,10 +67,12 @@ def _fill_cache(job: JobContext, config: RunConfig) -> None:
 
 @dataclass
 class Started:
-    """A process that this one started; `rank` -1 is a launcher with ranks of its own."""
+    """A process that this one started; `rank` -1 is a launcher with ranks of its own. `is_ended_here`: by this one,
+    because another had ended."""
 
     rank: int
     process: subprocess.Popen[bytes]
+    is_ended_here: bool = False
     kills_before: int = field(default_factory=processes.oom_kills)
 
 
@@ -154,6 +156,7 @@ def _end(children: list[Started]) -> None:
         time.sleep(POLL_SECONDS)
     for child in children:
         if child.process.poll() is None:
+            child.is_ended_here = True
             with_own = [*_descendants(child.process.pid), psutil.Process(child.process.pid)]
             for each in with_own:
                 try:
@@ -191,13 +194,14 @@ def _cause(children: list[Started], reports: Path) -> str:
     failures = _failures(reports)
     for own in (each for each in failures if not each.get("lost_others")):
         return f"Rank {own['rank']}: {own['cause']}"
-    for child in children:
+    own_ends = [child for child in children if not child.is_ended_here]
+    for child in own_ends:
         code = child.process.returncode
         if code and code < 0 and child.rank >= 0 and not _read(reports / f"{child.rank}.json"):
             return f"Rank {child.rank} {_ended_by(-code, child)}. The log says more."
     if failures:
         return f"A rank is gone without a word; rank {failures[0]['rank']} lost it: {failures[0]['cause']}"
-    if broken := [child for child in children if child.process.returncode]:
+    if broken := [child for child in own_ends if child.process.returncode]:
         who = f"Rank {broken[0].rank}" if broken[0].rank >= 0 else "The launcher"
         return f"{who} ended with exit code {broken[0].process.returncode}. The log says more."
     return ""

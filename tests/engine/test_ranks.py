@@ -257,6 +257,24 @@ def test_a_rank_that_the_kernel_ended_for_want_of_memory_is_named_so(
     assert launch._cause([first, told_to_end], tmp_path).startswith("Rank 1 was ended by signal 15 (SIGTERM).")
 
 
+@pytest.mark.parametrize(
+    ("second", "cause"),
+    [("os.kill(os.getpid(), 9)", "Rank 1 was killed"), ("os._exit(3)", "Rank 1 ended with exit code 3")],
+)
+def test_a_rank_that_was_ended_because_another_was_gone_is_not_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, cause: str
+) -> None:
+    """The first was in the middle of a long step: it saw nothing, and said nothing before it was ended."""
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.0)
+    programs = ("import time; time.sleep(60)", f"import os; {second}")
+    children = [
+        launch.Started(rank, subprocess.Popen([sys.executable, "-c", each])) for rank, each in enumerate(programs)
+    ]
+    children[1].process.wait()
+    launch._end(children)
+    assert launch._cause(children, tmp_path).startswith(cause)
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_cause_and_fewer_go_on_from_the_weights(
     training_project: Project, tiny_config: Make
