@@ -172,34 +172,22 @@ LOGIT_NARROW, LOGIT_WIDE = 2, 3
 
 
 @dataclass(frozen=True)
-class Holes:
-    """Memory that passes leave behind and the next cannot use, as shares of the activations: where all passes are about
-    alike, one or several a step; where they vary; where they are padded to one width."""
-
-    alike: float = 0.0
-    padded: float = 0.0
-    several: float = 0.0
-    varied: float = 0.0
-
-
-@dataclass(frozen=True)
 class Overhead:
-    """What a process holds beside tensors: `fixed` bytes, `kernels` more where passes vary, a share of the tensors'
-    bytes lost to the allocator, and its holes."""
+    """What a process holds beside tensors: `fixed` bytes, a share of the tensors' bytes lost to the allocator, and,
+    where passes vary, `kernels` more and a share of the activations, `holes`, that the next pass cannot use."""
 
     fixed: int
-    kernels: int = 0
     share: float = 0.0
-    holes: Holes = Holes()
+    kernels: int = 0
+    holes: float = 0.0
 
 
 OVERHEAD = {
     # Kernels that oneDNN compiles for the lengths of rows: 60 MB where all are alike, up to 195 MB (256 of them, see
-    # engine/environment.py). What a pass frees lies in the heap of glibc in pieces, between small things that stay
-    # (gradients until the step ends): the next one finds too little room in most of them and takes new memory, the
-    # more the more lengths there are. mallinfo2 in runs of the starter: at the peak of a pass that needs 700 MB 500 MB
-    # lay free, after 20 steps of the demo's rows more than it needs.
-    "cpu": Overhead(fixed=680 * MIB, kernels=125 * MIB, holes=Holes(alike=0.35, padded=0.2, several=0.45, varied=1.1)),
+    # engine/environment.py). Tensors live in an arena (engine/cpu/arena.h) that a pass like the last fills as that did.
+    # Where no C++ compiler is found they are in the heap of glibc: 1.02 to 1.34 times as much in 30 runs, 1.13 on
+    # average.
+    "cpu": Overhead(fixed=600 * MIB, kernels=125 * MIB, holes=0.25),
     "cuda": Overhead(fixed=550 * MIB, share=0.08),  # context and libraries of CUDA 12; not measured here
 }
 
@@ -235,22 +223,13 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
         parts |= {"activations": 2 * activations, "logits": 2 * logits}
     parts = _shared_out(parts, config, shapes, number, device.kind)
     cost = OVERHEAD[device.kind]
-    overhead = cost.fixed + cost.share * sum(parts.values()) + _holes(config, shapes, load, cost.holes, parts)
-    overhead += cost.kernels if load.varies else 0
+    overhead = cost.fixed + cost.share * sum(parts.values())
+    if load.varies:
+        overhead += cost.kernels + cost.holes * parts["activations"]
+    if is_full and device.kind == "cpu" and (load.varies or load.tokens_per_step > 1.5 * load.num_tokens):
+        # The embedding's gradient twice more, from the head and from the input, while a pass adds to that of the last.
+        overhead += 2 * shapes.vocabulary * shapes.hidden * FLOAT32
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
-
-
-def _holes(config: RunConfig, shapes: Shapes, load: Load, holes: Holes, parts: dict[str, float]) -> float:
-    """Bytes. Gradients stay from one pass of a step to the next; where all weights learn, the embedding's are there
-    twice more while a pass adds to them (from the head, and from the input)."""
-    checkpoints, activations = config.train.gradient_checkpointing, parts["activations"]
-    if config.method in VIRTUAL_METHODS:  # padded rows of one width fit where the ones before them were
-        return 0.0 if checkpoints else holes.padded * activations
-    if not load.varies and load.tokens_per_step <= 1.5 * load.num_tokens:
-        return 0.0 if checkpoints else holes.alike * activations
-    share = holes.varied if load.varies and not checkpoints else holes.several
-    added = 2 * shapes.vocabulary * shapes.hidden * FLOAT32 if config.method == "full" and holes.several else 0
-    return share * activations + holes.several * parts["gradients"] + added
 
 
 # DDP adds up gradients in pieces of this many numbers, as in the trainer; DeepSpeed fills two buckets in turn.
