@@ -246,7 +246,8 @@ class TrainSection(Section):
         description=(
             "Compile what layers compute between their products. auto: on a CPU where a C++ compiler is found, which "
             "takes some 20 seconds once; steps are about a quarter faster. on: on a GPU, too, by torch.compile, half a "
-            "minute at the first start. Goes on without where it cannot, and says why."
+            "minute at the first start; layers that run their own code, as in full training, whole. Goes on without "
+            "where it cannot, and says why."
         ),
         json_schema_extra=ADVANCED,
     )

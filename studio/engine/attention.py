@@ -234,6 +234,7 @@ def compiled_row(num_heads: int, scaling: float, states: Tensor) -> tuple[Any, b
     return _layout.compiled(num_heads, scaling, states) if isinstance(_layout, Blocks) else None
 
 
+@torch.compiler.disable
 def _attention(
     module: nn.Module,
     query: Tensor,

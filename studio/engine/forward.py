@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from studio.config.schema import RunConfig
 from studio.data.packing import TREE_NODES, Ints, close_rooms, few_rooms
 from studio.data.tokens import Example
-from studio.engine import attention, head, pointwise
+from studio.engine import attention, head, pointwise, regions
 from studio.engine.adapters import core_of, is_adapter, trainable_parameters
 from studio.engine.attention import Layout, following
 from studio.engine.batches import Batch, Place, collate, make_batches, make_rows
@@ -69,6 +69,8 @@ class Forward:
         self.kind, self.why = self._core.config._attn_implementation, "as transformers computes it"
         self.traits = self._find_traits()
         self.packing = self._choose_packing()
+        if config.train.compile == "on" and self.device.type != "cpu" and not self.why_not_compiled:
+            self.why_not_compiled = self.compile_regions()
         learned = trainable_parameters(model)
         self._replays = graphs.replays(self._pass, learned, config, self.device, self._unrecordable())
         self.keeps_gradients = self._replays is not None  # a recorded pass adds to these tensors, so they must stay
@@ -81,9 +83,17 @@ class Forward:
         found = pointwise.use(by_inductor, self._dtype, self.device)
         return found if by_inductor else why
 
+    def compile_regions(self) -> str:
+        """Compile layers that run their own code by torch.compile. Returns why not: "" if so, or if there are none."""
+        layers = regions.own_layers(self._core)
+        if layers and self._config.train.gradient_checkpointing:
+            return "layers are computed again for their gradient (train.gradient_checkpointing)"
+        return regions.use(layers, self._results, self._are_close) if layers else ""
+
     def use_own_layers(self) -> None:
         """Compute every layer by its own code from here on: where another library's hooks must see it run."""
         unfuse(self.model)
+        regions.leave(regions.own_layers(self._core))
         self._casts = self._dtype != torch.float32
 
     def keep_order(self) -> None:
@@ -243,8 +253,12 @@ class Forward:
         Thirty layers of 16-bit numbers make that a tenth: any two kernels differ by so much, and so may the logits
         unless they are float32.
         """
-        limits = (CLOSE, CLOSE if self._dtype == torch.float32 else 0.3)
-        return all(map(_is_close, found, expected, limits))
+        return all(map(_is_close, found, expected, (CLOSE, self._limit)))
+
+    @property
+    def _limit(self) -> float:
+        """What the results of many layers may differ by."""
+        return CLOSE if self._dtype == torch.float32 else 0.3
 
     def _choose_packing(self) -> str:
         """How examples are laid out: as the config says, where this model computes the same gradient that way."""
@@ -270,6 +284,24 @@ class Forward:
         with following(batch.layout):
             out = self._core(**self._inputs(batch), output_hidden_states=True)
         return [out.hidden_states[1], out.logits]
+
+    def _results(self) -> list[Tensor]:
+        """Hidden states of two short examples, and the gradients of the first and the last weight that learns."""
+        make = partial(make_rows, layout=self._layout) if self.traits.layouts else partial(make_batches, pad_id=0)
+        [batch] = make([FIRST, SECOND], self.packing, 64, 2)
+        learned = trainable_parameters(self.model)
+        found: list[Tensor] = []
+        for is_training in (True, False):  # dropout is chance: what counts is without it, what trains must run, too
+            self.model.train(is_training)
+            with following(batch.layout), self.precision():
+                hidden = self._hidden(batch.to(self.device))
+                gradients = torch.autograd.grad(hidden.float().sum(), [learned[0], learned[-1]], allow_unused=True)
+            found = [hidden.detach(), *(each for each in gradients if each is not None)]
+        self.model.train()
+        return found
+
+    def _are_close(self, found: list[Tensor], expected: list[Tensor]) -> bool:
+        return all(_is_close(*each, self._limit) for each in zip(found, expected, strict=True))
 
     def _splits_head(self, batch: Batch, logits: Tensor) -> bool:
         """Whether the head may be asked apart from the rest: nothing comes between the two, and nothing after it, not
