@@ -183,11 +183,9 @@ def find_resumable(run_dir: Path) -> Found:
     """The newest checkpoint of a run that verifies. Raises CheckpointError when there are some, and none is sound."""
     notices = []
     for _, path in listed(run_dir):
-        try:
-            verify(path)
+        if not (wrong := checkpoint_files.verify(path)):
             return Found(path, notices)
-        except CheckpointError as error:
-            notices.append(f"{path.name} was passed over: {error.message}")
+        notices.append(f"{path.name} was passed over: {wrong}.")
     if notices:
         raise CheckpointError(
             f"No checkpoint of this run can be used. {' '.join(notices)}", "Start a new run with the same config."

@@ -40,7 +40,7 @@ def sentence(group: Sequence[RunEvent]) -> str:
             text = _("Begun with the weights of {path}. Optimizer, schedule and place in the data anew.")
             return text.format(path="/".join(Path(detail.get("path", "")).parts[-2:]))
         case "passed_over":
-            return _("A checkpoint was not used: {reason}").format(reason=told(detail.get("reason", "")))
+            return " ".join(told(each.detail.get("reason", "")) for each in group)
         case "spread_anew":
             return _spread(detail)
         case "valid_not_finite":

@@ -13,6 +13,7 @@ from studio.engine.requests import Requests
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs, samples
+from studio.ui.event_words import sentence
 from tests.engine.conftest import add_dataset, add_probes, add_run, conversations, train_here
 
 Make = Callable[..., RunConfig]
@@ -242,10 +243,18 @@ def test_resume_falls_back_to_the_checkpoint_before_and_says_so(
     whole = train_here(training_project, run_id).result
     damaged = training_project.path("runs", run_id, "step_6.pth")
     damaged.write_bytes(damaged.read_bytes()[:-100])
+    damaged_size = damaged.stat().st_size
     job = train_here(training_project, run_id, resume="auto")
     assert job.state == "finished" and job.result["final_loss"] == whole["final_loss"]
     printed = capsys.readouterr().out
-    assert "step_6.pth was passed over" in printed and "resuming from step_3.pth" in printed
+    assert "resuming from step_3.pth" in printed
+    with open_db(training_project.folder) as db:
+        [told] = [sentence([each]) for each in run_events.listed(db, run_id) if each.kind == "passed_over"]
+    size = damaged_size + 100
+    assert (
+        told == f"step_6.pth was passed over: it has {damaged_size} bytes, its manifest says {size}."
+        and told in printed
+    )
 
 
 def test_resumed_from_an_earlier_step_the_way_that_was_left_is_forgotten(

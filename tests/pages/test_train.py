@@ -16,7 +16,7 @@ from studio.store import checkpoints, metrics, open_db, run_events, samples
 from studio.store import jobs as store_jobs
 from studio.store import runs as store_runs
 from studio.ui import run_start, run_view
-from studio.ui.event_words import sentence
+from studio.ui.event_words import sentence, together
 from studio.ui.run_view import samples_table, seconds_left
 from studio.ui.widgets import plain
 
@@ -329,6 +329,12 @@ def test_every_kind_of_event_has_a_sentence():
     assert all(text.endswith(".") and kind.replace("_", " ") != text for kind, text in said.items()), said
     assert "2 processes (ZeRO-2); 1 process went on" in said["spread_anew"] and "a-1/step_8.pth" in said["weights_only"]
     assert "no finite numbers" in said["early_stop"]
+
+
+def test_each_checkpoint_that_was_passed_over_is_named():
+    reasons = [f"step_{step}.pth was passed over: the file is gone." for step in (8, 6)]
+    events = [run_events.RunEvent("r", 4, "passed_over", {"reason": reason}) for reason in reasons]
+    assert [sentence(group) for group in together(events)] == [" ".join(reasons)]
 
 
 def test_why_a_run_stopped_early_is_said():
