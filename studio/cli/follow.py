@@ -55,11 +55,13 @@ def numbers_table(folder: Path, run_id: str, num_steps: int = SHOWN_STEPS) -> Ta
                 if point.value is not None:
                     steps.setdefault(point.step, {})[name] = point.value
     newest = sorted(steps)[-num_steps:]
-    header = [
-        "step",
-        *(name.split("/")[-1].replace("_", " ") if "/loss" not in name else name for name in SHOWN_METRICS),
-    ]
+    header = ["step", *map(_label, SHOWN_METRICS)]
     return show.grid(header, [[step, *(_number(steps[step].get(name)) for name in SHOWN_METRICS)] for step in newest])
+
+
+def _label(metric: str) -> str:
+    """'learning rate' of train/learning_rate; there are two losses, which keep their whole names."""
+    return metric if metric.endswith("/loss") else metric.partition("/")[2].replace("_", " ")
 
 
 def _number(value: float | None) -> str:
@@ -125,4 +127,4 @@ def _newest_numbers(folder: Path, job: Job) -> str:
         return ""
     with store.open_db(folder) as db:
         latest = metrics.latest(db, job.run_id)
-    return "  ".join(f"{name.split('/')[-1]} {latest[name]:.4g}" for name in SHOWN_METRICS if name in latest)
+    return "  ".join(f"{_label(name)} {latest[name]:.4g}" for name in SHOWN_METRICS if name in latest)

@@ -336,7 +336,7 @@ def _curves(series: dict[str, list[Point]]) -> None:
             )
         )
     small = [
-        ("train/learning_rate", _("Learning rate"), charts.PURPLE, ".0e"),
+        ("train/learning_rate", _("Learning rate"), charts.PURPLE, ".2~e"),
         ("train/grad_norm", _("Gradient norm"), charts.GREEN, ""),
         ("train/tokens_per_second", _("Tokens a second"), charts.GREY, ""),
     ]

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from studio.projects import Project
+from studio.cli import follow
+from studio.projects import Project, create_project
+from studio.store import metrics, open_db
+from studio.store.jobs import Job
 from tests.cli.conftest import Retune, settings
 
 
@@ -17,6 +20,15 @@ def test_train_shows_progress_numbers_and_the_next_move(trained: Project, traine
     assert "tiny-1 finished at step 4/4." in said
     assert "train/loss" in said and "4/4 steps" in said
     assert "step_4.pth" in said and "retune evaluate tiny-1" in said
+
+
+def test_two_losses_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETUNE_HOME", str(tmp_path))
+    project = create_project("Luna")
+    with open_db(project.folder) as db:
+        metrics.record(db, "luna-1", 2, {"train/loss": 2.0, "valid/loss": 3.0, "train/learning_rate": 1e-4})
+    told = follow._newest_numbers(project.folder, Job("train", run_id="luna-1"))
+    assert told == "train/loss 2  valid/loss 3  learning rate 0.0001"
 
 
 def test_runs_list_show_and_log(trained: Project, retune: Retune) -> None:
