@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from studio.config import zero
-from studio.config.schema import VIRTUAL_METHODS, RunConfig, parse_config
+from studio.config.schema import VIRTUAL_METHODS, RecordSection, RunConfig, parse_config
 from studio.errors import ConfigError, Problem
 from studio.machine import Device
 from studio.model_shapes import Shapes
@@ -312,16 +312,27 @@ def _attention_bytes(config: RunConfig, shapes: Shapes, load: Load, number: int,
     return shapes.num_heads * (BLOCK_PADDING * keys * number if is_blocks and keys <= KEPT_KEYS else FLOAT32)
 
 
-def disk(config: RunConfig, shapes: Shapes) -> Disk:
-    """Bytes on the disk: a new checkpoint lies beside those that are kept, the best one among them."""
+def disk(config: RunConfig, shapes: Shapes, num_steps: int = 0) -> Disk:
+    """Bytes on the disk: a new checkpoint lies beside those that are kept, the best one among them.
+
+    `num_steps` of the run, 0 where they are not known: how many checkpoints there can be.
+    """
     learning = num_trainable(config, shapes)
     state = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
     checkpoint = learning * (FLOAT32 + state + _saved_twice(config))
     model = shapes.num_weights * 2
     is_full = config.method == "full"
     converted = model if is_full else learning * FLOAT32
-    at_once = config.record.keep_last + 1 + (config.record.best_by != "none")
+    at_once = _most_checkpoints(config.record, num_steps or config.train.num_steps or 0)
     return Disk(checkpoint, checkpoint * at_once, converted, 0 if is_full else model)
+
+
+def _most_checkpoints(record: RecordSection, num_steps: int) -> int:
+    """Fewer than are kept where the steps are counted and neither the time nor a new best one adds to them."""
+    most = record.keep_last + 1
+    if num_steps and not record.save_every_minutes and record.best_by == "none":
+        return min(most, -(-num_steps // (record.save_every_steps or num_steps)))
+    return most + (record.best_by != "none")
 
 
 def _saved_twice(config: RunConfig) -> int:

@@ -78,8 +78,8 @@ class Forecast:
         return self.needed_bytes <= self.device.memory_bytes
 
 
-def forecast(project: Project | None, config: RunConfig, on: Device | None = None) -> Forecast:
-    """Memory, disk and pace of a config, on this machine or another device.
+def forecast(project: Project | None, config: RunConfig, on: Device | None = None, num_steps: int = 0) -> Forecast:
+    """Memory, disk and pace of a config, on this machine or another device. `num_steps`: of the run, 0 if not known.
 
     Raises ModelError without config.json, ConfigError for a DeepSpeed file that cannot be used.
     """
@@ -88,7 +88,7 @@ def forecast(project: Project | None, config: RunConfig, on: Device | None = Non
     here = project is not None and on == device()
     return Forecast(
         estimate.memory(config, shapes, load, on),
-        estimate.disk(config, shapes),
+        estimate.disk(config, shapes, num_steps),
         load,
         on,
         shapes.is_known,

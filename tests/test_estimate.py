@@ -218,6 +218,26 @@ def test_disk() -> None:
 
 
 @pytest.mark.parametrize(
+    ("record", "num_steps", "most"),
+    [
+        ({"keep_last": 1000, "save_every_steps": 500, "save_every_minutes": 0}, 4000, 8),
+        ({"keep_last": 1000, "save_every_steps": 500, "save_every_minutes": 0}, 4001, 9),
+        ({"keep_last": 2, "save_every_steps": 500, "save_every_minutes": 0}, 4000, 3),
+        ({"keep_last": 2, "save_every_steps": 0, "save_every_minutes": 0}, 4000, 1),
+        ({"keep_last": 2, "save_every_steps": 0, "save_every_minutes": 2}, 4000, 3),
+        ({"keep_last": 5, "save_every_steps": 500, "save_every_minutes": 0, "best_by": "valid_loss"}, 1000, 7),
+        ({"keep_last": 1000, "save_every_steps": 500, "save_every_minutes": 0}, 0, 1001),
+    ],
+)
+def test_no_more_checkpoints_lie_there_than_a_run_saves(record: dict[str, Any], num_steps: int, most: int) -> None:
+    """Configs of XTuner may keep every one of a run that saves every 500 steps."""
+    settings = {f"record__{name}": value for name, value in record.items()}
+    own = config(train__num_steps=None, train__num_epochs=1, **settings)
+    found = estimate.disk(own, SEVEN_B, num_steps)
+    assert found.checkpoints == most * found.checkpoint
+
+
+@pytest.mark.parametrize(
     ("strategy", "method", "size"),
     [("zero2", "lora", 16), ("zero3", "lora", 12), ("zero1", "full", 14), ("ddp", "full", 12)],
 )

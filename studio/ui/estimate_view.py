@@ -40,7 +40,7 @@ def estimate_panel(project: Project, draft: Draft, config: RunConfig, num_steps:
     with st.container(gap="small", border=True):
         on = _choose_device()
         try:
-            made = forecast.forecast(project, config, on)
+            made = forecast.forecast(project, config, on, num_steps)
         except StudioError as error:
             st.caption(plain(error))
             return

@@ -193,8 +193,9 @@ def _check_disk(project: Project, config: RunConfig) -> Check:
         return Check("ok", _("How much disk it takes is known once the base model is there."))
     free = shutil.disk_usage(project.folder).free
     try:
-        needed = forecast.forecast(project, config).disk.checkpoints
-    except StudioError as error:  # a DeepSpeed file that cannot be used
+        num_steps = runs.planned_steps(project, config)
+        needed = forecast.forecast(project, config, num_steps=num_steps).disk.checkpoints
+    except StudioError as error:  # a DeepSpeed file that cannot be used, rows that cannot be counted
         return Check("error", told(str(error)))
     text = _("Checkpoints take up to about {needed}; {free} are free.").format(
         needed=human_bytes(needed), free=human_bytes(free)
