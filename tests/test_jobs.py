@@ -482,17 +482,17 @@ def test_the_kernels_word_that_memory_ran_out_is_named(
 
 
 @pytest.mark.parametrize(
-    ("own", "file", "text"),
+    ("own", "file", "text", "kills"),
     [
-        ("0::/user/job\n", "user/job/memory.events", "oom 4\noom_kill 3\noom_group_kill 0\n"),
-        ("0::/elsewhere\n", "memory.events", "oom_kill 3\n"),
-        ("4:memory:/job\n2:cpu:/\n0::/\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
-        ("4:memory:/docker/abc\n", "memory/memory.oom_control", "oom_kill_disable 0\noom_kill 3\n"),
-        ("4:memory:/job\n", "memory/job/memory.events", "oom_kill 3\n"),
+        ("0::/user/job\n", "user/job/memory.events", "oom 4\noom_kill 3\noom_group_kill 0\n", 3),
+        ("0::/elsewhere\n", "memory.events", "oom_kill 3\n", 3),
+        ("4:memory:/job\n2:cpu:/\n0::/\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n", 3),
+        ("4:memory:/docker/abc\n", "memory/memory.oom_control", "oom_kill_disable 0\noom_kill 3\n", 3),
+        ("4:memory:/job\n", "memory/job/memory.events", "oom_kill 3\n", 0),  # a file of the other version
     ],
 )
 def test_the_kernels_count_is_found_in_both_versions_of_control_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, file: str, text: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, file: str, text: str, kills: int
 ) -> None:
     groups = tmp_path / "groups"
     (groups / file).parent.mkdir(parents=True)
@@ -500,8 +500,7 @@ def test_the_kernels_count_is_found_in_both_versions_of_control_groups(
     (tmp_path / "own").write_text(own)
     monkeypatch.setattr(processes, "GROUPS", groups)
     monkeypatch.setattr(processes, "OWN_GROUPS", tmp_path / "own")
-    is_of_its_version = file != "memory/job/memory.events"
-    assert processes.oom_kills() == (3 if is_of_its_version else 0)
+    assert processes.oom_kills() == kills
     monkeypatch.setattr(processes, "OWN_GROUPS", tmp_path / "none")
     assert processes.oom_kills() == 0
 

@@ -291,13 +291,15 @@ class Forward:
         [batch] = make([FIRST, SECOND], self.packing, 64, 2)
         learned = trainable_parameters(self.model)
         found: list[Tensor] = []
-        for is_training in (True, False):  # dropout is chance: what counts is without it, what trains must run, too
-            self.model.train(is_training)
-            with following(batch.layout), self.precision():
-                hidden = self._hidden(batch.to(self.device))
-                gradients = torch.autograd.grad(hidden.float().sum(), [learned[0], learned[-1]], allow_unused=True)
-            found = [hidden.detach(), *(each for each in gradients if each is not None)]
-        self.model.train()
+        try:
+            for is_training in (True, False):  # dropout is chance: what counts is without it, what trains must run, too
+                self.model.train(is_training)
+                with following(batch.layout), self.precision():
+                    hidden = self._hidden(batch.to(self.device))
+                    gradients = torch.autograd.grad(hidden.float().sum(), [learned[0], learned[-1]], allow_unused=True)
+                found = [hidden.detach(), *(each for each in gradients if each is not None)]
+        finally:
+            self.model.train()
         return found
 
     def _are_close(self, found: list[Tensor], expected: list[Tensor]) -> bool:

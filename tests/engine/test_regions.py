@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -45,17 +46,29 @@ def test_layers_that_are_computed_again_stay_as_they_are(load_tiny: Load, tiny_c
     assert "computed again" in trainer.forward.compile_regions()
 
 
-@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize(
+    ("fails_when", "told"),
+    [
+        ("compiled", "no compiler was found"),
+        ("evaluated", "no compiler was found"),
+        ("never", "compiled layers computed something else"),
+    ],
+)
 def test_a_compiler_that_fails_or_errs_leaves_layers_as_they_were(
-    load_tiny: Load, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, fails: bool
+    load_tiny: Load, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, fails_when: str, told: str
 ) -> None:
-    def compile_badly(run: Callable[..., torch.Tensor], **_: object) -> Callable[..., torch.Tensor]:
-        if fails:
+    def compile_badly(run: Any, **_: object) -> Callable[..., torch.Tensor]:
+        def compiled(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if fails_when == "evaluated" and not run.__self__.training:
+                raise RuntimeError("no compiler was found\nmore")
+            return 2 * run(*args, **kwargs)
+
+        if fails_when == "compiled":
             raise RuntimeError("no compiler was found\nmore")
-        return lambda *args, **kwargs: 2 * run(*args, **kwargs)
+        return compiled
 
     monkeypatch.setattr(torch, "compile", compile_badly)
     trainer = make_trainer(load_tiny(), tiny_config(method="full"))
-    why = trainer.forward.compile_regions()
-    assert why == ("no compiler was found" if fails else "compiled layers computed something else")
+    assert trainer.forward.compile_regions() == told
     assert all(each._compiled_call_impl is None for each in regions.own_layers(trainer.model))
+    assert all(each.training for each in trainer.model.modules())
