@@ -24,6 +24,8 @@ BAR_STEP, GROUP_STEP = 0.85, 2.9
 SHARE_TEXT_WIDTH = 124
 """Pixels beside the bars for '100%  (117 / 117)', on a narrow page as on a wide one."""
 GRID = "rgba(127,135,146,0.22)"
+FEW_STEPS = 10
+"""Up to this step Plotly would put ticks between two steps, or nearly so."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def line_chart(
     if names == "ends" and len(with_name) > 1:
         _name_ends(figure, with_name, log)
     figure.update_layout(**_layout(height), hovermode="x unified", uirevision="keep")
-    figure.update_xaxes(title=x_title, gridcolor=GRID, rangemode="tozero")
+    last = max((point.step for line in lines for point in line.points), default=0)
+    figure.update_xaxes(title=x_title, gridcolor=GRID, rangemode="tozero", dtick=1 if 0 < last <= FEW_STEPS else None)
     figure.update_yaxes(title=y_title, gridcolor=GRID, type="log" if log else "linear", zeroline=False)
     if names == "top" and len(with_name) > 1:
         figure.update_traces(showlegend=True)

@@ -23,6 +23,18 @@ def test_short_series_are_shown_whole_and_null_is_a_gap():
     assert not trace.connectgaps
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 10])
+def test_a_short_run_has_ticks_at_whole_steps_alone(num_steps):
+    figure = loss(points([1.0] * num_steps))
+    assert figure.layout.xaxis.dtick == 1
+    assert charts.small_chart(points([1.0] * num_steps), "step", "rate").layout.xaxis.dtick == 1
+
+
+def test_a_long_run_and_an_empty_one_leave_the_ticks_to_plotly():
+    assert loss(points([1.0] * 500)).layout.xaxis.dtick is None
+    assert loss([]).layout.xaxis.dtick is None
+
+
 def test_thinning_keeps_ends_peaks_and_gaps_over_the_whole_range():
     values = [math.sin(n / 500) for n in range(30_000)]
     values[12_345], values[23_456] = 9.0, -9.0

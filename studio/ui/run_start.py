@@ -1,6 +1,7 @@
 """The panel that starts a run: what the config will do, what stands in the way, and a start that happens once."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,10 @@ MOST_ROWS_CHECKED_IN_FULL = 20_000
 ICONS = {"ok": ":material/check:", "warning": ":material/warning:", "error": ":material/block:"}
 
 
+Found = tuple[str, Finding]
+"""The dataset that a finding is about, and the finding."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing looked at before the start. `state` is ok, warning or error; `overridable` errors may be overruled, and
@@ -42,7 +47,7 @@ class Check:
 
     state: str
     text: str
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Found, ...] = ()
     overridable: bool = False
     wants_data: bool = False
 
@@ -168,16 +173,24 @@ def _check_rows(project: Project, config: RunConfig) -> Check:
 
 
 def _check_lint(project: Project, config: RunConfig) -> Check:
-    findings = [finding for name in config.data.sources for finding in _findings(project, name, config)]
-    errors = tuple(finding for finding in findings if finding.severity == "error")
-    warnings = tuple(finding for finding in findings if finding.severity != "error")
+    found = [(name, finding) for name in config.data.sources for finding in _findings(project, name, config)]
+    errors = tuple(each for each in found if each[1].severity == "error")
+    warnings = tuple(each for each in found if each[1].severity != "error")
     if errors:
-        text = ngettext("{n} row would be learned wrongly.", "{n} rows would be learned wrongly.", len(errors))
-        return Check("error", text.format(n=len(errors)), errors + warnings, overridable=True)
+        text = ngettext(
+            "{n} row would be learned wrongly: {where}", "{n} rows would be learned wrongly: {where}", len(errors)
+        )
+        return Check("error", text.format(n=len(errors), where=_where(errors)), errors + warnings, overridable=True)
     if warnings:
-        text = ngettext("{n} remark on the data.", "{n} remarks on the data.", len(warnings))
-        return Check("warning", text.format(n=len(warnings)), warnings)
+        text = ngettext("{n} remark on the data: {where}", "{n} remarks on the data: {where}", len(warnings))
+        return Check("warning", text.format(n=len(warnings), where=_where(warnings)), warnings)
     return Check("ok", _("The data has no faults that can be found by rule."))
+
+
+def _where(found: Sequence[Found]) -> str:
+    """'identity (2), general (1)': the datasets, each with its number."""
+    numbers = Counter(name for name, _finding in found)
+    return ", ".join(f"{name} ({n})" for name, n in numbers.items())
 
 
 def _findings(project: Project, name: str, config: RunConfig) -> list[Finding]:
@@ -213,10 +226,11 @@ def _show_checks(found: Sequence[Check]) -> None:
             link(DATA, _("Build or import it on the Data page"))
 
 
-def _show_findings(findings: Sequence[Finding]) -> None:
+def _show_findings(findings: Sequence[Found]) -> None:
     with st.expander(_("Show them")):
-        for finding in findings[:SHOWN_FINDINGS]:
-            st.text(_("Row {row}: {message}").format(row=finding.row, message=told(finding.message)))
+        for name, finding in findings[:SHOWN_FINDINGS]:
+            text = _("{dataset}, row {row}: {message}")
+            st.text(text.format(dataset=name, row=finding.row, message=told(finding.message)))
         if len(findings) > SHOWN_FINDINGS:
             st.caption(_("and {number} more").format(number=len(findings) - SHOWN_FINDINGS))
             link(DATA, _("See all on the Data page"))

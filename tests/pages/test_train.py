@@ -94,6 +94,18 @@ def test_what_stands_in_the_way_is_told_in_chinese_with_its_link(open_page, proj
     assert any("还留有占位符" in each.value for each in at.text)
 
 
+def test_findings_name_their_dataset(open_page, project, monkeypatch):
+    ready(project, monkeypatch)
+    for name in ("identity", "general"):
+        bad = datasets.load(project, name)[0].to_row()
+        bad["messages"][-1]["content"] = "I am {{NAME}}."
+        datasets.edit_row(project, name, 1, Conversation.from_row(bad), 1)
+    at = open_page(PAGE)
+    assert plain("2 rows would be learned wrongly: identity (1), general (1)") in texts(at)
+    shown = [each.value for each in at.text if "placeholder" in each.value]
+    assert [text.split(":")[0] for text in shown] == ["identity, row 1", "general, row 1"]
+
+
 def links(at):
     return [each.proto.label for each in at.get("page_link")]
 
