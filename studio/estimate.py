@@ -195,6 +195,7 @@ OVERHEAD = {
 def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Memory:
     """Bytes that a step of this config holds at its peak: on a GPU its memory, on a CPU the process's resident set.
 
+    Gradient checkpointing that is not decided yet (`settled`) counts as off.
     Squeezing a base into 4 bits is no peak: matrix after matrix is read from the mapped file and given back (see
     engine/allocator.py), and the file's own pages are the system's to take back.
     """
@@ -203,7 +204,7 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     optimizer = ADAMW_BYTES if config.train.optimizer == "adamw" else ADAMW_8BIT_BYTES
     rest = (shapes.num_weights - (shapes.num_linear if is_quantised else 0)) * (FLOAT32 if is_full else number)
     logit = LOGIT_NARROW * number + LOGIT_WIDE * FLOAT32 if is_full else number
-    checkpoints = config.train.gradient_checkpointing
+    checkpoints = config.train.gradient_checkpointing is True
     activations = _activations(config, shapes, load, number, device.kind, checkpoints)
     logits = min(load.num_trained, HEAD_ROWS) * shapes.vocabulary * logit
     gradients = learning * FLOAT32
@@ -230,6 +231,38 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
         # The embedding's gradient twice more, from the head and from the input, while a pass adds to that of the last.
         overhead += 2 * shapes.vocabulary * shapes.hidden * FLOAT32
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
+
+
+MARGIN = 0.15  # what a prediction is allowed to be off by
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Whether activations are computed twice. Bytes of one process: what it takes `without`, what `computed_twice`, and
+    what it may take (`budget`)."""
+
+    is_on: bool
+    without: int
+    computed_twice: int
+    budget: int
+
+
+def twice(config: RunConfig, shapes: Shapes, load: Load, device: Device, budget: int) -> Twice:
+    """What train.gradient_checkpointing auto comes to: on where a process might need more than `budget` bytes without
+    it, and needs less with it. Else it is as configured."""
+    cannot = config.method == "prefix_tuning"
+    both = (changed(config, {"train.gradient_checkpointing": is_on and not cannot}) for is_on in (False, True))
+    without, with_it = (memory(each, shapes, load, device).total for each in both)
+    wanted = config.train.gradient_checkpointing
+    is_needed = without * (1 + MARGIN) > budget and with_it < without
+    return Twice(is_needed if wanted == "auto" else wanted, without, with_it, budget)
+
+
+def settled(config: RunConfig, shapes: Shapes, load: Load, device: Device, budget: int) -> RunConfig:
+    """The config with gradient checkpointing decided, where it is auto; see `twice`."""
+    if config.train.gradient_checkpointing != "auto":
+        return config
+    return changed(config, {"train.gradient_checkpointing": twice(config, shapes, load, device, budget).is_on})
 
 
 # DDP adds up gradients in pieces of this many numbers, as in the trainer; DeepSpeed fills two buckets in turn.
@@ -355,6 +388,7 @@ def suggestions(config: RunConfig, shapes: Shapes, load_of: LoadOf, device: Devi
     """
     found: list[Suggestion] = []
     settings: dict[str, Any] = {}
+    config = settled(config, shapes, load_of(config), device, budget)
     smallest = memory(config, shapes, load_of(config), device).total
     for change in _changes(config):
         if smallest <= budget:
@@ -373,7 +407,7 @@ def _changes(config: RunConfig) -> Iterator[dict[str, Any]]:
     for most in _halves(train.micro_batch_size, 1):
         size, steps = config.micro_batches(most)
         yield {"train.micro_batch_size": size, "train.gradient_accumulation_steps": steps}
-    if not train.gradient_checkpointing and config.method != "prefix_tuning":
+    if train.gradient_checkpointing is not True and config.method != "prefix_tuning":
         yield {"train.gradient_checkpointing": True}
     if config.method in ("full", "lora"):
         yield {"method": "qlora"}

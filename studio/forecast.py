@@ -5,23 +5,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from studio import estimate, jobs
+from studio import estimate, jobs, loads
 from studio.config.catalog.base_models import BY_ID
-from studio.config.schema import VIRTUAL_METHODS, RunConfig
-from studio.data import cache, mix
+from studio.config.schema import RunConfig
+from studio.data import cache
 from studio.data.cache import TokenCache
-from studio.data.packing import plan_step, row_tokens
 from studio.data.split import split
-from studio.data.token_files import StoredRows, TokenFiles
-from studio.data.tokens import IGNORE_INDEX, Example
+from studio.data.token_files import TokenFiles
 from studio.errors import DataError, ModelError
 from studio.estimate import Disk, Load, Memory, Suggestion
 from studio.machine import Device, device
@@ -35,8 +32,6 @@ from studio.store import runs as store_runs
 from studio.store.jobs import Job
 from studio.store.runs import Run
 
-COUNTED_STEPS = 32
-ALIKE = 0.9  # micro-batches whose smallest has at least this share of the largest one's tokens are about alike
 MEMORY_METRICS = ("system/gpu_memory_bytes", "system/memory_bytes")
 STEP_SECONDS = "train/step_seconds"
 ALONE = ["none", "", 1]  # how a run was spread whose row does not say
@@ -57,7 +52,8 @@ class Pace:
 class Forecast:
     """What a config needs on a device; `pace` None: nobody knows yet how fast it is.
 
-    `memory` is that of one process, `num_processes` of which share the device.
+    `memory` is that of one process, `num_processes` of which share the device. `computes_twice`: with gradient
+    checkpointing, as configured or because it would not fit otherwise.
     """
 
     memory: Memory
@@ -67,6 +63,7 @@ class Forecast:
     is_known_architecture: bool
     pace: Pace | None
     num_processes: int = 1
+    computes_twice: bool = False
 
     @property
     def needed_bytes(self) -> int:
@@ -85,15 +82,18 @@ def forecast(project: Project | None, config: RunConfig, on: Device | None = Non
     """
     on, shapes = on or device(), shapes_of(config)
     load = load_of(project, config, on)
+    number = estimate.processes_on(config, on)
+    settled = estimate.settled(config, shapes, load, on, on.memory_bytes // number)
     here = project is not None and on == device()
     return Forecast(
-        estimate.memory(config, shapes, load, on),
+        estimate.memory(settled, shapes, load, on),
         estimate.disk(config, shapes, num_steps),
         load,
         on,
         shapes.is_known,
         pace(project, config, load) if here and project else None,
-        estimate.processes_on(config, on),
+        number,
+        settled.train.gradient_checkpointing is True,
     )
 
 
@@ -147,36 +147,12 @@ def _counted(folder: Path, keys: tuple[tuple[str, str], ...], settings: str, on:
     config = RunConfig.model_validate_json(settings)
     data, seed = config.data, config.train.seed
     train = {name: split(_opened(folder, key), name, data.valid_share, seed)[0] for name, key in keys}
-    return _largest(config, train, on)
+    return loads.counted(config, train, on)
 
 
 def _opened(folder: Path, key: str) -> TokenCache:
     info = next(info for info in cache.listed(folder) if info.key == key)
     return TokenCache(info, TokenFiles(folder / cache.FOLDER / key, info.dtype))
-
-
-def _largest(config: RunConfig, train: Mapping[str, StoredRows], on: Device) -> Load:
-    pack = "none" if config.method in VIRTUAL_METHODS else config.data.pack
-    data, sizes = config.data, {name: len(rows) for name, rows in train.items()}
-    order = mix.iterate(sizes, data.sources, config.train.seed)
-    lines: list[int] = []
-    batches: set[int] = set()
-    longest = trained = tokens = 0
-    for _ in range(COUNTED_STEPS):
-        examples = [train[name][row] for name, row in islice(order, config.examples_per_step)]
-        tokens += sum(len(example.input_ids) for example in examples)
-        longest = max(longest, *(len(example.input_ids) for example in examples))
-        for batch in plan_step(examples, pack, data.max_length, config.train.micro_batch_size):
-            own = [row_tokens(examples, row, pack) for row in batch]
-            lines = max(lines, own, key=sum)
-            batches.add(sum(own))
-            trained = max(trained, sum(_num_trained(examples[index]) for row in batch for index in row))
-    varies = min(batches) < ALIKE * max(batches)
-    return estimate.make_load(config, on, lines, longest, trained, tokens / COUNTED_STEPS, True, varies)
-
-
-def _num_trained(example: Example) -> int:
-    return sum(label != IGNORE_INDEX for label in example.labels[1:])
 
 
 def pace(project: Project, config: RunConfig, load: Load) -> Pace | None:

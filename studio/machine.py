@@ -19,6 +19,13 @@ Kind = Literal["cpu", "cuda"]
 CPU_INFO = Path("/proc/cpuinfo")
 GPU_QUERY = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 ASK_SECONDS = 10
+# Where control groups of version 2 and 1 say how much memory may be held, how much is, and, in memory.stat, what of it
+# are files' pages that are given up when asked for: https://docs.kernel.org/admin-guide/cgroup-v2.html
+GROUPS = Path("/sys/fs/cgroup")
+GROUP_FILES = (
+    (GROUPS, "memory.max", "memory.current", "inactive_file"),
+    (GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 MIB = 2**20
 PACKAGES = ("torch", "transformers", "peft", "retune")  # what shapes the numbers of any run
 UNKNOWN = "unknown"
@@ -106,9 +113,20 @@ def card(memory_bytes: int) -> Device:
 
 def memory_bytes() -> int:
     """Main memory that this process may use: the machine's, or what a container is held to."""
-    limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    limits = [folder / limit for folder, limit, _, _ in GROUP_FILES]
     texts = [path.read_text().strip() for path in limits if path.is_file()]
     return min([psutil.virtual_memory().total, *(int(text) for text in texts if text.isdigit())])
+
+
+def free_bytes() -> int:
+    """Main memory that could be had now without anything being ended: the machine's, or what a container has left."""
+    free = psutil.virtual_memory().available
+    for folder, limit, usage, cached in GROUP_FILES:
+        if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()).isdigit():
+            held = int((folder / usage).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            free = min(free, int(text) - held + int(stat.get(cached, 0)))
+    return max(0, free)
 
 
 def _gpus() -> list[Device]:

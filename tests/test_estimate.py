@@ -27,6 +27,9 @@ SMALL = {
 }  # fmt: skip
 
 
+CHECKPOINTED = {"train__gradient_checkpointing": True}
+
+
 def config(method: str = "lora", **settings: Any) -> RunConfig:
     values: dict[str, Any] = {"method": method}
     for path, value in settings.items():
@@ -282,3 +285,23 @@ def test_layers_that_peft_computes_keep_more_and_passes_that_vary_leave_holes() 
 
 def memory_of(each: RunConfig, device: Device) -> estimate.Memory:
     return memory(each, SEVEN_B, longest_load(each, device), device)
+
+
+def test_gradient_checkpointing_is_left_to_memory_where_it_is_auto() -> None:
+    each = config("lora", train__gradient_checkpointing="auto")
+    needed = needs(config("lora"))
+    found = [estimate.twice(each, SEVEN_B, on_card(each), CARD, budget) for budget in (needed, 2 * needed)]
+    assert [choice.is_on for choice in found] == [True, False]  # it would fit by a hair, which is no fit
+    assert found[0].without == needed > found[0].computed_twice == needs(config("lora", **CHECKPOINTED))
+    assert estimate.settled(each, SEVEN_B, on_card(each), CARD, needed) == config("lora", **CHECKPOINTED)
+    assert estimate.settled(each, SEVEN_B, on_card(each), CARD, 2 * needed) == config("lora")
+    chosen = config("lora", **CHECKPOINTED)
+    assert estimate.settled(chosen, SEVEN_B, on_card(each), CARD, 2 * needed) is chosen
+    cannot = config("prefix_tuning", train__gradient_checkpointing="auto")
+    assert not estimate.twice(cannot, SEVEN_B, on_card(cannot), CARD, 1).is_on
+
+
+def test_what_is_suggested_counts_on_the_checkpointing_that_memory_asks_for() -> None:
+    """It comes by itself, so it is no suggestion."""
+    found = suggestions(config("lora", train__gradient_checkpointing="auto"), SEVEN_B, on_card, CARD, 8 * GIB)
+    assert found[-1].fits and "train.gradient_checkpointing" not in found[-1].settings

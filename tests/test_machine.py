@@ -55,3 +55,21 @@ def test_all_code_that_computes_counts_as_code(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "studio" / name).write_text("2")
         found.add(machine._code.__wrapped__())
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_a_container_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """Pages of files that it holds are given up when somebody asks."""
+    assert 0 < machine.free_bytes() <= machine.memory_bytes()
+    folder, *names, cached = machine.GROUP_FILES[2 - version]
+    own = tmp_path / folder.name
+    own.mkdir()
+    for name, text in zip(names, ("1000000", "700000"), strict=True):
+        (own / name).write_text(f"{text}\n")
+    (own / "memory.stat").write_text(f"cache 500000\n{cached} 200000\n")
+    monkeypatch.setattr(machine, "GROUP_FILES", [(own, *names, cached)])
+    assert machine.free_bytes() == 500_000
+    (own / names[0]).write_text("max\n")
+    assert machine.free_bytes() > 10**6

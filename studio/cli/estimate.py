@@ -138,7 +138,8 @@ def _basis(made: Forecast) -> str:
     load = made.load
     basis = "counted on the stored tokens" if load.is_counted else "every example taken to be as long as may be"
     known = "" if made.is_known_architecture else " This architecture is counted as if it were a Llama."
-    return f"At most {load.num_tokens} tokens are computed at once, {basis}.{known}"
+    twice = " With gradient checkpointing." if made.computes_twice else ""
+    return f"At most {load.num_tokens} tokens are computed at once, {basis}.{known}{twice}"
 
 
 def _time(made: Forecast, num_steps: int | None) -> str:

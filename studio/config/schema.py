@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -233,8 +234,12 @@ class TrainSection(Section):
         description="Gradients longer than this are scaled down; 0 switches it off.",
         json_schema_extra=ADVANCED,
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations twice instead of keeping them: less memory, slower."
+    gradient_checkpointing: Literal["auto", True, False] = Field(
+        False,
+        description=(
+            "Compute activations twice instead of keeping them: less memory, slower. auto: only where the memory that "
+            "is free when the run starts would not do otherwise; the run says so, and keeps to it."
+        ),
     )
     offload_activations: bool = Field(
         False,
@@ -318,6 +323,15 @@ class TrainSection(Section):
     def _yes_or_no(cls, value: Any) -> Any:
         """Before it was a choice of three it was true or false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _any_word_for_true(cls, value: Any) -> Any:
+        """Before there was auto it was true or false, in all of pydantic's spellings."""
+        try:
+            return TypeAdapter(bool).validate_python(value)
+        except ValidationError:
+            return value
 
 
 class RecordSection(Section):
@@ -460,7 +474,7 @@ class RunConfig(Section):
         return self
 
     def _check_virtual_tokens(self) -> None:
-        if self.method == "prefix_tuning" and self.train.gradient_checkpointing:
+        if self.method == "prefix_tuning" and self.train.gradient_checkpointing is True:
             raise ValueError(
                 "train.gradient_checkpointing: does not work with prefix_tuning, whose keys and values it would drop; "
                 "switch it off, or take prompt_tuning"
@@ -499,7 +513,7 @@ class RunConfig(Section):
         train = self.train
         if self.distributed.strategy == "deepspeed":
             return "DeepSpeed runs the backward pass itself"
-        if train.gradient_checkpointing or train.offload_activations:
+        if train.gradient_checkpointing is True or train.offload_activations:
             return "gradient_checkpointing and offload_activations look at the GPU from outside during a pass"
         return "lora.dropout draws anew at every pass" if self.lora.dropout and self.method != "full" else ""
 
@@ -579,7 +593,8 @@ def _allowed(path: tuple[Any, ...]) -> str:
     field = field_at(path)
     if field is None:
         return ""
-    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    options = [option for option in get_args(field.annotation) if isinstance(option, str | bool)]
+    choices = [str(option).lower() if isinstance(option, bool) else option for option in options]
     limits = [
         f"{symbol} {getattr(rule, name)}"
         for rule in field.metadata

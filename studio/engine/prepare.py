@@ -1,19 +1,22 @@
 """What a step needs before it can be taken: the base model, what learns on it, the rows as tokens, the trainer."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from studio.config.schema import RunConfig
 from studio.data import mix
-from studio.engine import adapters, devices
+from studio.engine import adapters, devices, twice
 from studio.engine.batches import Corpus, load_corpus
 from studio.engine.distributed import Alone
 from studio.engine.job import JobContext
 from studio.engine.loop import Trainer
 from studio.engine.models.load import LoadedModel, load_base
 from studio.engine.tokenize import Versions, reporting
+from studio.estimate import Twice, changed
 from studio.models import require
 
 
@@ -26,12 +29,19 @@ class Prepared:
     corpus: Corpus
     trainer: Trainer
     dtype: torch.dtype
+    twice: Twice | None  # the choice that was made here, where the config leaves it open
 
 
 def prepare(
-    job: JobContext, config: RunConfig, versions: Versions | None = None, ranks: Alone | None = None
+    job: JobContext,
+    config: RunConfig,
+    versions: Versions | None = None,
+    ranks: Alone | None = None,
+    is_twice: bool | None = None,
 ) -> Prepared:
     """Load the model and the data; `versions` of the datasets, the newest ones where it is None.
+
+    `is_twice`: what gradient_checkpointing auto came to before, None where that is to be found out.
 
     Raises StudioError, StopRequested.
     """
@@ -49,9 +59,22 @@ def prepare(
     job.check_stop()
     job.phase("tokenising", unit="rows")
     corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job), versions)
+    choice = None
+    if config.train.gradient_checkpointing == "auto":
+        if is_twice is None:
+            choice = _choose_together(ranks or Alone(), partial(twice.choose, config, loaded, dtype, corpus), device)
+        config = changed(config, {"train.gradient_checkpointing": choice.is_on if choice else is_twice})
     model = adapters.attach(loaded, config)
     trainer = Trainer(model, config, dtype, count_steps(corpus, config), loaded.pad_id, ranks)
-    return Prepared(loaded, model, corpus, trainer, dtype)
+    return Prepared(loaded, model, corpus, trainer, dtype, choice)
+
+
+def _choose_together(ranks: Alone, choose: Callable[[], Twice], device: torch.device) -> Twice:
+    """What the first process chooses, in all of them: each must do the same."""
+    ranks.join(device)
+    choice = Twice(**ranks.share(asdict(choose()) if ranks.is_first else None))
+    print(twice.told(choice), flush=True)
+    return choice
 
 
 def count_steps(corpus: Corpus, config: RunConfig) -> int:

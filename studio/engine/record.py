@@ -30,6 +30,8 @@ class Silence:
 
     def began(self, step: int, circumstances: dict[str, Any]) -> None: ...
 
+    def note(self, **notes: Any) -> None: ...
+
     def stored(self, step: int) -> dict[str, int]:
         return {}
 
@@ -83,6 +85,10 @@ class Recorder:
             runs.note(db, self._run_id, began=[*kept, {"step": step, "circumstances": circumstances}])
 
         self._write(write)
+
+    def note(self, **notes: Any) -> None:
+        """What the run is to remember, in its detail."""
+        self._write(lambda db: runs.note(db, self._run_id, **notes))
 
     def stored(self, step: int) -> dict[str, int]:
         """The metric cursor: how many rows there are up to a step. Raises StoreBusyError while some still wait."""

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,11 +35,13 @@ from studio.engine.sampling import take_samples
 from studio.engine.saving import Saver, SaveTimer
 from studio.engine.state import NOT_CARRIED, Counters, DataPlace, RunState, Schedule
 from studio.engine.zero_folder import read_own
+from studio.estimate import Twice
 from studio.models import model_fingerprint
 from studio.paths import clear_leftovers, inside, typed_path
 from studio.store import open_db, runs
 
 Result = TypeVar("Result")
+TWICE = "gradient_checkpointing"  # in a run's detail: what auto came to
 
 
 class LeftOut(Exception):
@@ -75,6 +78,7 @@ class Training:
         model: nn.Module,
         trainer: Trainer,
         corpus: Corpus,
+        twice: Twice | None = None,
     ) -> None:
         self.job, self.config = job, config
         self.loaded, self.model, self.trainer, self.corpus = loaded, model, trainer, corpus
@@ -93,6 +97,7 @@ class Training:
         self.saver = Saver(
             trainer, self.checkpoints, self.recorder, self.requests, self.health, self.best, self.phase, timer
         )
+        self._twice = twice  # a choice that this job has made, for the run to keep
         self._owed: tuple[str, ...] = ()  # what a stop left out at this step
         self._too_large: MemoryFullError | None = None  # what ends the run once its step is saved
 
@@ -100,10 +105,11 @@ class Training:
     def prepare(cls, job: JobContext, config: RunConfig) -> "Training":
         """Load the model and the data. Raises StudioError, StopRequested."""
         with open_db(job.folder) as db:
-            versions = runs.get(db, job.run_id).detail.get("datasets")
-        ready = prepare(job, config, versions, ranks_of(config))
+            detail = runs.get(db, job.run_id).detail
+        is_twice = detail.get(TWICE) if job.args.get("resume") else None
+        ready = prepare(job, config, detail.get("datasets"), ranks_of(config), is_twice)
         _print_plan(config, ready)
-        return cls(job, config, ready.loaded, ready.model, ready.trainer, ready.corpus)
+        return cls(job, config, ready.loaded, ready.model, ready.trainer, ready.corpus, ready.twice)
 
     def resume(self, source: str) -> None:
         """Go on from a checkpoint: "" starts anew, "auto" takes the newest sound one, else a path in the project."""
@@ -126,6 +132,10 @@ class Training:
             if self.ranks.rank:  # what is dropped differs from rank to rank
                 torch.manual_seed(self.config.train.seed + self.ranks.rank)
         self.recorder.began(self.step, circumstances(self.loaded, self.trainer))
+        if self._twice:
+            self.recorder.note(**{TWICE: self._twice.is_on})
+            if self._twice.is_on:
+                self.recorder.event(self.step, "computed_twice", **asdict(self._twice))
         for notice in notices:
             self.recorder.event(self.step, "passed_over", reason=notice)
         if spread:

@@ -9,7 +9,7 @@ from studio.store.records import now, select, to_row, writing
 
 KINDS = (
     "resumed", "weights_only", "passed_over", "rows_missing", "bad_step", "smaller_micro_batch", "save_put_off",
-    "early_stop", "valid_not_finite", "spread_anew",
+    "early_stop", "valid_not_finite", "spread_anew", "computed_twice",
 )  # fmt: skip
 
 

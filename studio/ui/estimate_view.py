@@ -107,6 +107,8 @@ def _basis(made: Forecast) -> str:
         notes.append(_("this architecture is counted as if it were a Llama"))
     if made.num_processes > 1:
         notes.append(_("{number} processes together").format(number=made.num_processes))
+    if made.computes_twice:
+        notes.append(_("with gradient checkpointing"))
     if made.device.kind == "cuda":
         notes.append(_("for a GPU by arithmetic, not measured"))
     return "; ".join(notes)

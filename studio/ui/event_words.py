@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from studio.paths import human_bytes
 from studio.store.run_events import RunEvent
 from studio.ui.i18n import _, ngettext
 from studio.ui.told import told
@@ -31,6 +32,11 @@ def sentence(group: Sequence[RunEvent]) -> str:
         case "smaller_micro_batch":
             text = _("Out of memory at step {step}: micro-batches of {now} from there on, not {before}. Same result.")
             return text.format(step=event.step, now=detail.get("now"), before=detail.get("before"))
+        case "computed_twice":
+            text = _(
+                "Gradient checkpointing is on, for memory: a step may take {without} otherwise, and {free} were free."
+            )
+            return text.format(without=human_bytes(detail["without"]), free=human_bytes(detail["budget"]))
         case "save_put_off":
             text = _("Step {step} could not be saved at once; training went on. {reason}")
             return text.format(step=event.step, reason=told(detail.get("reason", "")))

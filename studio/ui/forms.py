@@ -86,9 +86,9 @@ def _widget(name: str, field: FieldInfo, value: Any, key: str) -> Any:
     label, help_text = _(label_of(name)), _(field.description or "")
     kind, optional = _kind(field.annotation)
     if get_origin(kind) is Literal:
-        options = [str(option) for option in get_args(kind)]
+        options = get_args(kind)
         index = options.index(value) if value in options else 0
-        shown = {"": _("the model's own")}
+        shown = {"": _("the model's own"), True: "on", False: "off"}
         return st.selectbox(
             label, options, index=index, help=help_text, key=key, format_func=lambda option: shown.get(option, option)
         )

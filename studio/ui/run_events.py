@@ -13,6 +13,7 @@ ICONS = {
     "bad_step": ":material/warning:",
     "save_put_off": ":material/disc_full:",
     "smaller_micro_batch": ":material/memory:",
+    "computed_twice": ":material/memory:",
     "early_stop": ":material/flag:",
     "rows_missing": ":material/warning:",
     "passed_over": ":material/warning:",

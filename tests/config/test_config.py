@@ -67,6 +67,7 @@ def test_the_message_lists_them_all() -> None:
         ("train: {learning_rate: .nan}", "train.learning_rate"),
         ("train: {learning_rate: .inf}", "train.learning_rate"),
         ("train: {micro_batch_size: 1.5}", "train.micro_batch_size"),
+        ("train: {gradient_checkpointing: sometimes}", "train.gradient_checkpointing"),
         ("train: 3", "train"),
         ("- a\n- b", "(top)"),
         ("", "(top)"),
@@ -226,3 +227,14 @@ def test_every_setting_explains_itself() -> None:
 def test_an_unknown_preset_is_named_with_those_that_are_there() -> None:
     with pytest.raises(ConfigError, match="starter_full, starter_lora, starter_qlora"):
         preset("../../etc/passwd")
+
+
+def test_gradient_checkpointing_is_auto_or_what_it_always_was() -> None:
+    told = {word: load_text(f"train: {{gradient_checkpointing: {word}}}") for word in ("auto", "true", "'no'", "1")}
+    assert [each.train.gradient_checkpointing for each in told.values()] == ["auto", True, False, True]
+    assert told["'no'"] == RunConfig() and '"gradient_checkpointing":false' in RunConfig().model_dump_json()
+    assert problems_of("train: {gradient_checkpointing: never}")["train.gradient_checkpointing"].allowed == (
+        "auto, true, false"
+    )
+    assert {preset(name).train.gradient_checkpointing for name in preset_names()} == {"auto"}
+    assert load_text("method: prefix_tuning\ntrain: {gradient_checkpointing: auto}")

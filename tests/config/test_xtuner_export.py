@@ -64,6 +64,7 @@ configs = st.fixed_dictionaries(
                 "warmup_steps": st.integers(0, 5),
                 "max_grad_norm": st.sampled_from([0.0, 1.0, 0.3]),
                 "final_learning_rate_ratio": st.floats(0, 1),
+                "gradient_checkpointing": st.sampled_from([True, False, "auto"]),
                 "optimizer": st.sampled_from(["adamw", "adamw_8bit", "paged_adamw_8bit"]),
             }
         ),
@@ -169,3 +170,7 @@ def test_a_model_that_is_here_gets_the_template_that_writes_as_its_tokenizer() -
 def test_other_tasks_are_not_exported() -> None:
     with pytest.raises(ConfigError, match="dpo has no export"):
         export_text(catalog.preset("internlm2_chat_1_8b_dpo_full"))
+
+
+def test_what_is_left_to_memory_here_is_on_in_xtuner() -> None:
+    assert "use_activation_checkpointing=True" in exported("a/b", train={"gradient_checkpointing": "auto"})

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from studio.config.schema import RunConfig
 from studio.config.yaml import save_config
-from studio.engine import sampling, train
+from studio.engine import sampling, train, twice
 from studio.engine.requests import Requests
 from studio.engine.safe_load import load_pth
 from studio.projects import Project
@@ -314,3 +315,37 @@ def test_a_new_run_continues_from_the_weights_of_another(
     before, after = (load_pth(training_project.path(job.result["checkpoint"])) for job in (first, second))
     assert all(torch.allclose(after["state_dict"][name], each) for name, each in before["state_dict"].items())
     assert after["meta"]["step"] == 1
+
+
+def test_activations_are_computed_twice_where_memory_asks_for_it_and_a_resume_keeps_to_it(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Told in log and run; memory that is free again at the resume changes nothing."""
+    seen: list[bool] = []
+    real = train.Trainer.step
+
+    def step(trainer: train.Trainer, *arguments: Any) -> Any:
+        seen.append(any(getattr(each, "gradient_checkpointing", False) for each in trainer.model.modules()))
+        return real(trainer, *arguments)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    config = tiny_config(**{"train.gradient_checkpointing": "auto", "record.save_every_steps": 3})
+    roomy, tight = add_run(training_project, config), add_run(training_project, config)
+    monkeypatch.setattr(twice, "_free_here", lambda num_processes: 2**50)
+    train_here(training_project, roomy)
+    assert not any(seen) and "gradient checkpointing is off: a step may take" in capfd.readouterr().out
+    with monkeypatch.context() as patches:
+        patches.setattr(twice, "_free_here", lambda num_processes: 2**20)
+        seen.clear()
+        assert train_here(training_project, tight).state == "finished"
+    assert all(seen) and "gradient checkpointing is on: a step may take" in capfd.readouterr().out
+    with open_db(training_project.folder) as db:
+        found = [run_events.listed(db, run) for run in (roomy, tight)]
+        kept = [runs.get(db, run).detail["gradient_checkpointing"] for run in (roomy, tight)]
+    assert [[event.kind for event in events] for events in found] == [[], ["computed_twice"]]
+    assert sentence(found[1]).startswith("Gradient checkpointing is on, for memory: a step may take ")
+    assert kept == [False, True]
+    before = series(training_project, tight, "train/loss")
+    seen.clear()
+    train_here(training_project, tight, resume=f"runs/{tight}/step_3.pth")
+    assert seen == [True] * 3 and series(training_project, tight, "train/loss") == before

@@ -262,3 +262,12 @@ def test_a_python_config_of_xtuner_is_read_and_opened(opened, project):
     in_import(lambda: opened.button(key="config.import.take").click())
     assert field(opened, "model.base").value == "/root/ft/model" and field(opened, "data.max_length").value == 1024
     assert runs.list_configs(project) == [] and "Not saved yet" in texts(opened.caption)
+
+
+def test_gradient_checkpointing_is_left_to_memory_until_somebody_says_otherwise(opened):
+    choice = field(opened, "train.gradient_checkpointing")
+    assert choice.value == "auto" and list(choice.options) == ["auto", "on", "off"]
+    choice.select(True).run()
+    assert load_text(yaml_area(opened).value).train.gradient_checkpointing is True
+    to_form(opened)
+    assert field(opened, "train.gradient_checkpointing").value is True and not opened.exception

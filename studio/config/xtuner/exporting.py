@@ -110,7 +110,7 @@ def _words(config: RunConfig) -> dict[str, Any]:
         "system": repr(record.sample_system.replace("{", "{{").replace("}", "}}")),
         "inputs": repr(list(record.sample_prompts)), "load_from": repr(config.model.continue_from or None),
         "new_tokens": record.sample_max_new_tokens,
-        "seed": train.seed, "checkpointing": train.gradient_checkpointing,
+        "seed": train.seed, "checkpointing": train.gradient_checkpointing is not False,
         "model_parts": _quantisation(config) + _lora(config), "wrapper": _wrapper(config),
         "scheduler": _scheduler(config),
     }  # fmt: skip
