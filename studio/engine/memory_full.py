@@ -20,6 +20,10 @@ class MemoryFullError(StudioError):
     """A step does not fit into memory; the message says what does."""
 
 
+class OneTooLargeError(MemoryFullError):
+    """One example at a time is too much. Nothing came of what was tried: weights are as they were."""
+
+
 def is_memory_full(error: BaseException) -> bool:
     """Whether torch, CUDA or Python could not get memory; many allocators raise a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -30,8 +34,8 @@ def is_memory_full(error: BaseException) -> bool:
 def until_it_fits(trainer: "Trainer", call: Callable[[], Result]) -> Result:
     """What `call` returns, with trainer.micro_batch_size halved until it fits: in all processes, when one is short.
 
-    Raises MemoryFullError when one example at a time is too much, and when a step cannot be taken again: once the
-    optimizer has begun, some weights may have changed, and would change twice.
+    Raises OneTooLargeError when one example at a time is too much, MemoryFullError when a step cannot be taken again:
+    once the optimizer has begun, some weights may have changed, and would change twice.
     """
     while True:
         trainer.ranks.begin_try()
@@ -45,7 +49,7 @@ def until_it_fits(trainer: "Trainer", call: Callable[[], Result]) -> Result:
         if not trainer.ranks.all_try_again():
             raise _cannot_try_again(trainer, reason)
         if trainer.micro_batch_size == 1:
-            raise MemoryFullError(
+            raise OneTooLargeError(
                 f"Out of memory with one example at a time ({reason}).",
                 "Try train.gradient_checkpointing, a smaller data.max_length, method qlora or a smaller base model.",
             )

@@ -25,7 +25,7 @@ from studio.engine.health import BrokeDownError, Health
 from studio.engine.job import STOPPED, STOPPED_WITHOUT_SAVING, JobContext
 from studio.engine.launch import configured
 from studio.engine.loop import NotFiniteError, StepResult, Trainer
-from studio.engine.memory_full import MemoryFullError, until_it_fits, what_fits
+from studio.engine.memory_full import MemoryFullError, OneTooLargeError, until_it_fits, what_fits
 from studio.engine.models.load import LoadedModel
 from studio.engine.prepare import Prepared, prepare
 from studio.engine.probing import Prober
@@ -301,6 +301,9 @@ class Training:
             result = self._step_that_fits(examples, number)
         except NotFiniteError as error:
             self._bad_step(number, error)
+        except OneTooLargeError:
+            self._save_what_is()
+            raise
         else:
             self.tokens_seen += result.num_tokens
             self.recorder.step(number, result)
@@ -338,10 +341,14 @@ class Training:
         try:
             self.health.bad_step(number, error.what)
         except BrokeDownError:
-            with contextlib.suppress(BrokeDownError):  # the weights are those of the last good step, or lost
-                if self.health.has_learnt:
-                    self._save(must=True)
+            if self.health.has_learnt:
+                self._save_what_is()
             raise
+
+    def _save_what_is(self) -> None:
+        """Before an error ends the run: the weights are those of the last good step, or lost."""
+        with contextlib.suppress(BrokeDownError):
+            self._save(must=True)
 
     def _at_border(self) -> None:
         """What is due after a step. Saving comes last: a checkpoint means that everything up to its step is stored."""
@@ -370,12 +377,16 @@ class Training:
         """Measure and sample. A stop waits for none of it; what it leaves out is owed: done when the run goes on."""
         does = {"evaluation": self._evaluate, "probes": self._probe, "samples": self._sample}
         self._owed = ()
-        for what in due:
+        for place, what in enumerate(due):
             try:
                 self._require_no_stop()
                 does[what]()
             except LeftOut:
                 self._owed += (what,)
+            except OneTooLargeError:
+                self._owed += tuple(due[place:])
+                self._save_what_is()
+                raise
         if self._owed:
             left = ", ".join(self._owed)
             print(f"step {self.step}: a stop was asked for; left for when the run goes on: {left}", flush=True)

@@ -231,6 +231,30 @@ def test_one_example_that_does_not_fit_says_what_to_try(
     assert job.cause.startswith(f"Out of memory with one example at a time ({reason}). Try")
 
 
+@pytest.mark.parametrize("where", ["step", "evaluate"])
+def test_one_example_that_does_not_fit_leaves_the_last_good_step(
+    training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Though a checkpoint was to be made at the end only. What was left out there is done when the run goes on."""
+    config = tiny_config()
+    whole, run_id = add_run(training_project, config), add_run(training_project, config)
+    train_here(training_project, whole)
+    real = getattr(train.Trainer, where)
+
+    def full(trainer: train.Trainer, *arguments: Any) -> Any:
+        if len(losses(training_project, run_id)) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(trainer, *arguments)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(train.Trainer, where, full)
+        assert "with one example at a time" in train_here(training_project, run_id).cause
+    assert saved_steps(training_project, run_id) == [4]
+    assert train_here(training_project, run_id, resume="auto").state == "finished"
+    for name in ("train/loss", "valid/loss"):
+        assert losses(training_project, run_id, name) == pytest.approx(losses(training_project, whole, name), rel=1e-4)
+
+
 def test_weights_that_may_have_changed_are_not_changed_again(
     training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
