@@ -1,6 +1,7 @@
 """What this machine computes on and with, asked without torch: memory, GPUs, fast bfloat16, versions of packages."""
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ Kind = Literal["cpu", "cuda"]
 CPU_INFO = Path("/proc/cpuinfo")
 GPU_QUERY = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 ASK_SECONDS = 10
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 # Where control groups of version 2 and 1 say how much memory may be held, how much is, and, in memory.stat, what of it
 # are files' pages that are given up when asked for: https://docs.kernel.org/admin-guide/cgroup-v2.html
 GROUPS = Path("/sys/fs/cgroup")
@@ -129,9 +131,14 @@ def free_bytes() -> int:
     return max(0, free)
 
 
+def hides_gpus() -> bool:
+    """Whether CUDA is told to show none to a process that is started here: the run computes on the processor."""
+    return os.environ.get(VISIBLE_GPUS, "0").strip() in ("", "-1")
+
+
 def _gpus() -> list[Device]:
     command = shutil.which("nvidia-smi")
-    if command is None:
+    if command is None or hides_gpus():
         return []
     try:
         done = subprocess.run([command, *GPU_QUERY], capture_output=True, text=True, timeout=ASK_SECONDS, check=True)

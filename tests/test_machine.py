@@ -73,3 +73,17 @@ def test_free_memory_is_what_a_container_has_left(
     assert machine.free_bytes() == 500_000
     (own / names[0]).write_text("max\n")
     assert machine.free_bytes() > 10**6
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_gpus_that_are_hidden_are_not_computed_on(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3070, 8192, 8.6'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert machine.device() == machine.cpu() and machine.hides_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert not machine.hides_gpus()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.cli import show
-from studio.cli.lazy import configs, launch, schema
+from studio.cli.lazy import configs, launch, machine, schema
 from studio.paths import atomic_write_text, typed_path
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def spread_out(config: RunConfig, launcher: str, deepspeed: str) -> RunConfig:
 
 
 def write_sbatch(project: Project, config: RunConfig) -> None:
-    """An sbatch file beside the project's configs that trains `config`, and what it runs on every machine."""
+    """An sbatch file beside the project's configs that trains `config`, and what it runs on every machine.
+
+    It asks for a GPU a process, unless GPUs are hidden here.
+    """
     name = f"{config.name.removesuffix('_slurm')[:58]}_slurm"
     spread = config.distributed.model_copy(update={"launcher": "slurm"})
     configs.save_config(
@@ -57,7 +60,7 @@ def write_sbatch(project: Project, config: RunConfig) -> None:
     )
     train = ["retune", "train", name, "--project", project.slug]
     path = project.path("configs", f"{name}.sbatch")
-    text = launch.sbatch_script(spread, name, train, project.folder)
+    text = launch.sbatch_script(spread, name, train, project.folder, on_gpu=not machine.hides_gpus())
     atomic_write_text(path, text)
     show.say(text.rstrip())
     show.say(f"\nWritten: {path}. Submit it: sbatch {path}")

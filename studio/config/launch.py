@@ -115,15 +115,17 @@ def rank_variables(spread: DistributedSection, place: Meeting, local_rank: int) 
     }
 
 
-def sbatch_script(spread: DistributedSection, name: str, train: list[str], folder: Path) -> str:
-    """An sbatch file: the first machine runs `train`, whose job starts every process with srun."""
+def sbatch_script(spread: DistributedSection, name: str, train: list[str], folder: Path, on_gpu: bool = True) -> str:
+    """An sbatch file: the first machine runs `train`, whose job starts every process with srun, on a GPU of its own."""
     size = spread.processes_per_node
+    wanted = [f"#SBATCH --gres=gpu:{size}"] if on_gpu else []
+    hidden = [] if on_gpu else ["export CUDA_VISIBLE_DEVICES="]
     lines = [
         "#!/usr/bin/env bash",
         f"#SBATCH --job-name={name}",
         f"#SBATCH --nodes={spread.nodes}",
         f"#SBATCH --ntasks-per-node={size}",
-        f"#SBATCH --gres=gpu:{size}",
+        *wanted,
         f"#SBATCH --output={folder / (name + '-%j.log')}",
         "#SBATCH --signal=TERM@120",
         "",
@@ -132,6 +134,7 @@ def sbatch_script(spread: DistributedSection, name: str, train: list[str], folde
         "set -euo pipefail",
         'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         f"export MASTER_PORT={DEFAULT_PORT}",
+        *hidden,
         f"cd {shlex.quote(str(folder))}",
         shlex.join(train),
         "",

@@ -31,6 +31,19 @@ def test_two_losses_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert told == "train/loss 2  valid/loss 3  learning rate 0.0001"
 
 
+def test_an_sbatch_file_asks_for_gpus_unless_they_are_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retune: Retune
+) -> None:
+    monkeypatch.setenv("RETUNE_HOME", str(tmp_path))
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    project, words = create_project("Luna"), ("train", "starter_lora", "--launcher", "slurm", "--print-sbatch")
+    assert "#SBATCH --gres=gpu:2" in retune(*words)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "#SBATCH --gres" not in retune(*words)
+    assert "export CUDA_VISIBLE_DEVICES=" in project.path("configs", "starter_lora_slurm.sbatch").read_text()
+
+
 def test_runs_list_show_and_log(trained: Project, retune: Retune) -> None:
     (listed,) = json.loads(retune("runs", "list", "--json"))
     assert (listed["id"], listed["state"], listed["step"]) == ("tiny-1", "finished", 4)

@@ -150,3 +150,10 @@ def test_an_sbatch_file_is_safe_to_run_from_a_folder_with_any_name(tmp_path: Pat
     text = launch.sbatch_script(spread, "luna", ["retune", "train", "luna config"], folder)
     assert f"cd {shlex.quote(str(folder))}\n" in text and "retune train 'luna config'\n" in text
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --gres=gpu:8\n" in text
+
+
+def test_an_sbatch_file_for_processors_asks_for_no_gpu_and_uses_none(tmp_path: Path) -> None:
+    spread = DistributedSection(strategy="ddp", launcher="slurm", nodes=2)
+    text = launch.sbatch_script(spread, "luna", ["retune", "train", "luna"], tmp_path, on_gpu=False)
+    assert "gpu" not in text and "\nexport CUDA_VISIBLE_DEVICES=\n" in text
+    assert text.index("CUDA_VISIBLE_DEVICES") < text.index("retune train luna\n")
