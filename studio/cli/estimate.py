@@ -13,7 +13,7 @@ from studio.cli.config import find_config, with_settings
 from studio.cli.follow import follow
 from studio.cli.lazy import estimate as estimates
 from studio.cli.lazy import forecast as forecasts
-from studio.cli.lazy import machine, projects, runs
+from studio.cli.lazy import machine, projects, runs, words
 from studio.cli.options import JsonOption, ProjectOption, SetOption, chosen
 from studio.cli.spread import DeepspeedOption, spread_out
 from studio.errors import DataError, JobError
@@ -83,7 +83,7 @@ def _measure(project: Project | None, config: RunConfig) -> None:
         raise JobError("A step is measured on a project's data, and there is no project yet.", "Make one first.")
     ended = follow(project.folder, forecasts.start_measuring(project, config))
     if ended.state != "finished":
-        raise JobError(f"The step was not measured: {ended.cause}", f"Log: {ended.log_path}")
+        raise JobError(f"The step was not measured: {words.told(ended.cause)}", f"Log: {ended.log_path}")
 
 
 def _num_steps(project: Project | None, config: RunConfig) -> int | None:

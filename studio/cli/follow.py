@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from studio.cli import show
-from studio.cli.lazy import jobs, metrics, store
+from studio.cli.lazy import jobs, metrics, store, words
 from studio.errors import JobError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def follow(folder: Path, job: Job, quiet: bool = False) -> Job:
             _interrupt(folder, job, asked)
             asked = True
     if ended.state in ("failed", "lost"):
-        raise JobError(f"{ended.title} {ended.state}: {ended.cause}", f"Log: {ended.log_path}")
+        raise JobError(f"{ended.title} {ended.state}: {words.told(ended.cause)}", f"Log: {ended.log_path}")
     if ended.state == "stopped" and ended.kind not in MAY_BE_STOPPED:
         raise JobError(f"{ended.title} was stopped; it left nothing behind.", "Start it again when you like.")
     return ended

@@ -9,7 +9,7 @@ import typer
 
 from studio.cli import show
 from studio.cli.group import group
-from studio.cli.lazy import jobs, runs
+from studio.cli.lazy import jobs, runs, words
 from studio.cli.options import JsonOption
 from studio.errors import JobError
 
@@ -102,4 +102,4 @@ def retry(job: JobArgument) -> None:
 def _row(folder: Path, job: Job) -> tuple[str, ...]:
     done = f" {job.current}/{job.total} {job.unit}" if job.total else ""
     state = "held" if job.waiting and job.held else job.state
-    return job.id, folder.name, job.title, state, f"{job.phase}{done}" if job.live else job.cause
+    return job.id, folder.name, job.title, state, f"{job.phase}{done}" if job.live else words.told(job.cause)

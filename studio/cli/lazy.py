@@ -56,10 +56,12 @@ if TYPE_CHECKING:
     from studio.probes import reading as suite_reading
     from studio.store import checkpoints, evaluations, metrics, run_events, samples
     from studio.ui import event_words
+    from studio.ui import told as words
 else:
     comparing = _AtFirstUse("studio.bundles.comparing")
     content = _AtFirstUse("studio.bundles.content")
     event_words = _AtFirstUse("studio.ui.event_words")
+    words = _AtFirstUse("studio.ui.told")
     packing = _AtFirstUse("studio.bundles.packing")
     reproducing = _AtFirstUse("studio.bundles.reproducing")
     arxiv = _AtFirstUse("studio.data.arxiv")

@@ -9,7 +9,7 @@ import typer
 from studio.cli import show
 from studio.cli.follow import numbers_table
 from studio.cli.group import group
-from studio.cli.lazy import checkpoints, event_words, jobs, metrics, run_events, runs, samples, store
+from studio.cli.lazy import checkpoints, event_words, jobs, metrics, run_events, runs, samples, store, words
 from studio.cli.options import JsonOption, ProjectOption, chosen
 from studio.cli.train import DetachOption, resume_run
 from studio.errors import JobError
@@ -33,7 +33,10 @@ def list_(json: JsonOption = False, project: ProjectOption = "") -> None:
         return show.as_json(found)
     if not found:
         return show.say("No runs yet. Start one: retune train starter_lora")
-    rows = [(r.id, r.method, r.base, r.state, f"{r.step}/{r.num_steps}", r.created_at[:16], r.cause) for r in found]
+    rows = [
+        (r.id, r.method, r.base, r.state, f"{r.step}/{r.num_steps}", r.created_at[:16], words.told(r.cause))
+        for r in found
+    ]
     return show.table(["run", "method", "base", "state", "step", "created", "cause"], rows)
 
 
@@ -51,7 +54,7 @@ def show_(run: RunArgument, json: JsonOption = False, project: ProjectOption = "
     if json:
         told = {"run": found, "metrics": latest, "checkpoints": kept, "samples": texts, "events": happened}
         return show.as_json(told)
-    show.say(f"{found.id}: {found.state} at step {found.step}/{found.num_steps}. {found.cause}".rstrip())
+    show.say(f"{found.id}: {found.state} at step {found.step}/{found.num_steps}. {words.told(found.cause)}".rstrip())
     for name, rows in found.detail.get("datasets", {}).items():
         show.say(f"Rows: {name}, version {rows['version']} ({rows['fingerprint'][:12]})")
     for error in found.detail.get("started_despite", []):

@@ -12,7 +12,7 @@ from studio.cli import show
 from studio.cli.config import find_config, with_settings
 from studio.cli.data import fetch_data
 from studio.cli.follow import follow, numbers_table
-from studio.cli.lazy import runs
+from studio.cli.lazy import runs, words
 from studio.cli.options import ProjectOption, SetOption, chosen
 from studio.cli.spread import DeepspeedOption, LauncherOption, SbatchOption, asked, spread_out, write_sbatch
 from studio.errors import JobError
@@ -108,7 +108,7 @@ def _watch(workspace: Project, run_id: str, job: Job, detach: bool) -> None:
         return show.say(f"\n{run_id} {ended.state}. {elsewhere}")
     show.out.print(numbers_table(workspace.folder, run_id))
     done = runs.get_run(workspace, run_id)
-    show.say(f"\n{run_id} {ended.state} at step {done.step}/{done.num_steps}. {ended.cause}".rstrip())
+    show.say(f"\n{run_id} {ended.state} at step {done.step}/{done.num_steps}. {words.told(ended.cause)}".rstrip())
     if early := ended.result.get("early_stop"):
         show.say(early)
     if checkpoint := ended.result.get("checkpoint"):

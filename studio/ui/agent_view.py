@@ -16,6 +16,7 @@ from studio.ui.agent_turn import AgentTurn
 from studio.ui.dialogs import redraw_page
 from studio.ui.i18n import _
 from studio.ui.model_server import servers
+from studio.ui.told import told
 from studio.ui.widgets import plain
 
 LOOK_SECONDS = 0.5
@@ -90,7 +91,7 @@ def _turn(turn: AgentTurn) -> None:
         for step in list(turn.steps):
             _step(step)
         if turn.error:
-            st.error(plain(turn.error), icon=":material/error:")
+            st.error(plain(told(turn.error)), icon=":material/error:")
         if turn.busy:
             st.caption(_("thinking…"))
 

@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from studio.chats import Reply, Told
+from studio.ui import told as words
 from studio.ui.i18n import _
 from studio.ui.widgets import plain
 
@@ -48,7 +49,7 @@ def _cell(told: Told, reply: Reply, head: str, tools: Callable[[Reply], None] | 
     st.markdown(f"{icon} **{plain(head)}**" + (" :material/trophy:" if won else ""))
     st.text(reply.text + ("" if reply.ended_by else " ▌") or " ")
     if reply.error:
-        st.error(plain(reply.error), icon=":material/error:")
+        st.error(plain(words.told(reply.error)), icon=":material/error:")
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         st.caption(" · ".join(facts(reply, told.hidden)) or " ", width="stretch")
         if tools and reply.ended_by:

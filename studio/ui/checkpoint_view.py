@@ -21,6 +21,7 @@ from studio.ui.export_view import export_section
 from studio.ui.frame import COMPARE, SERVE, link
 from studio.ui.i18n import _
 from studio.ui.job_panel import job_panel, newest_job
+from studio.ui.told import told
 from studio.ui.widgets import ago, plain
 
 
@@ -118,7 +119,7 @@ def _table_row(row: Row) -> dict[str, object]:
         "saved": ago(each.created_at),
         "hf": _("converted") if row.converted else "–",
         "merged": _merged_word(row.merged),
-        "file": row.problem or _("complete"),
+        "file": told(row.problem) or _("complete"),
     }
 
 
@@ -133,7 +134,7 @@ def checkpoint_view(project: Project, row: Row) -> None:
     each = row.checkpoint
     st.subheader(plain(row.label), anchor=False)
     if row.problem:
-        st.error(_("This checkpoint cannot be used: {problem}.").format(problem=plain(row.problem)))
+        st.error(_("This checkpoint cannot be used: {problem}.").format(problem=plain(told(row.problem))))
     convert, check, delete = st.columns(3, border=True)
     with convert:
         _convert_card(project, row)

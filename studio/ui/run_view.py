@@ -396,7 +396,7 @@ def _cell(sample: Sample | None) -> str:
     if sample is None:
         return "<td></td>"
     if sample.error:
-        return f"<td class='rt-error'>{html.escape(_('failed'))}: {html.escape(sample.error)}</td>"
+        return f"<td class='rt-error'>{html.escape(_('failed'))}: {html.escape(told(sample.error))}</td>"
     return f"<td>{html.escape(sample.text)}</td>"
 
 

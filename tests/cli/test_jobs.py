@@ -32,6 +32,19 @@ def test_live_jobs_of_all_projects_are_listed(retune: Retune, project: Project) 
     assert first in said and "asking 3/9 prompts" in said and "merge" not in said
 
 
+def test_why_a_job_ended_is_told_in_the_language_of_the_shell(
+    retune: Retune, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = "Rank 1: The folder 'm' is not a complete model: no weights. Fetch the model again."
+    with open_db(project.folder) as db:
+        jobs.add(db, Job("merge", state="failed", cause=cause))
+    assert "not a complete model" in " ".join(retune("jobs", "list", "--all").split())
+    monkeypatch.setenv("RETUNE_LANGUAGE", "zh")
+    said = "".join(retune("jobs", "list", "--all").split())
+    assert "请重新获取模型" in said and "complete" not in said
+    assert json.loads(retune("jobs", "list", "--all", "--json"))[0]["job"]["cause"] == cause
+
+
 @pytest.mark.parametrize(("words", "asked"), [([], "save"), (["--discard"], "discard")])
 def test_a_job_is_asked_to_stop(retune: Retune, project: Project, words: list[str], asked: str) -> None:
     create_project("Newer")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from studio import jobs
+from studio import errors, jobs
 from studio.data.lint.findings import RULES
 from studio.data.rows import parse
 from studio.engine.health import Health
 from studio.engine.job import STOPPED, STOPPED_BY_SYSTEM, STOPPED_WITHOUT_SAVING, explain
-from studio.errors import StudioError
+from studio.errors import ConfigError, Problem, StudioError
 from studio.paths import REPOSITORY, require_free_space
 from studio.store.jobs import Job
 from studio.ui import told as module
@@ -37,10 +37,14 @@ def in_chinese(text: str) -> str:
 def templates_in(source: Path) -> Iterator[str]:
     """Every text of a module, a {0}, {1}… for what is filled in; each line of it by itself too."""
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.JoinedStr):
-            yield from _lines("".join(each.value if isinstance(each, ast.Constant) else "\0" for each in node.values))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from _lines(node.value)
+        yield from templates_of(node)
+
+
+def templates_of(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.JoinedStr):
+        yield from _lines("".join(each.value if isinstance(each, ast.Constant) else "\0" for each in node.values))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield from _lines(node.value)
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -51,7 +55,7 @@ def _lines(text: str) -> Iterator[str]:
 
 def test_every_template_is_one_that_is_written() -> None:
     written = {text for path in (REPOSITORY / "studio").rglob("*.py") for text in templates_in(path)}
-    made_of_parts = {"edited row {0}", "deleted row {0}", "row {0} (line {1}): {2}"}
+    made_of_parts = {"edited row {0}", "deleted row {0}", "row {0} (line {1}): {2}", "{0} (allowed: {1})"}
     assert not set(SENTENCES) - written - made_of_parts - JSON_WORDS
 
 
@@ -122,3 +126,43 @@ def test_how_a_run_ended_is_said_in_chinese() -> None:
     english = re.compile(r"\b(the|is|are|was|its|try|free some|checkpoints)\b")
     for said in map(in_chinese, causes()):
         assert said.endswith("。") and not english.search(said.lower()), said
+
+
+WORDS = re.compile(r"[a-z]{2,} [a-z]{2,}")
+ROOMS_OF_JOBS = ("engine", "foreign", "data", "models.py", "model_code.py", "model_shapes.py", "weight_folders.py",
+                 "conversions.py", "paths.py", "checkpoint_files.py")  # fmt: skip
+
+
+def errors_in(source: Path) -> Iterator[str]:
+    """What the errors of a module say and what they advise, where it is written in the error itself."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and hasattr(errors, node.func.id):
+            for argument in node.args:
+                yield from (text for text in templates_of(argument) if "\n" not in text and WORDS.search(text))
+
+
+def test_what_a_job_can_end_with_is_told_in_chinese() -> None:
+    """Each message and each hint of an error in the rooms where jobs do their work has a template."""
+    rooms = [REPOSITORY / "studio" / room for room in ROOMS_OF_JOBS]
+    sources = [path for room in rooms for path in (room.rglob("*.py") if room.is_dir() else [room])]
+    said = {text for path in sources for text in errors_in(path)}
+    assert len(said) > 300 and not {text for text in said if in_chinese(text) == text}
+
+
+def test_a_hint_is_told_behind_what_a_library_said() -> None:
+    foreign = (
+        "The model in 'm' cannot be loaded: KeyError: lm_head Check that the files are complete (fetch it again) "
+        "and that transformers knows this architecture."
+    )
+    assert in_chinese(foreign) == (
+        "无法加载 'm' 中的模型：KeyError：lm_head。请确认文件完整（可重新获取），并且 transformers 支持这种结构。"
+    )
+    assert in_chinese("Who knows this. Fetch the model again.") == "Who knows this. 请重新获取模型。"
+
+
+def test_problems_of_a_config_are_told_one_by_one() -> None:
+    wrong = [Problem("model.device", "is no device: 'x'", "auto, cpu"), Problem("data.pack", "who knows")]
+    assert in_chinese(str(ConfigError(wrong, "demo"))) == (
+        "demo 有 2 处问题：\n  - model.device: 不是设备：'x'（允许：auto, cpu）\n  - data.pack: who knows\n"
+        "请改正后再试；什么都没有启动。"
+    )
