@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from studio import processes
 from studio.engine import blocks
 from studio.engine.adapters import core_of, trainable_parameters
 from studio.engine.attention import adopt, following, make_layout
@@ -276,6 +278,21 @@ def test_what_the_compiler_says_is_told_and_nothing_is_left(compiler: Path, tmp_
     compiler.write_text("#!/bin/sh\necho 'In file included from' >&2\necho 'x.cpp:1:2: error: no such' >&2\nexit 1\n")
     assert compiled.use("auto", torch.float32, CPU) == "compiler failed: x.cpp:1:2: error: no such"
     assert compiled.now is None and not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob(".tmp*"))
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_it_started(
+    compiler: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python's twins compute then, and the log says why."""
+    monkeypatch.setattr(compiled, "COMPILER_SECONDS", 1)
+    compiler.write_text(f"#!/bin/sh\n/bin/sleep 600 &\necho $! > {tmp_path}/started\nwait\n")
+    assert compiled.use("auto", torch.float32, CPU) == "compiler was not done after 1 seconds"
+    assert compiled.now is None and not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob(".tmp*"))
+    started, deadline = map(int, (tmp_path / "started").read_text().split()), time.monotonic() + 30
+    for pid in started:
+        while processes.lives(pid, processes.created(pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_it_is_built_by_the_compiler_alone_and_once(compiler: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ SOURCE, ARENA = (Path(__file__).parent / name for name in ("kernels.cpp", "arena
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-fPIC", "-w"]
 if platform.machine() == "x86_64":
     FLAGS.append("-mprefer-vector-width=512")
+COMPILER_SECONDS = 300  # many times what it takes; one that hangs would hold up the run for ever
 DTYPES = (torch.bfloat16, torch.float32)
 
 now: Any = None  # what kernels.cpp has, while it is in use
@@ -103,10 +105,18 @@ def _compile(compiler: str, library: Path) -> None:
 
 
 def _call(*words: str | Path) -> None:
-    """Raises RuntimeError with the first error that the compiler tells."""
-    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if "error" in line] or [f"it ended with {done.returncode}"]
+    """Raises RuntimeError with the first error that the compiler tells, or where it does not come to an end."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, text=True, errors="replace", start_new_session=True) as process:
+        try:
+            _, said = process.communicate(timeout=COMPILER_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{words[0]} was not done after {COMPILER_SECONDS} seconds") from None
+        finally:
+            if process.returncode is None:  # with all that it started: they hold its output open
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        told = [line for line in said.splitlines() if "error" in line] or [f"it ended with {process.returncode}"]
         raise RuntimeError(f"{words[0]} failed: {told[0].strip()}")
 
 
