@@ -30,7 +30,8 @@ Everything that the pages can do, for the shell. This page is made by `python do
 - Exit codes: 0 good; 1 an error, told in one message on stderr; 2 a misspelt command or option.
 - `--json` prints data for scripts. Colours and live bars appear on a terminal only.
 - Long work runs in a process of its own. Ctrl-C asks it to stop (a training saves first), a second Ctrl-C kills it.
-- Environment: `RETUNE_HOME` (the folder that holds `projects/`), `RETUNE_MODELS` (base models), `HF_ENDPOINT` and
+- Environment: `RETUNE_HOME` (the folder that holds `projects/`), `RETUNE_MODELS` (base models), `RETUNE_LOCKS` (locks
+  on devices, shared by all studios of this machine), `HF_ENDPOINT` and
   `PIP_INDEX_URL` (mirrors), `HF_TOKEN` (models that ask for one).
 
 The same from Python or without an installed command: `python -m studio.cli.app ...`.

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -129,6 +130,14 @@ def free_bytes() -> int:
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             free = min(free, int(text) - held + int(stat.get(cached, 0)))
     return max(0, free)
+
+
+def device_names() -> list[str]:
+    """Names for what a job that is started here may compute on: each GPU that CUDA shows it, else the processor."""
+    gpus = [str(number) for number in range(len(_gpus()))]
+    shown = os.environ.get(VISIBLE_GPUS)
+    numbers = [each.strip() for each in shown.split(",")] if gpus and shown else gpus
+    return [f"gpu-{re.sub('[^0-9a-zA-Z-]', '_', each)}" for each in sorted(set(numbers))] or ["cpu"]
 
 
 def hides_gpus() -> bool:

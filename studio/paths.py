@@ -1,10 +1,12 @@
 """Where things live, how names become safe, and how files are written so that a crash leaves the old or the new."""
 
 import errno
+import getpass
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -55,6 +57,20 @@ def models_root() -> Path:
     if chosen:
         return Path(chosen).expanduser().resolve()
     return cache_folder() / "models"
+
+
+def locks_folder() -> Path:
+    """What processes of this user on this machine keep out of each other's way by, whatever their RETUNE_HOME:
+    RETUNE_LOCKS, else a folder that no other machine sees, as a home folder may be, and no other user writes to."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(os.environ.get("RETUNE_LOCKS") or Path(tempfile.gettempdir(), f"retune-{user}"))
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_symlink() and (not hasattr(os, "getuid") or folder.stat().st_uid == user):
+            return folder
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def cache_folder() -> Path:

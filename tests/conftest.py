@@ -1,6 +1,7 @@
 """What every test starts from: a home of its own, and models that it cannot spoil."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ REAL_STARTER = models_root() / "starter"
 # Set before torch is imported anywhere, here and in the processes that tests start: the machine may be busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+LOCKS = tempfile.TemporaryDirectory(prefix="retune-locks-")  # no test waits for other studios of this machine
+os.environ["RETUNE_LOCKS"] = LOCKS.name
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +25,7 @@ def own_home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypat
     if (REAL_STARTER / "retune_model.json").is_file():
         (models / "starter").symlink_to(REAL_STARTER, target_is_directory=True)
     monkeypatch.setenv("RETUNE_HOME", str(home))
+    monkeypatch.setenv("RETUNE_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("RETUNE_MODELS", str(models))
     return home
 

@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import psutil
-from filelock import FileLock
 
 from studio import processes
+from studio.engine.device_lock import DeviceLock
 from studio.errors import DiskFullError, JobError, StoreBusyError, StoreError, StudioError
-from studio.paths import is_disk_full, job_folders, projects_root
+from studio.paths import is_disk_full, job_folders
 from studio.store import held_open, open_db
 from studio.store import jobs as store
 from studio.store.jobs import LEFT_AT_ONCE, Job
@@ -57,7 +57,7 @@ class JobContext:
         self.job_dir = job_dir
         self.exit_code = 1
         self._needs_device = job.needs_device
-        self._device_lock = FileLock(projects_root() / ".device.lock")
+        self._device: DeviceLock | None = None
         self._ended = threading.Event()
         self._progress: dict[str, Any] = {}
         self._stop_signals = 0
@@ -95,6 +95,8 @@ class JobContext:
                 self._check_stop_in_line()
                 if self._held:
                     self.phase("held; it waits until it is released")
+                elif self._device and self._device.is_elsewhere:
+                    self.phase("waiting for the device, which a job of another studio on this machine has")
                 else:
                     self.phase("waiting in line")
                 time.sleep(QUEUE_POLL_SECONDS)
@@ -129,11 +131,8 @@ class JobContext:
         self._held = bool(own.held)
         if self._held or any(_goes_first(folder, own) for folder in job_folders()):
             return False
-        try:
-            self._device_lock.acquire(timeout=0)  # released by the system when this process ends, however it ends
-            return True
-        except TimeoutError:
-            return False
+        self._device = self._device or DeviceLock()
+        return self._device.take()
 
     @property
     def stop_signals(self) -> int:
@@ -210,7 +209,8 @@ class JobContext:
         finally:
             self._ended.set()
             self._open.close()
-            self._device_lock.release(force=True)
+            if self._device:
+                self._device.release()
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
         return True

@@ -1,15 +1,21 @@
 """A job's own side: its end is told, even when the database cannot be written for a while, or at all."""
 
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from studio import jobs as watchers
+from studio import machine
 from studio.engine import job as module
+from studio.engine.device_lock import DeviceLock
 from studio.engine.job import JobContext
 from studio.errors import StoreBusyError, StoreError
-from studio.projects import Project
+from studio.paths import locks_folder
+from studio.projects import Project, create_project
 from studio.store import jobs, open_db
 from studio.store.jobs import Job
 
@@ -110,3 +116,66 @@ def test_a_job_whose_turn_comes_while_the_disk_is_full_waits(
     with open_db(project.folder) as db:
         assert jobs.get(db, row.id).state == "finished"
     assert capsys.readouterr().err.count("its turn has come, and it waits") == 2
+
+
+def test_a_job_of_another_home_waits_until_the_device_is_free(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two studios of one user on one machine: the second one says what it waits for."""
+    with open_db(project.folder) as db:
+        first = jobs.add(db, Job("train"))
+    with JobContext(project.folder, first, project.path("jobs")) as job:
+        job.wait_for_turn()
+        monkeypatch.setenv("RETUNE_HOME", str(tmp_path / "another"))
+        other = create_project("Stella")
+        with open_db(other.folder) as db:
+            second = jobs.add(db, Job("train"))
+
+        def look(_seconds: float) -> None:
+            with open_db(other.folder) as db:
+                phases.append(jobs.get(db, second.id).phase)
+            job.finish({}) if len(phases) < 2 else job.__exit__(None, None, None)
+
+        phases: list[str] = []
+        monkeypatch.setattr(module.time, "sleep", look)
+        with JobContext(other.folder, second, other.path("jobs")) as late:
+            late.wait_for_turn()
+            late.finish({})
+    assert len(phases) == 2 and phases[1].startswith("waiting for the device, which a job of another studio")
+    with open_db(other.folder) as db:
+        assert jobs.get(db, second.id).state == "finished"
+
+
+def test_a_lock_is_for_each_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And none is held by one who could not have all."""
+    gpus = [machine.card(2**33)] * 2
+    monkeypatch.setattr(machine, "_gpus", lambda: gpus)
+
+    def lock(home: str, shown: str | None) -> DeviceLock:
+        monkeypatch.setenv("RETUNE_HOME", str(tmp_path / home))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if shown is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        return DeviceLock()
+
+    second, first, both = lock("a", "1"), lock("b", "0"), lock("c", None)
+    assert second.take() and not both.take() and both.is_elsewhere
+    assert first.take()  # what `both` had of it is given back
+    second.release()
+    first.release()
+    assert both.take()
+    assert not lock("c", "0").take() and not lock("d", "0").take() and lock("e", "GPU-5f/..").take()
+    gpus.clear()
+    assert lock("f", "0").take() and not lock("g", None).take()  # both compute on the processor
+
+
+def test_locks_are_not_put_where_somebody_else_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert locks_folder() == Path(os.environ["RETUNE_LOCKS"])
+    monkeypatch.delenv("RETUNE_LOCKS")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"retune-{os.getuid()}"
+    assert locks_folder() == own and own.stat().st_mode & 0o777 == 0o700
+    own.rmdir()
+    own.symlink_to(tmp_path, target_is_directory=True)
+    assert locks_folder() == tmp_path / "cache" / "retune" / "locks"

@@ -182,6 +182,7 @@ def test_two_machines_train_one_model(
     started = []
     for rank, home in ((1, str(other)), (0, own)):
         monkeypatch.setenv("RETUNE_HOME", home)
+        monkeypatch.setenv("RETUNE_LOCKS", str(Path(home) / "locks"))
         monkeypatch.setenv("NODE_RANK", str(rank))
         started.append((training_project.folder, *runs.start_run(training_project, config)))
     (folder, _, job), (_, run, first_job) = started
