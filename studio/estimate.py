@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from studio.config import zero
 from studio.config.schema import VIRTUAL_METHODS, RecordSection, RunConfig, parse_config
@@ -19,13 +19,16 @@ ROW_TOKENS = 1024  # tokens of a row on a CPU, as in the trainer
 HEAD_ROWS = 256  # positions that go through the output head at once, as in the trainer
 
 
+Basis = Literal["counted", "drawn", "longest"]
+
+
 @dataclass(frozen=True)
 class Load:
     """The most that is computed at once: `rows` of `width` tokens; `num_trained` of them ask the head.
 
-    `longest`: tokens of the longest example. `tokens_per_step`: of the examples of one step, on average. `is_counted`:
-    from the datasets' stored tokens; else every example is taken to be as long as may be. `varies`: not all
-    micro-batches are about that large.
+    `longest`: tokens of the longest example. `tokens_per_step`: of the examples of one step, on average. `basis`: the
+    datasets' stored tokens, some rows that were drawn from them, or nothing: then every example is taken to be as long
+    as may be. `varies`: not all micro-batches are about that large.
     """
 
     rows: int
@@ -33,7 +36,7 @@ class Load:
     longest: int
     num_trained: int
     tokens_per_step: float
-    is_counted: bool = False
+    basis: Basis = "longest"
     varies: bool = True
 
     @property
@@ -118,7 +121,7 @@ def make_load(
     longest: int,
     num_trained: int,
     tokens_per_step: float,
-    is_counted: bool = False,
+    basis: Basis = "longest",
     varies: bool = True,
 ) -> Load:
     """The load of a micro-batch with these lines (their tokens), as the trainer lays it out.
@@ -128,11 +131,11 @@ def make_load(
     """
     if config.method in VIRTUAL_METHODS:
         width = max(lines) + config.prompt.num_virtual_tokens
-        return Load(len(lines), width, longest, num_trained, tokens_per_step, is_counted, varies)
+        return Load(len(lines), width, longest, num_trained, tokens_per_step, basis, varies)
     width = sum(lines)
     if device.kind == "cpu" and config.distributed.world_size == 1:
         width = min(width, max(ROW_TOKENS, *lines))
-    return Load(1, width, longest, min(num_trained, width), tokens_per_step, is_counted, varies)
+    return Load(1, width, longest, min(num_trained, width), tokens_per_step, basis, varies)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 `studio.estimate` has the arithmetic; here it meets the project: stored tokens, measured steps, finished runs.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from studio import estimate, jobs, loads
+from studio import datasets, estimate, jobs, loads
 from studio.config.catalog.base_models import BY_ID
 from studio.config.schema import RunConfig
 from studio.data import cache
 from studio.data.cache import TokenCache
 from studio.data.split import split
 from studio.data.token_files import TokenFiles
+from studio.dataset_checks import tokens_of
 from studio.errors import DataError, ModelError
 from studio.estimate import Disk, Load, Memory, Suggestion
 from studio.machine import Device, device
@@ -29,11 +31,13 @@ from studio.projects import Project
 from studio.store import jobs as store_jobs
 from studio.store import metrics, open_db
 from studio.store import runs as store_runs
+from studio.store.drawn_rows import draw
 from studio.store.jobs import Job
 from studio.store.runs import Run
 
 MEMORY_METRICS = ("system/gpu_memory_bytes", "system/memory_bytes")
 STEP_SECONDS = "train/step_seconds"
+MOST_JUDGED_ROWS = 20_000  # to put more in order takes long, and only their proportions matter
 ALONE = ["none", "", 1]  # how a run was spread whose row does not say
 MEASURE = "measure"
 
@@ -120,14 +124,21 @@ def shapes_of(config: RunConfig) -> Shapes:
 
 
 def load_of(project: Project | None, config: RunConfig, on: Device) -> Load:
-    """The largest micro-batch: counted on the first steps where all sources are tokenised, else the longest one."""
-    keys = _stored(project, config) if project else None
-    if project is None or keys is None:
+    """The largest micro-batch of the first steps: of the stored tokens where all sources are tokenised, else of some of
+    their rows; where those cannot be had either, the longest that may be."""
+    if project is None:
         return estimate.longest_load(config, on)
-    try:
-        return _counted(project.folder, keys, config.model_dump_json(include={"method", "prompt", "data", "train"}), on)
-    except (OSError, ValueError, DataError):  # a cache that is deleted or damaged: the run will build it again
-        return estimate.longest_load(config, on)
+    settings = config.model_dump_json(include={"method", "model", "prompt", "data", "train"})
+    if keys := _stored(project, config):
+        # A cache that is deleted or damaged: the run will build it again.
+        with contextlib.suppress(OSError, ValueError, DataError):
+            return _counted(project.folder, keys, settings, on)
+    # Without rows or a base model yet, for raw text, and for rows that are too long to look at.
+    with contextlib.suppress(OSError, DataError, ModelError):
+        found = [datasets.get(project, name) for name in config.data.sources]
+        rows = tuple((each.name, each.fingerprint, each.num_rows) for each in found)
+        return _judged(project.folder, rows, settings, on)
+    return estimate.longest_load(config, on)
 
 
 def _stored(project: Project, config: RunConfig) -> tuple[tuple[str, str], ...] | None:
@@ -148,6 +159,17 @@ def _counted(folder: Path, keys: tuple[tuple[str, str], ...], settings: str, on:
     data, seed = config.data, config.train.seed
     train = {name: split(_opened(folder, key), name, data.valid_share, seed)[0] for name, key in keys}
     return loads.counted(config, train, on)
+
+
+@lru_cache(maxsize=64)
+def _judged(folder: Path, rows: tuple[tuple[str, str, int], ...], settings: str, on: Device) -> Load:
+    config = RunConfig.model_validate_json(settings)
+    share = min(1.0, MOST_JUDGED_ROWS / max(1, *(number for _name, _digest, number in rows)))
+    train = {
+        name: draw(folder, name, digest, max(1, round(share * number)), tokens_of(config))
+        for name, digest, number in rows
+    }
+    return loads.counted(config, train, on, "drawn")
 
 
 def _opened(folder: Path, key: str) -> TokenCache:
@@ -185,7 +207,7 @@ def _spread(config: RunConfig) -> list[Any]:
 def _seconds_like(run: Run, config: RunConfig, load: Load, speeds: Sequence[float], seconds: Sequence[float]) -> float:
     """Seconds of a step, by its tokens; by its rows while they are not counted, for few are as long as may be."""
     rows = run.detail["predicted"].get("rows")
-    if load.is_counted or not rows or not seconds:
+    if load.basis != "longest" or not rows or not seconds:
         return load.tokens_per_step / median(speeds)
     return median(seconds) * config.examples_per_step / rows
 

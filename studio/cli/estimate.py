@@ -136,7 +136,11 @@ def _print(config: RunConfig, made: Forecast, budget: int, ways: list[Suggestion
 
 def _basis(made: Forecast) -> str:
     load = made.load
-    basis = "counted on the stored tokens" if load.is_counted else "every example taken to be as long as may be"
+    basis = {
+        "counted": "counted on the stored tokens",
+        "drawn": "judged by some of the rows, which are not tokenised yet",
+        "longest": "every example taken to be as long as may be",
+    }[load.basis]
     known = "" if made.is_known_architecture else " This architecture is counted as if it were a Llama."
     twice = " With gradient checkpointing." if made.computes_twice else ""
     return f"At most {load.num_tokens} tokens are computed at once, {basis}.{known}{twice}"

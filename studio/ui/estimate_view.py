@@ -97,12 +97,12 @@ def _size(num_bytes: int) -> str:
 
 def _basis(made: Forecast) -> str:
     load = made.load
-    basis = (
-        _("at most {tokens} tokens at once, counted on your data")
-        if load.is_counted
-        else _("for the longest rows that may come: {tokens} tokens at once")
-    )
-    notes = [basis.format(tokens=load.num_tokens)]
+    basis = {
+        "counted": _("at most {tokens} tokens at once, counted on your data"),
+        "drawn": _("about {tokens} tokens at once at most, judged by some of your rows"),
+        "longest": _("for the longest rows that may come: {tokens} tokens at once"),
+    }
+    notes = [basis[load.basis].format(tokens=load.num_tokens)]
     if not made.is_known_architecture:
         notes.append(_("this architecture is counted as if it were a Llama"))
     if made.num_processes > 1:

@@ -11,6 +11,7 @@ from studio import forecast
 from studio.config.schema import RunConfig
 from studio.engine import devices
 from studio.engine.__main__ import main
+from studio.errors import DataError
 from studio.estimate import longest_load
 from studio.machine import cpu
 from studio.paths import atomic_write_json
@@ -65,22 +66,29 @@ def test_the_load_is_counted_once_the_data_is_tokenised(
     training_project: Project, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(**{"data.pack": "none"})
-    assert forecast.load_of(training_project, config, cpu()) == longest_load(config, cpu())
+    assert forecast.load_of(None, config, cpu()) == longest_load(config, cpu())
+    before = forecast.load_of(training_project, config, cpu())
     measure_here(training_project, config, monkeypatch)
     load = forecast.load_of(training_project, config, cpu())
-    assert load.is_counted and load.rows == 1 and load.longest < 128 and load.width <= 2 * load.longest
+    assert load.basis == "counted" and load.rows == 1 and load.longest < 128 and load.width <= 2 * load.longest
     assert 4 <= load.tokens_per_step <= 4 * load.longest
+    assert before.basis == "drawn" and before.longest < 128
+    assert before.tokens_per_step == pytest.approx(load.tokens_per_step, rel=0.2)
     wider = tiny_config(**{"data.pack": "none", "train.micro_batch_size": 4})
     larger = forecast.load_of(training_project, wider, cpu())
     assert larger.num_tokens > load.num_tokens
     for file in training_project.path("cache").glob("*/ids.bin"):
         file.unlink()
     forecast._counted.cache_clear()
-    assert forecast.load_of(training_project, config, cpu()) == longest_load(config, cpu())
+    assert forecast.load_of(training_project, config, cpu()) == before
+
+
+def cannot_be_drawn(*_settings: object) -> None:
+    raise DataError("Raw text.")
 
 
 def test_a_finished_run_tells_how_fast_the_next_one_is_and_how_right_its_forecast_was(
-    training_project: Project, tiny_config: Config
+    training_project: Project, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(**{"train.num_steps": 3, "record.sample_every_steps": 0})
     run_id = add_run(training_project, config)
@@ -91,6 +99,7 @@ def test_a_finished_run_tells_how_fast_the_next_one_is_and_how_right_its_forecas
     with open_db(training_project.folder) as db:
         found = forecast.outcome(training_project, runs.get(db, run_id))
         seconds = [point.value for point in metrics.series(db, run_id, "train/step_seconds")]
+        speeds = [point.value for point in metrics.series(db, run_id, "train/tokens_per_second")]
     assert found and found.measured_seconds == sorted(seconds)[1]
     assert found.measured_bytes >= devices.peak_resident_bytes() * 0.5
     assert found.memory_error == found.predicted_bytes / found.measured_bytes - 1
@@ -98,6 +107,9 @@ def test_a_finished_run_tells_how_fast_the_next_one_is_and_how_right_its_forecas
     pace = forecast.forecast(training_project, config).pace
     assert pace and not pace.is_measured and pace.source == run_id
     uncounted = tiny_config(**{"data.max_length": 500, "train.micro_batch_size": 4})
+    made = forecast.forecast(training_project, uncounted)
+    assert made.load.basis == "drawn" and made.pace.seconds_per_step == made.load.tokens_per_step / sorted(speeds)[1]
+    monkeypatch.setattr(forecast, "_judged", cannot_be_drawn)
     assert forecast.forecast(training_project, uncounted).pace.seconds_per_step == 2 * found.measured_seconds
     spread = {"distributed.strategy": "ddp", "distributed.processes_per_node": 2}
     for other in (tiny_config(method="full"), tiny_config(**spread)):
