@@ -304,7 +304,7 @@ def _how_it_died(job: Job) -> str:
     elif code is not None:
         how = f"ended with exit code {code}"
     else:
-        how = "is gone: it was killed, or memory ran out"
+        how = processes.GONE
     end = "a training run can be resumed from its last checkpoint, if it saved one."
     return f"The process {how}. Its log says more; {end}"
 

@@ -10,6 +10,7 @@ import psutil
 CREATED_TOLERANCE_SECONDS = 2
 # How a process ended, behind its name.
 OUT_OF_MEMORY = "was ended by the system because memory ran out; try a smaller micro_batch_size or max_length"
+GONE = "is gone: it was killed, or memory ran out"
 KILLED = "was killed (signal 9): by a person, or by the system because memory ran out"
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 

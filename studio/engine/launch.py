@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,16 @@ from studio.data.named import load_template
 from studio.data.tokens import TextTokenizer
 from studio.engine.job import JobContext
 from studio.engine.tokenize import reporting, stored_sources, tokenise
-from studio.errors import JobError, StoreBusyError
+from studio.errors import DiskFullError, JobError, StoreBusyError
 from studio.models import require
-from studio.paths import REPOSITORY, atomic_write_text, inside, remove
+from studio.paths import REPOSITORY, atomic_write_json, atomic_write_text, inside, remove
 from studio.store import jobs as store
 from studio.store import open_db, runs
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 3.0  # for the other ranks to say what they saw, once one has died
 REPORTS = "ranks"
+BEGAN = "began-"  # in front of a rank's number: the file in which it says which process it is
 ENDED = "The processes of this machine have ended; the first machine's job has the run's numbers."
 
 
@@ -76,6 +78,36 @@ class Started:
     kills_before: int = field(default_factory=processes.oom_kills)
 
 
+class Silent:
+    """Ranks of this machine that are gone without a word, the first one first. What a launcher started only it could
+    wait for, and it tells no more of an end than a number."""
+
+    def __init__(self, reports: Path) -> None:
+        self.gone: list[dict[str, Any]] = []
+        self._reports = reports
+        self._began: dict[str, dict[str, Any]] = {}
+
+    def look(self) -> None:
+        """To be called again and again: who is gone first took the others along."""
+        for path in self._reports.glob(f"{BEGAN}*.json"):
+            if path.name not in self._began:
+                self._began[path.name] = _read(path)
+        for own in self._began.values():
+            is_here = own["host"] == socket.gethostname() and own not in self.gone
+            if is_here and not processes.lives(own["pid"], own["created"]) and not _said(self._reports, own["rank"]):
+                self.gone.append(own)
+
+
+def write_began(job_dir: Path, rank: int) -> None:
+    """Say which process a rank is. On a full disk nothing is said."""
+    pid = os.getpid()
+    own = {"rank": rank, "pid": pid, "created": processes.created(pid), "host": socket.gethostname()}
+    try:
+        atomic_write_json(job_dir / REPORTS / f"{BEGAN}{rank}.json", own)
+    except (DiskFullError, OSError) as full:
+        print(f"rank {rank} began, which cannot be written: {full}", file=sys.stderr, flush=True)
+
+
 def _lead(job: JobContext, config: RunConfig) -> dict[str, Any]:
     """Start the ranks, wait for them, and end as they did."""
     spread = config.distributed
@@ -88,11 +120,13 @@ def _lead(job: JobContext, config: RunConfig) -> dict[str, Any]:
     job.phase(f"starting {spread.world_size} processes")
     job.hand_over()
     children = _start(job, config, place)
+    silent = Silent(reports)
     try:
-        _wait(job, children, reports)
+        _wait(job, children, reports, silent)
+        silent.look()
     finally:
         _end(children)
-    return _outcome(job, children, reports, place)
+    return _outcome(job, children, reports, place, silent)
 
 
 def _start(job: JobContext, config: RunConfig, place: launch.Meeting) -> list[Started]:
@@ -126,10 +160,11 @@ def _spawn(line: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes
         raise JobError(f"{line[0]!r} is not on this machine.", "Choose another distributed.launcher.") from error
 
 
-def _wait(job: JobContext, children: list[Started], reports: Path) -> None:
+def _wait(job: JobContext, children: list[Started], reports: Path, silent: Silent) -> None:
     """Until all have ended, or one has failed. A stop signal becomes a request that rank 0 reads at a step border."""
     is_asked = False
     while any(child.process.poll() is None for child in children):
+        silent.look()
         if any(child.process.poll() for child in children) or _failures(reports):
             return
         if job.stop_signals and not is_asked:
@@ -173,12 +208,14 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _outcome(job: JobContext, children: list[Started], reports: Path, place: launch.Meeting) -> dict[str, Any]:
+def _outcome(
+    job: JobContext, children: list[Started], reports: Path, place: launch.Meeting, silent: Silent
+) -> dict[str, Any]:
     """The result of rank 0; on another machine than its own, `elsewhere` says where to look for it.
 
     Raises JobError with the cause when a rank failed.
     """
-    if cause := _cause(children, reports):
+    if cause := _cause(children, reports, silent.gone):
         raise JobError(cause)
     if place.node_rank:
         print(ENDED, flush=True)
@@ -189,22 +226,37 @@ def _outcome(job: JobContext, children: list[Started], reports: Path, place: lau
     return report.get("result") or {}
 
 
-def _cause(children: list[Started], reports: Path) -> str:
-    """Why the ranks failed, "" when they did not: who broke first, not who lost its neighbours through that."""
+def _cause(children: list[Started], reports: Path, gone: Sequence[dict[str, Any]] = ()) -> str:
+    """Why the ranks failed, "" when they did not: who broke first, not who lost its neighbours through that.
+
+    `gone`: those of a launcher that said nothing, the first one first.
+    """
     failures = _failures(reports)
     for own in (each for each in failures if not each.get("lost_others")):
         return f"Rank {own['rank']}: {own['cause']}"
     own_ends = [child for child in children if not child.is_ended_here]
     for child in own_ends:
         code = child.process.returncode
-        if code and code < 0 and child.rank >= 0 and not _read(reports / f"{child.rank}.json"):
+        if code and code < 0 and child.rank >= 0 and not _said(reports, child.rank):
             return f"Rank {child.rank} {_ended_by(-code, child)}. The log says more."
+    broken = [child for child in own_ends if child.process.returncode]
+    if gone and children[0].rank < 0 and (failures or broken):
+        own = next((each for each in gone if processes.kernel_says_oom(each["pid"])), gone[0])
+        is_full = processes.out_of_memory(own["pid"], children[0].kills_before)
+        return f"Rank {own['rank']} {processes.OUT_OF_MEMORY if is_full else processes.GONE}. The log says more."
     if failures:
         return f"A rank is gone without a word; rank {failures[0]['rank']} lost it: {failures[0]['cause']}"
-    if broken := [child for child in own_ends if child.process.returncode]:
+    if broken and broken[0].rank < 0 and _signal_in(broken[0].process.returncode) == signal.SIGKILL:
+        return f"A rank {processes.KILLED}. The log says more."
+    if broken:
         who = f"Rank {broken[0].rank}" if broken[0].rank >= 0 else "The launcher"
         return f"{who} ended with exit code {broken[0].process.returncode}. The log says more."
     return ""
+
+
+def _signal_in(code: int) -> int:
+    """The signal that a launcher's exit code passes on, 0 for none: 128 more (srun), or 256 less (DeepSpeed)."""
+    return 256 - code if code >= 192 else code - 128 if code > 128 else 0
 
 
 def _ended_by(number: int, child: Started) -> str:
@@ -218,6 +270,11 @@ def _failures(reports: Path) -> list[dict[str, Any]]:
     """What failed ranks said of themselves, the earliest first."""
     found = [_read(path) for path in reports.glob("[0-9]*.json")]  # a report that is being written begins with a dot
     return sorted((each for each in found if each.get("state") == "failed"), key=lambda each: each.get("at", 0.0))
+
+
+def _said(reports: Path, rank: int) -> bool:
+    """Whether a rank has told how it ended."""
+    return (reports / f"{rank}.json").is_file()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import psutil
 from studio.config.launch import slurm_rank_variables
 from studio.engine import environment, tuning
 from studio.engine.job import JobContext, PatientOutput, explain
-from studio.engine.launch import REPORTS
+from studio.engine.launch import REPORTS, write_began
 from studio.errors import DiskFullError, StudioError
 from studio.paths import atomic_write_json
 from studio.store.jobs import Job
@@ -40,6 +40,7 @@ class RankContext(JobContext):
     def __enter__(self) -> "RankContext":
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._handlers[each] = signal.signal(each, self._on_signal)
+        write_began(self.job_dir, self.rank)
         leader = os.environ.get("RETUNE_JOB_PID")
         if leader and "SLURM_PROCID" not in os.environ:  # srun's tasks are on other machines, and srun ends them
             threading.Thread(target=self._watch, args=(int(leader),), daemon=True, name="leader").start()

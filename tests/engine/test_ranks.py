@@ -1,5 +1,6 @@
 """Runs of several real processes: they learn, save, are resumed bit-equal, and end with the cause when one dies."""
 
+import json
 import os
 import random
 import shutil
@@ -275,6 +276,27 @@ def test_a_rank_that_was_ended_because_another_was_gone_is_not_the_cause(
     children[1].process.wait()
     launch._end(children)
     assert launch._cause(children, tmp_path).startswith(cause)
+
+
+def test_a_launcher_that_passes_a_signal_on_is_not_the_cause(tmp_path: Path) -> None:
+    """As srun and DeepSpeed's launcher do, whose ranks may be on another machine."""
+    for code, cause in ((137, "A rank was killed (signal 9)"), (247, "A rank was killed"), (1, "The launcher ended")):
+        launcher = launch.Started(-1, subprocess.Popen([sys.executable, "-c", f"import os; os._exit({code})"]))
+        launcher.process.wait()
+        assert launch._cause([launcher], tmp_path).startswith(cause)
+
+
+@pytest.mark.slow
+def test_a_rank_of_a_launcher_that_is_killed_is_named(training_project: Project, tiny_config: Make) -> None:
+    """DeepSpeed's tells a number at its end; torchrun not even that."""
+    settings = {"train.num_steps": 4000, "record.evaluate_every_steps": 0, "record.save_every_steps": 0}
+    config = spread(tiny_config, "zero1", **settings, **{"distributed.launcher": "deepspeed"})
+    run, job = runs.start_run(training_project, config)
+    wait_for_step(training_project, run.id, job, 2)
+    began = training_project.path("jobs", job.id, launch.REPORTS, f"{launch.BEGAN}1.json")
+    os.kill(json.loads(began.read_text())["pid"], signal.SIGKILL)
+    *_, ended = jobs.watch(training_project.folder, job.id)
+    assert ended.state == "failed" and ended.cause == f"Rank 1 {processes.GONE}. The log says more.", ended.cause
 
 
 @pytest.mark.slow
