@@ -188,11 +188,18 @@ class Overhead:
 OVERHEAD = {
     # Kernels that oneDNN compiles for the lengths of rows: 60 MB where all are alike, up to 195 MB (256 of them, see
     # engine/environment.py). Tensors live in an arena (engine/cpu/arena.h) that a pass like the last fills as that did.
-    # Where no C++ compiler is found they are in the heap of glibc: 1.02 to 1.34 times as much in 30 runs, 1.13 on
-    # average.
     "cpu": Overhead(fixed=600 * MIB, kernels=125 * MIB, holes=0.25),
     "cuda": Overhead(fixed=550 * MIB, share=0.08),  # context and libraries of CUDA 12; not measured here
 }
+
+
+# Without compiled layers tensors are in the heap of glibc: 1.02 to 1.34 times as much in 30 runs, on average 1.13.
+HEAP_SHARE = 0.13
+
+
+def is_in_heap(config: RunConfig, device: Device) -> bool:
+    """Whether tensors have no arena of their own on this processor."""
+    return device.kind == "cpu" and (config.train.compile == "off" or not device.has_compiler)
 
 
 def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Memory:
@@ -233,6 +240,8 @@ def memory(config: RunConfig, shapes: Shapes, load: Load, device: Device) -> Mem
     if is_full and device.kind == "cpu" and (load.varies or load.tokens_per_step > 1.5 * load.num_tokens):
         # The embedding's gradient twice more, from the head and from the input, while a pass adds to that of the last.
         overhead += 2 * shapes.vocabulary * shapes.hidden * FLOAT32
+    if is_in_heap(config, device):
+        overhead += HEAP_SHARE * (sum(parts.values()) + overhead)
     return Memory(**{name: round(size) for name, size in parts.items()}, overhead=round(overhead))
 
 

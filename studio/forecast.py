@@ -57,7 +57,7 @@ class Forecast:
     """What a config needs on a device; `pace` None: nobody knows yet how fast it is.
 
     `memory` is that of one process, `num_processes` of which share the device. `computes_twice`: with gradient
-    checkpointing, as configured or because it would not fit otherwise.
+    checkpointing, as configured or because it would not fit otherwise. `is_in_heap`: for want of compiled layers.
     """
 
     memory: Memory
@@ -68,6 +68,7 @@ class Forecast:
     pace: Pace | None
     num_processes: int = 1
     computes_twice: bool = False
+    is_in_heap: bool = False
 
     @property
     def needed_bytes(self) -> int:
@@ -98,6 +99,7 @@ def forecast(project: Project | None, config: RunConfig, on: Device | None = Non
         pace(project, config, load) if here and project else None,
         number,
         settled.train.gradient_checkpointing is True,
+        estimate.is_in_heap(config, on),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import psutil
 
-from studio.paths import REPOSITORY
+from studio.paths import REPOSITORY, cache_folder
 
 Kind = Literal["cpu", "cuda"]
 CPU_INFO = Path("/proc/cpuinfo")
@@ -41,12 +41,14 @@ MORE_PACKAGES = ("tokenizers", "numpy", "accelerate", "deepspeed", "bitsandbytes
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run computes. `has_bfloat16`: that it computes in it natively, which is what dtype auto asks for."""
+    """Where a run computes. `has_bfloat16`: that it computes in it natively, which is what dtype auto asks for.
+    `has_compiler`: that layers can be compiled for a processor."""
 
     kind: Kind
     name: str
     memory_bytes: int
     has_bfloat16: bool
+    has_compiler: bool = True
 
     @property
     def key(self) -> str:
@@ -67,7 +69,14 @@ def cpu() -> Device:
     lines = dict(line.split("\t: ", 1) for line in text.splitlines() if "\t: " in line)
     name = next((value for key, value in lines.items() if key.strip() == "model name"), platform.processor())
     flags = next((value.split() for key, value in lines.items() if key.strip() == "flags"), [])
-    return Device("cpu", name or platform.machine(), memory_bytes(), bool({"avx512_bf16", "amx_bf16"} & set(flags)))
+    has_bfloat16 = bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    return Device("cpu", name or platform.machine(), memory_bytes(), has_bfloat16, has_compiler())
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, or what one has built before."""
+    is_built = any((cache_folder() / "extensions").glob("kernels-*.so"))
+    return is_built or shutil.which(os.environ.get("CXX") or "c++") is not None
 
 
 def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:

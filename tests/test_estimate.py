@@ -305,3 +305,11 @@ def test_what_is_suggested_counts_on_the_checkpointing_that_memory_asks_for() ->
     """It comes by itself, so it is no suggestion."""
     found = suggestions(config("lora", train__gradient_checkpointing="auto"), SEVEN_B, on_card, CARD, 8 * GIB)
     assert found[-1].fits and "train.gradient_checkpointing" not in found[-1].settings
+
+
+def test_without_compiled_layers_a_processor_takes_more() -> None:
+    bare = Device("cpu", "", 16 * GIB, has_bfloat16=True, has_compiler=False)
+    whole = needs(config(), device=CPU)
+    assert needs(config(), device=bare) == pytest.approx((1 + estimate.HEAP_SHARE) * whole, rel=1e-6)
+    assert needs(config(train__compile="off"), device=CPU) == needs(config(), device=bare)
+    assert needs(config(train__compile="off"), device=CARD) == needs(config(), device=CARD)

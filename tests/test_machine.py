@@ -87,3 +87,16 @@ def test_gpus_that_are_hidden_are_not_computed_on(
     assert machine.device() == machine.cpu() and machine.hides_gpus()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert not machine.hides_gpus()
+
+
+def test_a_compiler_is_one_on_the_path_or_what_it_has_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not machine.has_compiler()
+    library = tmp_path / "retune" / "extensions" / "kernels-0.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert machine.has_compiler()
+    library.unlink()
+    monkeypatch.setenv("CXX", "sh")
+    assert machine.has_compiler()

@@ -143,7 +143,8 @@ def _basis(made: Forecast) -> str:
     }[load.basis]
     known = "" if made.is_known_architecture else " This architecture is counted as if it were a Llama."
     twice = " With gradient checkpointing." if made.computes_twice else ""
-    return f"At most {load.num_tokens} tokens are computed at once, {basis}.{known}{twice}"
+    heap = " More than with compiled layers (a C++ compiler, train.compile: auto)." if made.is_in_heap else ""
+    return f"At most {load.num_tokens} tokens are computed at once, {basis}.{known}{twice}{heap}"
 
 
 def _time(made: Forecast, num_steps: int | None) -> str:

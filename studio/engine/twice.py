@@ -8,7 +8,7 @@ from studio.config.schema import RunConfig
 from studio.engine.batches import Corpus
 from studio.engine.models.load import LoadedModel
 from studio.estimate import Twice
-from studio.machine import Device, free_bytes
+from studio.machine import Device, free_bytes, has_compiler
 from studio.model_shapes import read_shapes
 from studio.paths import human_bytes
 
@@ -18,7 +18,7 @@ def choose(config: RunConfig, loaded: LoadedModel, dtype: torch.dtype, corpus: C
 
     The model is loaded already; what it holds counts as free, for the planner counts it too.
     """
-    device = Device(loaded.device.type, "", 0, dtype != torch.float32)
+    device = Device(loaded.device.type, "", 0, dtype != torch.float32, has_compiler())
     shapes, load = read_shapes(loaded.folder), loads.counted(config, corpus.train, device)
     free = _free_on_gpu(loaded.device) if device.kind == "cuda" else _free_here(estimate.processes_on(config, device))
     return estimate.twice(config, shapes, load, device, free)

@@ -109,6 +109,8 @@ def _basis(made: Forecast) -> str:
         notes.append(_("{number} processes together").format(number=made.num_processes))
     if made.computes_twice:
         notes.append(_("with gradient checkpointing"))
+    if made.is_in_heap:
+        notes.append(_("more than with compiled layers (a C++ compiler, train.compile: auto)"))
     if made.device.kind == "cuda":
         notes.append(_("for a GPU by arithmetic, not measured"))
     return "; ".join(notes)
