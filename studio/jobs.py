@@ -188,13 +188,23 @@ def start_again(folder: Path, job_id: str) -> Job:
 
 
 def stop(folder: Path, job_id: str, save: bool = True) -> None:
-    """Ask a job to stop at its next step border, with or without saving. One that still waits in line stops at once."""
+    """Ask a job to stop at its next step border, with or without saving. One that still waits in line stops at once.
+
+    While that cannot be stored (a full disk) its process is told. Raises StoreBusyError where there is none.
+    """
     with open_db(folder) as db:
         job = store.get(db, job_id)
-        if not job.live:
-            return
-        store.request(db, job_id, stop_request="save" if save else "discard")
-        store.move(db, job_id, "stopping")
+    if not job.live:
+        return
+    how = "save" if save else "discard"
+    try:
+        with open_db(folder) as db:
+            store.request(db, job_id, stop_request=how)
+            store.move(db, job_id, "stopping")
+    except StoreBusyError:
+        if not alive(job):
+            raise
+        psutil.Process(job.pid).send_signal(processes.STOP_SIGNALS[how])
 
 
 def kill(folder: Path, job_id: str) -> None:

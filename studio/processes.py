@@ -2,12 +2,15 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 CREATED_TOLERANCE_SECONDS = 2
+# What asks a job to stop, with or without saving, where its row cannot be written. Asked twice is asked once.
+STOP_SIGNALS = {"save": signal.SIGUSR1, "discard": signal.SIGUSR2}
 # How a process ended, behind its name.
 OUT_OF_MEMORY = "was ended by the system because memory ran out; try a smaller micro_batch_size or max_length"
 GONE = "is gone: it was killed, or memory ran out"

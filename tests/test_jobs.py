@@ -227,6 +227,23 @@ def test_killing_needs_no_space(project: Project, models: Path, monkeypatch: pyt
         assert jobs.get(project.folder, job.id).state == "lost"
 
 
+def test_stopping_needs_no_space(project: Project, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the process is told: this one leaves the line."""
+    full = sqlite3.OperationalError("database or disk is full")
+    with work_that_takes_long(models):
+        first = at_work(project, fetch(project))
+        second = waits(project, fetch(project))
+        with monkeypatch.context() as patches:
+            patches.setattr(store, "request", raising(full))
+            for _ in range(2):  # asked twice is asked once
+                jobs.stop(project.folder, second.id)
+            done = ended(project, second)
+            assert (done.state, done.stop_request) == ("stopped", "")
+            patches.setattr(jobs, "alive", lambda job: False)
+            with pytest.raises(StoreBusyError):
+                jobs.stop(project.folder, first.id)
+
+
 def raising(error: Exception) -> Callable[..., None]:
     def call(*args: object, **values: object) -> None:
         raise error

@@ -61,6 +61,7 @@ class JobContext:
         self._ended = threading.Event()
         self._progress: dict[str, Any] = {}
         self._stop_signals = 0
+        self._asked_by_signal = ""  # to stop, by who could not write it into its row: save or discard
         self._held = False
         self._handlers: dict[int, Any] = {}
         self._open = contextlib.ExitStack()
@@ -81,6 +82,8 @@ class JobContext:
             store.beat(db, self.id, pid=process.pid, process_created=process.create_time())
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._handlers[each] = signal.signal(each, self._on_signal)
+        for each in processes.STOP_SIGNALS.values():
+            self._handlers[each] = signal.signal(each, self._on_request)
         threading.Thread(target=self._beat_until_ended, daemon=True, name="heartbeat").start()
         return self
 
@@ -135,9 +138,9 @@ class JobContext:
         return self._device.take()
 
     @property
-    def stop_signals(self) -> int:
-        """How often the system asked this process to end."""
-        return self._stop_signals
+    def told_to_stop(self) -> str:
+        """What a signal asked for: save or discard, "" for nothing. The system that ends this process lets it save."""
+        return self._asked_by_signal or ("save" if self._stop_signals else "")
 
     def hand_over(self) -> None:
         """Another process writes phase and progress from here on; this one only shows that it lives."""
@@ -171,23 +174,22 @@ class JobContext:
         except StoreBusyError as error:
             print(f"requests cannot be read: {error}", file=sys.stderr, flush=True)
             job = Job("", id=self.id)
-        if self._stop_signals and not job.stop_request:
-            job.stop_request = "save"
+        job.stop_request = job.stop_request or self.told_to_stop
         if job.stop_request == "kill":  # the signal is on its way; nothing is begun any more
             job.stop_request = "discard"
         return job
 
     def check_stop(self) -> None:
         """Raise StopRequested when the job was asked to stop; other requests stay for `requests`."""
-        asked = self._asked_to_stop() or ("save" if self._stop_signals else "")
+        asked = self._asked_to_stop() or self.told_to_stop
         if asked:
             raise StopRequested(save=asked == "save")
 
     def _asked_to_stop(self) -> str:
-        """The stop_request in its row; "" while the database cannot be used just now."""
+        """What a person asked for, in its row or, while the database cannot be used, by a signal; "" for nothing."""
         with contextlib.suppress(StoreBusyError), open_db(self.folder) as db:
-            return store.get(db, self.id).stop_request
-        return ""
+            return store.get(db, self.id).stop_request or self._asked_by_signal
+        return self._asked_by_signal
 
     def finish(self, result: dict[str, Any] | None) -> None:
         """The verb has done all it was asked to."""
@@ -259,6 +261,11 @@ class JobContext:
     def _beat_until_ended(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             self._write_progress()
+
+    def _on_request(self, number: int, _frame: object) -> None:
+        """Somebody wants it to stop and cannot write so. Without saving is the last word."""
+        asked = next(how for how, each in processes.STOP_SIGNALS.items() if each == number)
+        self._asked_by_signal = "discard" if "discard" in (asked, self._asked_by_signal) else asked
 
     def _on_signal(self, number: int, _frame: object) -> None:
         """First signal to end: stop at the next step border and save. Second: leave at once."""

@@ -167,7 +167,7 @@ def _wait(job: JobContext, children: list[Started], reports: Path, silent: Silen
         silent.look()
         if any(child.process.poll() for child in children) or _failures(reports):
             return
-        if job.stop_signals and not is_asked:
+        if job.told_to_stop and not is_asked:
             is_asked = _ask_to_stop(job)
         time.sleep(POLL_SECONDS)
 
@@ -177,7 +177,7 @@ def _ask_to_stop(job: JobContext) -> bool:
     try:
         with open_db(job.folder) as db:
             if not store.get(db, job.id).stop_request:
-                store.request(db, job.id, stop_request="save")
+                store.request(db, job.id, stop_request=job.told_to_stop)
         return True
     except StoreBusyError as error:
         print(f"the stop is not passed on yet: {error}", flush=True)

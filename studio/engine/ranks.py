@@ -64,7 +64,7 @@ class RankContext(JobContext):
     def requests(self) -> Job:
         if self.rank == 0:
             return super().requests()
-        return Job("", id=self.id, stop_request="save" if self.stop_signals else "")
+        return Job("", id=self.id, stop_request=self.told_to_stop)
 
     def check_stop(self) -> None:
         """Ranks stop together, at a step border, or not at all."""

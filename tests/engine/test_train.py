@@ -1,12 +1,14 @@
 """The `train` verb from a frozen config to its last checkpoint, with everything that a person may ask on the way."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from studio import processes
 from studio.config.schema import RunConfig
 from studio.config.yaml import save_config
 from studio.engine import sampling, train, twice
@@ -83,20 +85,26 @@ def test_save_now_and_sample_now_are_done_at_the_next_border(training_project: P
 
 
 def stop_after(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the job to stop once a step is recorded, as a person with a button would."""
-    read = Requests.read
+    """Ask the job to stop once a step is recorded, as a person with a button would; by a signal where the disk is
+    full."""
+    read, how, by_signal = Requests.read, how.removesuffix(" by signal"), how.endswith(" by signal")
 
     def ask_and_read(requests: Requests) -> None:
         job = requests._job
         with open_db(job.folder) as db:
             if runs.get(db, job.run_id).step >= step:
-                jobs.request(db, job.id, stop_request=how)
+                if by_signal:
+                    os.kill(os.getpid(), processes.STOP_SIGNALS[how])
+                else:
+                    jobs.request(db, job.id, stop_request=how)
         read(requests)
 
     monkeypatch.setattr(Requests, "read", ask_and_read)
 
 
-@pytest.mark.parametrize(("how", "saved"), [("save", [2]), ("discard", [])])
+@pytest.mark.parametrize(
+    ("how", "saved"), [("save", [2]), ("discard", []), ("save by signal", [2]), ("discard by signal", [])]
+)
 def test_stop_ends_at_the_border_with_or_without_saving(
     training_project: Project, tiny_config: Make, monkeypatch: pytest.MonkeyPatch, how: str, saved: list[int]
 ) -> None:
