@@ -80,15 +80,18 @@ class Forecast:
         return self.needed_bytes <= self.device.memory_bytes
 
 
-def forecast(project: Project | None, config: RunConfig, on: Device | None = None, num_steps: int = 0) -> Forecast:
+def forecast(
+    project: Project | None, config: RunConfig, on: Device | None = None, num_steps: int = 0, budget: int = 0
+) -> Forecast:
     """Memory, disk and pace of a config, on this machine or another device. `num_steps`: of the run, 0 if not known.
+    `budget`: bytes that it is to fit into, 0 for all that the device has.
 
     Raises ModelError without config.json, ConfigError for a DeepSpeed file that cannot be used.
     """
     on, shapes = on or device(), shapes_of(config)
     load = load_of(project, config, on)
     number = estimate.processes_on(config, on)
-    settled = estimate.settled(config, shapes, load, on, on.memory_bytes // number)
+    settled = estimate.settled(config, shapes, load, on, (budget or on.memory_bytes) // number)
     here = project is not None and on == device()
     return Forecast(
         estimate.memory(settled, shapes, load, on),

@@ -57,7 +57,7 @@ def estimate(
     on, budget = _device(device, memory)
     if measure:
         _measure(workspace, loaded)
-    made = forecasts.forecast(workspace, loaded, on)
+    made = forecasts.forecast(workspace, loaded, on, budget=budget)
     ways = forecasts.suggestions(workspace, loaded, on, budget)
     num_steps = _num_steps(workspace, loaded)
     if json:

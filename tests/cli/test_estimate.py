@@ -33,6 +33,11 @@ def test_no_to_a_7b_lora_on_8_gb_with_what_would_fit(retune: Retune, seven_b: tu
     assert "method=qlora" in said and "fits" in said.rsplit("method=qlora", 1)[1]
 
 
+def test_checkpointing_that_memory_asks_for_is_counted(retune: Retune, seven_b: tuple[str, ...]) -> None:
+    on, off = ("estimate", "starter_qlora", *seven_b), ("estimate", "starter_qlora", *seven_b[:4], "--memory", "800GB")
+    assert "With gradient checkpointing." in retune(*on) and "checkpointing." not in retune(*off)
+
+
 def test_json(retune: Retune, seven_b: tuple[str, ...]) -> None:
     found = json.loads(retune("estimate", "starter_lora", *seven_b, "--json", code=1))
     assert not found["fits"] and found["suggestions"][-1]["fits"]
