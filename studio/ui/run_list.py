@@ -44,13 +44,13 @@ def prepare_new(config_name: str) -> None:
 
 
 def _chosen(found: Sequence[Run]) -> str:
-    """What was chosen in this session or is named in the address, else the run that is live, else the newest."""
+    """What was chosen in this session or is named in the address, else the run at work, one in line, the newest."""
     known = {run.id for run in found} | {NEW_RUN}
     for wish in (state.kept(KEPT), st.query_params.get("run") or None):
         if wish is not None and wish in known:
             return wish
-    live = [run.id for run in found if run.state in LIVE_STATES]
-    return (live or [run.id for run in found] or [NEW_RUN])[0]
+    ordered = sorted(found, key=lambda run: (run.state not in LIVE_STATES, run.state == "queued"))
+    return ordered[0].id if ordered else NEW_RUN
 
 
 def _caption(run: Run) -> str:

@@ -22,7 +22,7 @@ from studio.ui import state
 from studio.ui.bundle_view import reproduced, take_bundle
 from studio.ui.dialogs import redraw_page
 from studio.ui.frame import CHECKPOINTS, COMPARE, CONFIG, link
-from studio.ui.i18n import _
+from studio.ui.i18n import _, ngettext
 from studio.ui.run_events import events_view
 from studio.ui.told import told
 from studio.ui.widgets import ago, duration, guarded, phase_word, plain, progress_text, state_label
@@ -189,7 +189,8 @@ def _moving_parts(project: Project, run_id: str, drawn_state: str) -> None:
         if job:
             _progress(run, job, series["train/loss"])
             _sign_of_life(project, job)
-        _numbers(series)
+        if any(series.values()):
+            _numbers(series)
         _outcome(project, run)
         events_view(happened)
         is_over = run.state not in LIVE_STATES  # then nothing appears any more
@@ -227,12 +228,24 @@ def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
         ended = _("Ended after step {step} of {steps}.").format(step=run.step, steps=run.num_steps)
         st.caption(ended if run.step else _("It ended before its first step."))
         return
+    if job.waiting:
+        st.caption(_place_words(job))
+        return
     st.progress(min(1.0, current / total) if total else 0.0, text=_progress_words(run, job, losses))
+
+
+def _place_words(job: Job) -> str:
+    if job.held:
+        return phase_word(job)
+    before = next((n for n, (_folder, each) in enumerate(jobs.waiting()) if each.id == job.id), 0)
+    first = _("It is next, and starts by itself when the device is free.")
+    later = ngettext("{n} job in line comes before it.", "{n} jobs in line come before it.", before)
+    return later.format(n=before) if before else first
 
 
 def _sign_of_life(project: Project, job: Job) -> None:
     """When it was heard of last. On a full disk it cannot be heard: the page looks for itself."""
-    if not job.live:
+    if not job.live or job.waiting:
         return
     if _is_full(project):
         text = _("The disk is full ({free} free). The run waits with what it could not store; free some space.")

@@ -177,11 +177,23 @@ def test_a_run_that_waits_in_line_says_so_and_can_leave_it(open_page, project):
     with open_db(project.folder) as db:
         db.table("jobs").update(run.job_id, {"state": "queued", "started_at": "", "held": 1, "phase": phase})
     at = open_page(PAGE)
-    assert any(phase in each.proto.text for each in at.get("progress"))
+    assert phase in texts(at) and "sign of life" not in texts(at)
     assert not {"train.save", "train.stop_save"} & {button.key for button in at.button}  # there is nothing to save
     at.button(key="train.leave_line").click().run()
     with open_db(project.folder) as db:
         assert store_jobs.get(db, run.job_id).stop_request == "discard"
+
+
+def test_the_run_at_work_is_shown_before_those_in_line_which_say_how_many_come_first(open_page, project):
+    add_run(project, "running", "starter_lora-1")
+    for number in (2, 3):
+        run = add_run(project, "running", f"starter_lora-{number}")
+        with open_db(project.folder) as db:
+            db.table("jobs").update(run.job_id, {"state": "queued", "started_at": "", "place": number})
+    assert [each.value for each in open_page(PAGE).subheader] == [plain("starter_lora-1")]
+    assert "It is next" in texts(open_page(PAGE, run="starter_lora-2"))
+    last = texts(open_page(PAGE, run="starter_lora-3"))
+    assert plain("1 job in line comes before it.") in last or "1 job in line comes before it." in last
 
 
 @pytest.mark.parametrize("key, asked", [("train.stop_save", "save"), ("train.stop_now", "discard")])
