@@ -348,11 +348,12 @@ def test_every_kind_of_event_has_a_sentence():
     details = {
         "spread_anew": layouts, "weights_only": {"path": "/p/runs/a-1/step_8.pth"},
         "passed_over": {"reason": "step_8.pth was passed over."}, "save_put_off": {"reason": "The disk is full."},
+        "computed_twice": {"without": 3 * 2**30, "budget": 2**30},
     }  # fmt: skip
     said = {kind: sentence([run_events.RunEvent("r", 8, kind, details.get(kind, {}))]) for kind in run_events.KINDS}
     assert all(text.endswith(".") and kind.replace("_", " ") != text for kind, text in said.items()), said
     assert "2 processes (ZeRO-2); 1 process went on" in said["spread_anew"] and "a-1/step_8.pth" in said["weights_only"]
-    assert "no finite numbers" in said["early_stop"]
+    assert "no finite numbers" in said["early_stop"] and "may take 3.0 GB" in said["computed_twice"]
 
 
 def test_each_checkpoint_that_was_passed_over_is_named():
