@@ -242,6 +242,7 @@ def test_stopping_needs_no_space(project: Project, models: Path, monkeypatch: py
             patches.setattr(jobs, "alive", lambda job: False)
             with pytest.raises(StoreBusyError):
                 jobs.stop(project.folder, first.id)
+    assert ended(project, first).state == "finished"
 
 
 def raising(error: Exception) -> Callable[..., None]:
