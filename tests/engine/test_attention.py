@@ -53,6 +53,11 @@ def chains(*lengths: int) -> Ints:
     return np.repeat(np.cumsum(lengths), lengths)
 
 
+def tree(shared: int, *lengths: int) -> Ints:
+    """Examples that share their beginning, and nothing else."""
+    return np.concatenate([np.full(shared, shared + sum(lengths)), shared + chains(*lengths)])
+
+
 @settings(deadline=None)
 @given(rows(), st.integers(1, 40), st.integers(1, 40), st.one_of(st.none(), st.integers(1, 40)))
 def test_blocks_hold_every_token_once_and_see_what_they_should(
@@ -243,6 +248,37 @@ def test_values_may_be_narrower_than_keys(
     inputs = [each.requires_grad_() for each in (query, key, value[..., :8])]
     for found, expected in zip(attended(Blocks(ends), inputs), attended(Masked(ends, CPU), inputs), strict=True):
         assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.skipif(len(WAYS) == 1, reason="compiling needs a C++ compiler")
+@pytest.mark.parametrize("keys", [0, 512])
+@pytest.mark.parametrize("value_width", [64, 32, 40])
+@pytest.mark.parametrize("num_key_heads", [1, 2])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        chains(5),
+        chains(40, 90, 30),
+        chains(200, 90, 130),
+        tree(9, 4, 5),
+        tree(60, 70, 80, 200, 10),
+        tree(20, *[110] * 17),
+    ],
+    ids=len,
+)
+def test_blocks_of_wide_heads_in_16_bits_are_as_exact_as_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, ends: Ints, num_key_heads: int, value_width: int, keys: int
+) -> None:
+    """Heads as wide as models have them go by tiles where the processor has these; sums are float32."""
+    compiled.use("on", torch.bfloat16, CPU)
+    monkeypatch.setattr(blocks, "KEPT_KEYS", keys)
+    generator = torch.Generator().manual_seed(len(ends))
+    shapes = (4, 64), (num_key_heads, 64), (num_key_heads, value_width)
+    row = [torch.randn(heads, len(ends), width, generator=generator).bfloat16() for heads, width in shapes]
+    found = attended(Blocks(ends), [each.clone().requires_grad_() for each in row])
+    expected = attended(Masked(ends, CPU), [each.float().requires_grad_() for each in row])
+    for one, other in zip(found, expected, strict=True):
+        assert (one.float() - other).norm() <= 0.01 * other.norm()
 
 
 @pytest.mark.skipif(len(WAYS) == 1, reason="compiling needs a C++ compiler")

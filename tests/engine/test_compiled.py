@@ -30,9 +30,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="compili
 KINDS = [(torch.float32, 1e-5), (torch.bfloat16, 0.02)]
 
 
-def halves_of(dtype: torch.dtype, kind: str = "qwen2") -> tuple[Heads, Rest]:
+def halves_of(dtype: torch.dtype, kind: str = "qwen2", **sizes: int) -> tuple[Heads, Rest]:
     """A layer's; Qwen2's query, key and value have biases."""
-    layer = layers_of(decoder(kind).to(dtype))[1]
+    layer = layers_of(decoder(kind, **sizes).to(dtype))[1]
     attention, mlp = layer.self_attn, layer.mlp
     for parameter in layer.parameters():
         if parameter.requires_grad:
@@ -77,6 +77,23 @@ def test_halves_of_a_layer_are_those_in_python(
     assert len(found) == 3 + below + 6 and close(found, expected, tolerance)
     found, expected = (of_rest(each, x, attended) for each in (fast_rest, rest))
     assert len(found) == 3 + 8 and close(found, expected, tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_tokens", [32, 70])
+@pytest.mark.parametrize(("hidden_size", "intermediate_size"), [(320, 700), (296, 512)])
+@torch.no_grad()
+def test_layers_of_many_tiles_are_those_in_python(num_tokens: int, hidden_size: int, intermediate_size: int) -> None:
+    """Sides of products that are more than one tile, and not all whole ones."""
+    compiled.use("on", torch.bfloat16, CPU)
+    heads, rest = halves_of(torch.bfloat16, hidden_size=hidden_size, intermediate_size=intermediate_size)
+    fast_heads, fast_rest = compiled.halves(heads, rest)
+    x, attended = (random(num_tokens, hidden_size, dtype=torch.bfloat16).roll(by) for by in (0, 5))
+    angles = random(num_tokens, hidden_size // 8, dtype=torch.float32).repeat(1, 2).bfloat16()
+    found, expected = (of_heads(each, x, angles, angles.flip(1), True) for each in (fast_heads, heads))
+    assert close(found, expected, 0.02)
+    found, expected = (of_rest(each, x, attended) for each in (fast_rest, rest))
+    assert close(found, expected, 0.02)
 
 
 @needs_compiler

@@ -132,7 +132,7 @@ def decoder(kind: str, **settings: object) -> nn.Module:
     """A tiny model of an architecture with a LoRA adapter on all its layers, told to learn."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = AutoConfig.for_model(kind, vocab_size=64, num_hidden_layers=3, pad_token_id=0, **sizes, **settings)
+    config = AutoConfig.for_model(kind, vocab_size=64, num_hidden_layers=3, pad_token_id=0, **sizes | settings)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -23,7 +23,7 @@ from torch import Tensor
 from studio.engine.parts import Gradients, Heads, Linears, Rest
 from studio.paths import atomic_path, cache_folder
 
-SOURCE, ARENA = (Path(__file__).parent / name for name in ("kernels.cpp", "arena.h"))
+SOURCES = [Path(__file__).parent / name for name in ("kernels.cpp", "arena.h", "attention.h", "numbers.h", "tiles.h")]
 # No -ffast-math: what is not a number has to stay none.
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-fPIC", "-w"]
 if platform.machine() == "x86_64":
@@ -72,7 +72,7 @@ def _load() -> str:
 
 def _path() -> Path:
     """Of the built library: another for other code, another PyTorch and another processor."""
-    sources = [each.read_text(encoding="utf-8") for each in (SOURCE, ARENA)]
+    sources = [each.read_text(encoding="utf-8") for each in SOURCES]
     parts = [*sources, *FLAGS, torch.__version__, str(torch.cpu.get_capabilities())]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_folder() / "extensions" / f"kernels-{digest}.so"
@@ -100,7 +100,7 @@ def _compile(compiler: str, library: Path) -> None:
     includes = [f"-I{torch_folder / each}" for each in ("include", "include/torch/csrc/api/include")]
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder, "kernels.o")
-        _call(compiler, *FLAGS, *includes, "-c", SOURCE, "-o", part)
+        _call(compiler, *FLAGS, *includes, "-c", SOURCES[0], "-o", part)
         _call(compiler, "-shared", part, f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10", "-o", library)
 
 
@@ -121,7 +121,9 @@ def _call(*words: str | Path) -> None:
 
 
 class CompiledHeads:
-    """Stands for parts.Heads."""
+    """Stands for parts.Heads. `with_rest`: the whole layer, as kernels.cpp has it."""
+
+    with_rest: Any
 
     def __init__(self, heads: Heads) -> None:
         self.lora = heads.lora
@@ -163,7 +165,7 @@ class CompiledLayer:
 
     def __init__(self, heads: CompiledHeads, rest: CompiledRest, blocks: Any, keeps: bool) -> None:
         self.lora = [*heads.lora, *rest.lora]
-        self._own, self._blocks, self._keeps = now.Layer(heads.own, rest.own), blocks, keeps
+        self._own, self._blocks, self._keeps = heads.with_rest, blocks, keeps
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lora: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         out, *kept = self._own.forward(x, cos, sin, self._blocks, self._keeps, list(lora))
@@ -184,7 +186,9 @@ def halves(heads: Heads, rest: Rest) -> tuple[CompiledHeads, CompiledRest] | Non
     learned = [*heads.lora, *rest.lora]
     if not alike or any(each.dtype != torch.float32 or not each.is_contiguous() for each in learned):
         return None
-    return CompiledHeads(heads), CompiledRest(rest)
+    first, second = CompiledHeads(heads), CompiledRest(rest)
+    first.with_rest = now.Layer(first.own, second.own)  # here: it costs a good part of what a short row does
+    return first, second
 
 
 def clips(gradients: Sequence[Tensor]) -> bool:

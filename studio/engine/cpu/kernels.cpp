@@ -13,14 +13,19 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "arena.h"
+#include "attention.h"
+#include "numbers.h"
+#include "tiles.h"
 
 namespace {
 
 using at::Tensor;
+using namespace numbers;
 using Tensors = std::vector<Tensor>;
 using Lengths = std::vector<int64_t>;
 
@@ -29,40 +34,6 @@ constexpr int64_t GRAIN = 16384;  // numbers that one thread takes at least
 constexpr int64_t SHARED_ROWS = 512;
 constexpr int64_t FEW_THREADS = 4;
 constexpr int64_t ALIGNED = 32;
-
-struct Half {  // bfloat16, in a form that compilers turn into vector instructions
-  uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-inline float wide(Half x) {
-  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-template <typename T> inline T narrow(float x);
-template <> inline float narrow<float>(float x) { return x; }
-template <> inline Half narrow<Half>(float x) {  // to the nearest, to even; what is not a number stays none
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return Half{static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
-}
-
-template <typename T> inline float as(float x) { return wide(narrow<T>(x)); }  // a number as T can hold it
-
-template <typename T> T* start(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
-
-template <typename Run> void by_type(const Tensor& x, Run run) {
-  if (x.scalar_type() == at::kBFloat16) {
-    run(Half{});
-  } else {
-    TORCH_CHECK(x.scalar_type() == at::kFloat, "bfloat16 or float32, not ", x.scalar_type());
-    run(float{});
-  }
-}
 
 template <typename Run> void over_rows(int64_t rows, int64_t width, Run run) {
   at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), [&](int64_t from, int64_t to) {
@@ -79,6 +50,21 @@ void convert(To* out, int64_t out_stride, const From* in, int64_t in_stride, int
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) to[i] = narrow<To>(factor * wide(from[i]));
   });
+}
+
+void copy_rows(const Tensor& from, const Tensor& to) {
+  const int64_t bytes = from.size(1) * from.element_size();
+  const int64_t from_apart = from.stride(0) * from.element_size(), to_apart = to.stride(0) * to.element_size();
+  const char* in = start<char>(from);
+  char* out = start<char>(to);
+  over_rows(from.size(0), from.size(1), [&](int64_t row) { std::memcpy(out + row * to_apart, in + row * from_apart, bytes); });
+}
+
+// A copy of rows that may be apart from each other.
+Tensor copied(const Tensor& x) {
+  Tensor out = at::empty(x.sizes(), x.options());
+  copy_rows(x, out);
+  return out;
 }
 
 // ---- what stands between the products
@@ -106,6 +92,15 @@ std::tuple<Tensor, Tensor> norm(const Tensor& x, const Tensor& weight, double ep
   return {out, scale};
 }
 
+// A function of its own: in the loop over rows GCC 12 does not make vector instructions of it.
+template <typename T>
+__attribute__((noinline)) float sum_of_products(const T* d, const T* factor, const T* x, int64_t width) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += as<T>(wide(d[i]) * wide(factor[i])) * wide(x[i]);
+  return sum;
+}
+
 // The gradient of `norm` at x, and `more` added to it where that is given. Also into `beside`, where that is given.
 Tensor norm_gradient(
     const Tensor& gradient, const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& more,
@@ -122,10 +117,7 @@ Tensor norm_gradient(
     over_rows(rows, width, [&](int64_t row) {
       const T *own = d + row * width, *from = states + row * width;
       T* to = result + row * width;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < width; ++i) sum += as<T>(wide(own[i]) * wide(factor[i])) * wide(from[i]);
-      const float by = scales[row], along = sum * by * by / width;
+      const float by = scales[row], along = sum_of_products(own, factor, from, width) * by * by / width;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i)
         to[i] = narrow<T>((as<T>(wide(own[i]) * wide(factor[i])) - wide(from[i]) * along) * by);
@@ -140,22 +132,22 @@ Tensor norm_gradient(
   return out;
 }
 
-// e^x within 2e-7 of it, in a form that compilers turn into vector instructions (the polynomial is Cephes' expf).
-inline float power(float x) {
-  const float inside = std::min(88.0f, std::max(-87.0f, x));
-  const float whole = std::nearbyint(inside * 1.44269504f);
-  const float rest = (inside - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float sum = 1.9875691500e-4f;
-  sum = sum * rest + 1.3981999507e-3f;
-  sum = sum * rest + 8.3334519073e-3f;
-  sum = sum * rest + 4.1665795894e-2f;
-  sum = sum * rest + 1.6666665459e-1f;
-  sum = sum * rest + 5.0000001201e-1f;
-  sum = sum * rest * rest + rest + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
-  float two;
-  std::memcpy(&two, &bits, 4);
-  return x < -87.0f ? 0.0f : x == x ? sum * two : x;
+// x + y, rows of both apart from each other as they are.
+Tensor sum(const Tensor& x, const Tensor& y) {
+  const int64_t rows = x.size(0), width = x.size(1), x_apart = x.stride(0), y_apart = y.stride(0);
+  Tensor out = at::empty({rows, width}, x.options());
+  by_type(x, [&](auto kind) {
+    using T = decltype(kind);
+    const T *first = start<T>(x), *second = start<T>(y);
+    T* result = start<T>(out);
+    over_rows(rows, width, [&](int64_t row) {
+      const T *one = first + row * x_apart, *other = second + row * y_apart;
+      T* to = result + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) to[i] = narrow<T>(wide(one[i]) + wide(other[i]));
+    });
+  });
+  return out;
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + power(-x)); }
@@ -243,7 +235,7 @@ struct Linears : torch::CustomClassHolder {
     cast(lora);
     Tensor both = at::empty({x.size(0), width + room}, x.options());
     product(both, x, whole.t());
-    Tensor through = both.slice(1, width).contiguous(), out = both.slice(1, 0, width);
+    Tensor through = copied(both.slice(1, width)), out = both.slice(1, 0, width);
     if (bias.numel() > 0) out.add_(bias);
     return {out.addmm_(through, up.t()), through};
   }
@@ -258,8 +250,8 @@ struct Linears : torch::CustomClassHolder {
   // The gradient at x (none unless `below`), and at the end of `d_lora` that of A and B of each layer.
   Tensor backward(const Tensor& both, const Tensor& x, const Tensor& through, bool below, Tensors& d_lora) const {
     Tensor gradient = both.slice(1, 0, width), d_through = both.slice(1, width);
-    at::mm_out(d_through, gradient, up);
-    add_gradients(at::mm(d_through.t(), x), at::mm(gradient.t(), through), d_lora);
+    tiles::product(d_through, gradient, up);
+    add_gradients(gradient, d_through, x, through, d_lora);
     if (!below) return Tensor();
     Tensor d_x = at::empty_like(x);
     product(d_x, both, whole);
@@ -269,37 +261,56 @@ struct Linears : torch::CustomClassHolder {
   int64_t num_lora() const { return 2 * static_cast<int64_t>(ranks.size()); }
 
  private:
-  // s·A and B as they are now, where the products find them.
+  // s·A and B as they are now, where the products find them: in few numbers each, shared among threads at once.
   void cast(const Tensor* lora) const {
     by_type(whole, [&](auto kind) {
       using T = decltype(kind);
+      struct Piece { const float* from; T* to; int64_t rows, width, apart; float factor; };
+      std::vector<Piece> pieces;
+      const auto add = [&](const Tensor& own, T* to, int64_t apart, float factor) {
+        const int64_t rows = own.size(0), numbers = own.size(1), most = std::max<int64_t>(1, GRAIN / 2 / numbers);
+        for (int64_t row = 0; row < rows; row += most) {
+          const float* from = start<float>(own) + row * numbers;
+          pieces.push_back({from, to + row * apart, std::min(most, rows - row), numbers, apart, factor});
+        }
+      };
       const int64_t reads = whole.size(1), num = static_cast<int64_t>(ranks.size());
       T *down = start<T>(whole) + width * reads, *ups = start<T>(up);
       for (int64_t each = 0; each < num; ++each) {
-        convert(down, reads, start<float>(lora[each]), reads, ranks[each], reads, scaling);
-        convert(ups, room, start<float>(lora[num + each]), ranks[each], widths[each], ranks[each], 1);
+        add(lora[each], down, reads, scaling);
+        add(lora[num + each], ups, room, 1);
         down += ranks[each] * reads;
         ups += widths[each] * room + ranks[each];
       }
+      at::parallel_for(0, static_cast<int64_t>(pieces.size()), 2, [&](int64_t first, int64_t last) {
+        for (int64_t each = first; each < last; ++each) {
+          auto [from, to, rows, numbers, apart, factor] = pieces[each];
+          for (int64_t row = 0; row < rows; ++row, from += numbers, to += apart) {
+#pragma omp simd
+            for (int64_t i = 0; i < numbers; ++i) to[i] = narrow<T>(factor * from[i]);
+          }
+        }
+      });
     });
   }
 
-  void add_gradients(const Tensor& d_down, const Tensor& d_up, Tensors& d_lora) const {
-    const int64_t reads = whole.size(1), num = static_cast<int64_t>(ranks.size());
+  // A of all layers in one tensor, of which each has rows of its own.
+  void add_gradients(
+      const Tensor& gradient, const Tensor& d_through, const Tensor& x, const Tensor& through, Tensors& d_lora) const {
+    const int64_t num = static_cast<int64_t>(ranks.size());
+    const int64_t sum = std::accumulate(ranks.begin(), ranks.end(), int64_t{0});
     const auto options = whole.options().dtype(at::kFloat);
-    for (int64_t each = 0; each < num; ++each) d_lora.push_back(at::empty({ranks[each], reads}, options));
-    for (int64_t each = 0; each < num; ++each) d_lora.push_back(at::empty({widths[each], ranks[each]}, options));
-    const Tensor* own = d_lora.data() + d_lora.size() - 2 * num;
-    by_type(whole, [&](auto kind) {
-      using T = decltype(kind);
-      const T *down = start<T>(d_down), *ups = start<T>(d_up);
-      for (int64_t each = 0; each < num; ++each) {
-        convert(start<float>(own[each]), reads, down, reads, ranks[each], reads, scaling);
-        convert(start<float>(own[num + each]), ranks[each], ups, room, widths[each], ranks[each], 1);
-        down += ranks[each] * reads;
-        ups += widths[each] * room + ranks[each];
-      }
-    });
+    Tensor d_down = at::empty({sum, x.size(1)}, options);
+    tiles::product(d_down, d_through.slice(1, 0, sum).t(), x, scaling);
+    for (int64_t each = 0, rank = 0; each < num; rank += ranks[each++]) {
+      d_lora.push_back(d_down.slice(0, rank, rank + ranks[each]));
+    }
+    for (int64_t each = 0, rank = 0, column = 0; each < num; rank += ranks[each], column += widths[each++]) {
+      const Tensor own = through.slice(1, rank, rank + ranks[each]).t();
+      Tensor d_up = at::empty({widths[each], ranks[each]}, options);
+      tiles::product(d_up.t(), own, gradient.slice(1, column, column + widths[each]));
+      d_lora.push_back(d_up);
+    }
   }
 };
 
@@ -390,12 +401,12 @@ struct Rest : torch::CustomClassHolder {
     const Tensor* learns = lora.data();
     Tensor own = attended.contiguous();
     auto [between, through_out] = out->forward(own, learns);
-    between = at::add(between, x);
+    between = sum(between, x);
     auto [normed, scale] = norm(between, weight, epsilon);
     auto [both, through_both] = gate_up->forward(normed, learns + out->num_lora());
     Tensor hidden = gated(both);
     auto [result, through_down] = down->forward(hidden, learns + out->num_lora() + gate_up->num_lora());
-    result = at::add(result, between);
+    result = sum(result, between);
     return {result, own, through_out, between, scale, normed, through_both, both, hidden, through_down};
   }
 
@@ -406,7 +417,7 @@ struct Rest : torch::CustomClassHolder {
     Tensor own = gradient.contiguous();
     Tensors d_out, d_gate_up, d_down;
     Tensor d_result = down->make_room(own);
-    d_result.slice(1, 0, down->width).copy_(own);
+    copy_rows(own, d_result.slice(1, 0, down->width));
     Tensor d_hidden = down->backward(d_result, hidden, through_down, true, d_down);
     Tensor d_both = gate_up->make_room(own);
     gated_gradient(d_hidden, both, d_both);
@@ -498,20 +509,23 @@ void scores_gradient(const Tensor& d, const Tensor& chances, double scaling) {
   });
 }
 
-// Add rows (key heads · keys, width) to rows `at` of a float32 total (tokens · key heads, width); each head has its own.
-void add_rows(const Tensor& total, const Tensor& at, const Tensor& states, int64_t heads) {
+// Add rows (sums, key heads · keys, width) to rows `at` of a float32 total (tokens · key heads, width); each head has
+// its own.
+void add_rows(const Tensor& total, const Tensor& at, const Tensor& states, int64_t heads, int64_t sums = 1) {
   const int64_t width = total.size(1), rows = at.size(0) / heads;
   const int64_t* places = start<int64_t>(at);
-  float* sums = start<float>(total);
+  float* totals = start<float>(total);
   by_type(states, [&](auto kind) {
     using T = decltype(kind);
     const T* in = start<T>(states);
     at::parallel_for(0, heads, 1, [&](int64_t from, int64_t to) {
       for (int64_t row = from * rows; row < to * rows; ++row) {
-        float* sum = sums + places[row] * width;
-        const T* own = in + row * width;
+        float* sum = totals + places[row] * width;
+        for (int64_t each = 0; each < sums; ++each) {
+          const T* own = in + (each * heads * rows + row) * width;
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) sum[i] += wide(own[i]);
+          for (int64_t i = 0; i < width; ++i) sum[i] += wide(own[i]);
+        }
       }
     });
   });
@@ -535,6 +549,12 @@ struct Blocks : torch::CustomClassHolder {
     const Tensor asks = rows_of(query), offers = rows_of(key), holds = rows_of(value);
     Tensors kept = {Tensor()}, found;
     for (size_t group = 0; group < tokens.size(); ++group) {
+      if (fit_tiles(offers, holds)) {
+        auto [out, shares] = by_tiles(group, asks, offers, holds, keeps);
+        found.push_back(out);
+        if (keeps) kept.push_back(shares);
+        continue;
+      }
       Tensor own = chances(asks, offers, group);
       Tensor values = take(holds, keys[group], holds.scalar_type()).view({batch(group), -1, holds.size(1)});
       found.push_back(at::bmm(own, values).view({tokens[group].size(0), -1}));
@@ -553,6 +573,11 @@ struct Blocks : torch::CustomClassHolder {
     Tensor d_value = at::zeros(holds.sizes(), d_key.options());
     Tensors found;
     for (size_t group = 0; group < tokens.size(); ++group) {
+      if (fit_tiles(offers, holds)) {
+        const Tensor shares = kept.empty() ? Tensor() : kept[group];
+        found.push_back(gradient_by_tiles(group, wide_gradient, asks, offers, holds, shares, d_key, d_value));
+        continue;
+      }
       const Tensor own = kept.empty() ? chances(asks, offers, group) : kept[group];
       const int64_t number = batch(group), width = offers.size(1);
       Tensor asked = take(asks, tokens[group], type).view({number, -1, width});
@@ -567,14 +592,63 @@ struct Blocks : torch::CustomClassHolder {
     }
     Tensor d_query = take(joined(found), results, type);
     if (elsewhere.numel() > 0) d_query.index_fill_(0, elsewhere, 0);
-    return {d_query.view(query.sizes()), d_key.to(type).view(key.sizes()), d_value.to(type).view(value.sizes())};
+    return {d_query.view(query.sizes()), narrowed(d_key, type).view(key.sizes()), narrowed(d_value, type).view(value.sizes())};
   }
 
  private:
   // (tokens · key heads, numbers): heads that share a key in one row.
   Tensor rows_of(const Tensor& states) const { return states.contiguous().view({states.size(0) * heads, -1}); }
 
+  static bool fit_tiles(const Tensor& offers, const Tensor& holds) {
+    return tiles::fit(offers) && offers.size(1) % tiles::STEP == 0 && holds.size(1) % tiles::STEP == 0;
+  }
+
+  attention::Group of(size_t group, const Tensor& asks, const Tensor& offers, const Tensor& holds) const {
+    const Tensor& bias = biases[group];
+    const int64_t width = offers.size(1);
+    return {start<int64_t>(tokens[group]), start<int64_t>(keys[group]), start<float>(bias), start<bool>(paddings[group]),
+            heads, bias.size(0), bias.size(1), bias.size(3), asks.size(1) / width, width, holds.size(1),
+            static_cast<float>(scaling)};
+  }
+
+  // A group's result, and where it `keeps` what each token takes.
+  std::tuple<Tensor, Tensor> by_tiles(
+      size_t group, const Tensor& asks, const Tensor& offers, const Tensor& holds, bool keeps) const {
+    const attention::Group own = of(group, asks, offers, holds);
+    Tensor out = at::empty({tokens[group].size(0), own.shared * own.value_width}, asks.options()), shares;
+    if (keeps) shares = at::empty({own.batches(), own.rows(), own.pitch()}, asks.options());
+    attention::forward(
+        own, start<Half>(asks), start<Half>(offers), start<Half>(holds), keeps ? start<Half>(shares) : nullptr,
+        start<Half>(out));
+    return {out, shares};
+  }
+
+  // That at the query of a group's tokens; those at key and value are added. `shares`: what was kept, or undefined.
+  Tensor gradient_by_tiles(
+      size_t group, const Tensor& gradient, const Tensor& asks, const Tensor& offers, const Tensor& holds,
+      const Tensor& shares, const Tensor& d_key, const Tensor& d_value) const {
+    const attention::Group own = of(group, asks, offers, holds);
+    const int64_t num_keys = keys[group].size(0);
+    Tensor d_asks = at::empty({tokens[group].size(0), own.shared * own.width}, asks.options());
+    Tensor d_offers = at::empty({own.sums(), num_keys, own.width}, d_key.options());
+    Tensor d_holds = at::empty({own.sums(), num_keys, own.value_width}, d_key.options());
+    attention::backward(
+        own, start<Half>(gradient), start<Half>(asks), start<Half>(offers), start<Half>(holds),
+        shares.defined() ? start<Half>(shares) : nullptr, start<Half>(d_asks), start<float>(d_offers),
+        start<float>(d_holds));
+    add_rows(d_key, keys[group], d_offers, heads, own.sums());
+    add_rows(d_value, keys[group], d_holds, heads, own.sums());
+    return d_asks;
+  }
+
   int64_t batch(size_t group) const { return heads * biases[group].size(0); }
+
+  static Tensor narrowed(const Tensor& states, at::ScalarType type) {
+    if (type == at::kFloat) return states;
+    Tensor out = at::empty(states.sizes(), states.options().dtype(type));
+    convert(start<Half>(out), out.size(1), start<float>(states), out.size(1), out.size(0), out.size(1), 1);
+    return out;
+  }
 
   static Tensor joined(const Tensors& found) { return found.size() == 1 ? found[0] : at::cat(found); }
 
