@@ -190,7 +190,7 @@ def start_again(folder: Path, job_id: str) -> Job:
 def stop(folder: Path, job_id: str, save: bool = True) -> None:
     """Ask a job to stop at its next step border, with or without saving. One that still waits in line stops at once.
 
-    While that cannot be stored (a full disk) its process is told. Raises StoreBusyError where there is none.
+    While that cannot be stored (a full disk) its process is told. Raises StoreBusyError where that cannot be, either.
     """
     with open_db(folder) as db:
         job = store.get(db, job_id)
@@ -202,9 +202,8 @@ def stop(folder: Path, job_id: str, save: bool = True) -> None:
             store.request(db, job_id, stop_request=how)
             store.move(db, job_id, "stopping")
     except StoreBusyError:
-        if not alive(job):
+        if not (alive(job) and processes.ask_to_stop(job.pid, job.process_created, how)):
             raise
-        psutil.Process(job.pid).send_signal(processes.STOP_SIGNALS[how])
 
 
 def kill(folder: Path, job_id: str) -> None:

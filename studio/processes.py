@@ -36,6 +36,30 @@ def lives(pid: int, process_created: float) -> bool:
         return False
 
 
+def ask_to_stop(pid: int, process_created: float, how: str) -> bool:
+    """Whether a process could be asked to stop by a signal (`how`: save or discard). One that has no handler for it,
+    because it just begins or is of an older version, would be ended by it: it is left alone, as where that is not told.
+    """
+    number = STOP_SIGNALS[how]
+    if not (lives(pid, process_created) and _handles(pid, number)):
+        return False
+    try:
+        os.kill(pid, number)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, as Linux tells of it; see proc_pid_status(5)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False  # another system, or the process has ended
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 def boot_id() -> str:
     """What changes when the machine starts anew: the kernel's own id, else the time of the start."""
     try:

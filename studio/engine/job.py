@@ -174,7 +174,7 @@ class JobContext:
         except StoreBusyError as error:
             print(f"requests cannot be read: {error}", file=sys.stderr, flush=True)
             job = Job("", id=self.id)
-        job.stop_request = job.stop_request or self.told_to_stop
+        job.stop_request = self._last_word(job.stop_request) or self.told_to_stop
         if job.stop_request == "kill":  # the signal is on its way; nothing is begun any more
             job.stop_request = "discard"
         return job
@@ -188,8 +188,12 @@ class JobContext:
     def _asked_to_stop(self) -> str:
         """What a person asked for, in its row or, while the database cannot be used, by a signal; "" for nothing."""
         with contextlib.suppress(StoreBusyError), open_db(self.folder) as db:
-            return store.get(db, self.id).stop_request or self._asked_by_signal
+            return self._last_word(store.get(db, self.id).stop_request)
         return self._asked_by_signal
+
+    def _last_word(self, in_row: str) -> str:
+        """Of what its row says and what a signal said, which comes when the row can be written no more."""
+        return in_row if in_row and self._asked_by_signal != "discard" else self._asked_by_signal
 
     def finish(self, result: dict[str, Any] | None) -> None:
         """The verb has done all it was asked to."""

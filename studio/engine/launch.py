@@ -162,26 +162,28 @@ def _spawn(line: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes
 
 def _wait(job: JobContext, children: list[Started], reports: Path, silent: Silent) -> None:
     """Until all have ended, or one has failed. A stop signal becomes a request that rank 0 reads at a step border."""
-    is_asked = False
+    asked = ""
     while any(child.process.poll() is None for child in children):
         silent.look()
         if any(child.process.poll() for child in children) or _failures(reports):
             return
-        if job.told_to_stop and not is_asked:
-            is_asked = _ask_to_stop(job)
+        if (told := job.told_to_stop) != asked and _ask_to_stop(job, told, reports):
+            asked = told
         time.sleep(POLL_SECONDS)
 
 
-def _ask_to_stop(job: JobContext) -> bool:
-    """Whether the request is written; while the database cannot be, the ranks go on, and it is tried again."""
+def _ask_to_stop(job: JobContext, how: str, reports: Path) -> bool:
+    """Whether rank 0 will read at a step border that the job was told to stop; on a full disk a signal says so."""
     try:
         with open_db(job.folder) as db:
-            if not store.get(db, job.id).stop_request:
-                store.request(db, job.id, stop_request=job.told_to_stop)
+            before = store.get(db, job.id).stop_request
+            if not before or (before, how) == ("save", "discard"):
+                store.request(db, job.id, stop_request=how)
         return True
-    except StoreBusyError as error:
-        print(f"the stop is not passed on yet: {error}", flush=True)
-        return False
+    except StoreBusyError:
+        first = _read(reports / f"{BEGAN}0.json")
+        is_here = first.get("host") == socket.gethostname()
+        return is_here and processes.ask_to_stop(first["pid"], first["created"], how)
 
 
 def _end(children: list[Started]) -> None:

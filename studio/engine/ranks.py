@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from studio import processes
 from studio.config.launch import slurm_rank_variables
 from studio.engine import environment, tuning
 from studio.engine.job import JobContext, PatientOutput, explain
@@ -40,6 +41,8 @@ class RankContext(JobContext):
     def __enter__(self) -> "RankContext":
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._handlers[each] = signal.signal(each, self._on_signal)
+        for each in processes.STOP_SIGNALS.values():
+            self._handlers[each] = signal.signal(each, self._on_request)
         write_began(self.job_dir, self.rank)
         leader = os.environ.get("RETUNE_JOB_PID")
         if leader and "SLURM_PROCID" not in os.environ:  # srun's tasks are on other machines, and srun ends them

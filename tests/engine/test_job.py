@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from studio import jobs as watchers
-from studio import machine
+from studio import machine, processes
 from studio.engine import job as module
 from studio.engine.device_lock import DeviceLock
 from studio.engine.job import JobContext
@@ -116,6 +116,19 @@ def test_a_job_whose_turn_comes_while_the_disk_is_full_waits(
     with open_db(project.folder) as db:
         assert jobs.get(db, row.id).state == "finished"
     assert capsys.readouterr().err.count("its turn has come, and it waits") == 2
+
+
+def test_without_saving_is_the_last_word_though_the_row_says_otherwise(context: JobContext) -> None:
+    """Saving waits for space on a full disk, where no row can be changed."""
+    with context as job:
+        with open_db(job.folder) as db:
+            jobs.request(db, job.id, stop_request="save")
+        assert job.requests().stop_request == "save"
+        os.kill(os.getpid(), processes.STOP_SIGNALS["save"])
+        assert job.requests().stop_request == "save"
+        os.kill(os.getpid(), processes.STOP_SIGNALS["discard"])
+        assert job.requests().stop_request == "discard"
+        job.finish({})
 
 
 def test_a_job_of_another_home_waits_until_the_device_is_free(

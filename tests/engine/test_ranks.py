@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from studio.checkpoint_files import manifest_path
 from studio.config.schema import RunConfig
 from studio.engine import launch
 from studio.engine.checkpoint import load_checkpoint
+from studio.engine.ranks import RankContext
 from studio.engine.zero_folder import read_own
 from studio.errors import StudioError
 from studio.projects import Project, create_project
+from studio.store import jobs as store
 from studio.store import metrics, open_db, run_events, samples
 from studio.store.jobs import Job
 from tests.damage import damage_file, watched
@@ -240,6 +243,31 @@ def test_samples_that_fail_in_one_rank_of_those_that_compute_them_together_end_t
     assert ended.state == "failed" and ended.cause.startswith("Rank 1: The samples of step 2 failed in this process")
     assert "asked for at sample" in ended.cause and "Resume the run." in ended.cause
     assert [step for step, _ in numbers(training_project, run.id)["train/loss"]] == [1, 2]
+
+
+def test_on_a_full_disk_the_first_rank_is_told_to_stop_by_a_signal(
+    training_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its job was: the row can be written by neither."""
+
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with open_db(training_project.folder) as db:
+        row = store.add(db, Job("train", state="running"))
+    job = RankContext(training_project.folder, row, training_project.path("jobs", row.id))
+    reports = job.job_dir / launch.REPORTS
+    reports.mkdir(parents=True)
+    monkeypatch.setattr(launch.store, "request", full)
+    assert not launch._ask_to_stop(job, "discard", reports)  # it has not begun
+    try:
+        with job:
+            assert job.requests().stop_request == ""
+            assert launch._ask_to_stop(job, "discard", reports)
+            assert job.requests().stop_request == "discard"
+    finally:
+        for number, handler in job._handlers.items():
+            signal.signal(number, handler)
 
 
 def dead(number: int) -> subprocess.Popen[bytes]:
