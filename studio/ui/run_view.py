@@ -237,7 +237,8 @@ def _progress(run: Run, job: Job, losses: Sequence[Point]) -> None:
 def _place_words(job: Job) -> str:
     if job.held:
         return phase_word(job)
-    before = next((n for n, (_folder, each) in enumerate(jobs.waiting()) if each.id == job.id), 0)
+    line = [each.id for _folder, each in jobs.waiting() if not each.held]  # who is held lets others pass
+    before = line.index(job.id) if job.id in line else 0
     first = _("It is next, and starts by itself when the device is free.")
     later = ngettext("{n} job in line comes before it.", "{n} jobs in line come before it.", before)
     return later.format(n=before) if before else first

@@ -185,14 +185,15 @@ def test_a_run_that_waits_in_line_says_so_and_can_leave_it(open_page, project):
 
 
 def test_the_run_at_work_is_shown_before_those_in_line_which_say_how_many_come_first(open_page, project):
+    """A job that is held lets others pass."""
     add_run(project, "running", "starter_lora-1")
-    for number in (2, 3):
+    for number, held in ((2, 0), (3, 1), (4, 0)):
         run = add_run(project, "running", f"starter_lora-{number}")
         with open_db(project.folder) as db:
-            db.table("jobs").update(run.job_id, {"state": "queued", "started_at": "", "place": number})
+            db.table("jobs").update(run.job_id, {"state": "queued", "started_at": "", "place": number, "held": held})
     assert [each.value for each in open_page(PAGE).subheader] == [plain("starter_lora-1")]
     assert "It is next" in texts(open_page(PAGE, run="starter_lora-2"))
-    last = texts(open_page(PAGE, run="starter_lora-3"))
+    last = texts(open_page(PAGE, run="starter_lora-4"))
     assert plain("1 job in line comes before it.") in last or "1 job in line comes before it." in last
 
 
