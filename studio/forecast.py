@@ -15,7 +15,7 @@ from typing import Any
 
 from studio import datasets, estimate, jobs, loads
 from studio.config.catalog.base_models import BY_ID
-from studio.config.schema import RunConfig
+from studio.config.schema import RowCount, RunConfig
 from studio.data import cache
 from studio.data.cache import TokenCache
 from studio.data.split import split
@@ -170,11 +170,16 @@ def _counted(folder: Path, keys: tuple[tuple[str, str], ...], settings: str, on:
 def _judged(folder: Path, rows: tuple[tuple[str, str, int], ...], settings: str, on: Device) -> Load:
     config = RunConfig.model_validate_json(settings)
     share = min(1.0, MOST_JUDGED_ROWS / max(1, *(number for _name, _digest, number in rows)))
-    train = {
-        name: draw(folder, name, digest, max(1, round(share * number)), tokens_of(config))
-        for name, digest, number in rows
+
+    def fewer(number: int) -> int:
+        return max(1, round(share * number))
+
+    train = {name: draw(folder, name, digest, fewer(number), tokens_of(config)) for name, digest, number in rows}
+    sources = {
+        name: {"rows": fewer(portion.rows)} if isinstance(portion, RowCount) else portion
+        for name, portion in config.data.sources.items()
     }
-    return loads.counted(config, train, on, "drawn")
+    return loads.counted(estimate.changed(config, {"data.sources": sources}), train, on, "drawn")
 
 
 def _opened(folder: Path, key: str) -> TokenCache:
@@ -277,9 +282,9 @@ def outcome(project: Project, run: Run) -> Outcome | None:
         seconds = _values(db, run.id, STEP_SECONDS)
     if not predicted or not peaks:
         return None
-    return Outcome(
-        predicted["memory_bytes"], int(peaks[0]), predicted["seconds_per_step"], median(seconds) if seconds else None
-    )
+    # Where gradient checkpointing was left to free memory, the run itself knew best.
+    memory_bytes = run.detail.get("predicted_bytes") or predicted["memory_bytes"]
+    return Outcome(memory_bytes, int(peaks[0]), predicted["seconds_per_step"], median(seconds) if seconds else None)
 
 
 def _values(db: Any, run_id: str, name: str) -> Sequence[float]:

@@ -38,24 +38,31 @@ class DrawnRows(Sequence[Example]):
         return self.examples[index * len(self.examples) // self.num_rows]
 
 
-@lru_cache(maxsize=32)
 def draw(folder: Path, name: str, fingerprint: str, num_rows: int, tokens: Tokens) -> DrawnRows:
     """Rows of dataset `name` of the project in `folder`, as a run's tokens; remembered by its `fingerprint`.
 
     Rows that cannot be tokenised, or of which nothing is trained, are passed over. Raises DataError where none is left,
     for raw text (whose rows are joined), and for rows too long to look at; ModelError without the base.
     """
-    lines = _drawn_lines(dataset_versions.rows_file(folder, name, digest=fingerprint))
-    conversations = [Conversation.from_row(value) for value, problem in map(parse, lines) if not problem]
-    encoded = tokens.encoder().encode(conversations)
-    examples = tuple(each for each in encoded if isinstance(each, Example) and each.num_trained_tokens)
-    if not examples or any(each.is_document for each in examples):
+    examples = _examples(folder, name, fingerprint, tokens)
+    if not examples:
         raise DataError(f"The rows of {name!r} cannot be drawn from.", "Tokenise them all.")
     return DrawnRows(examples, num_rows)
 
 
+@lru_cache(maxsize=16)
+def _examples(folder: Path, name: str, fingerprint: str, tokens: Tokens) -> tuple[Example, ...]:
+    """Those of `draw`; none where they cannot be drawn from, which is remembered, too: pages ask again and again."""
+    lines = _drawn_lines(dataset_versions.rows_file(folder, name, digest=fingerprint))
+    conversations = [Conversation.from_row(value) for value, problem in map(parse, lines) if not problem]
+    encoded = tokens.encoder().encode(conversations)
+    examples = tuple(each for each in encoded if isinstance(each, Example) and each.num_trained_tokens)
+    return () if any(each.is_document for each in examples) else examples
+
+
 def _drawn_lines(path: Path) -> list[bytes]:
-    """Lines in even distances, as many as their length allows; of a large file from its beginning."""
+    """Lines in even distances, as many as their length allows; of a large file from its beginning. None where a few
+    would be too much to look at."""
     with open(path, "rb") as file:
         beginning = file.read(BEGINNING_BYTES)
         is_whole = not file.read(1)
@@ -63,5 +70,5 @@ def _drawn_lines(path: Path) -> list[bytes]:
     lines = [line for line in (lines if is_whole else lines[:-1]) if line]
     number = min(len(lines), MOST_ROWS, MOST_TEXT_BYTES * len(lines) // max(1, len(beginning)))
     if number < min(len(lines), FEWEST_ROWS):
-        raise DataError(f"The rows of {path.name} are too long to look at some of them.", "Tokenise them all.")
+        return []
     return [lines[place * len(lines) // number] for place in range(number)]

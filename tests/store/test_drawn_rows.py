@@ -65,9 +65,23 @@ def test_long_rows_are_fewer_and_too_long_ones_none(
     monkeypatch.setattr(drawn_rows, "MOST_TEXT_BYTES", size // 4)
     assert 16 <= len(drawn(project, tiny_model).examples) <= 60
     monkeypatch.setattr(drawn_rows, "MOST_TEXT_BYTES", size // 100)
-    drawn_rows.draw.cache_clear()
-    with pytest.raises(DataError, match="too long"):
+    drawn_rows._examples.cache_clear()
+    with pytest.raises(DataError, match="cannot be drawn from"):
         drawn(project, tiny_model)
+
+
+def test_that_rows_cannot_be_drawn_from_is_remembered(
+    project: Project, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page asks at every touch, and looking takes a part of a second."""
+    datasets.save(project, "mine", [Conversation((Message("assistant", "raw text"),))] * 20, kind="import")
+    looked: list[Path] = []
+    real = drawn_rows._drawn_lines
+    monkeypatch.setattr(drawn_rows, "_drawn_lines", lambda path: looked.append(path) or real(path))
+    for _ in range(2):
+        with pytest.raises(DataError, match="cannot be drawn from"):
+            drawn(project, tiny_model)
+    assert len(looked) == 1
 
 
 def test_of_a_file_that_is_larger_than_is_read_the_last_line_is_left_out(
@@ -93,3 +107,15 @@ def test_what_is_predicted_is_told_by_the_rows_and_by_the_longest_only_without_t
     raw = [Conversation((Message("assistant", "raw text " * 9),)) for _ in range(20)]
     datasets.save(project, "mine", raw, kind="import")
     assert forecast.load_of(project, config, on).basis == "longest"
+
+
+def test_proportions_stay_where_a_large_dataset_is_judged_by_fewer_rows(
+    project: Project, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets.save(project, "mine", rows(200, letters=5), kind="import")
+    datasets.save(project, "long", rows(200, letters=60), kind="import")
+    config = config_for(tiny_model, **{"data.sources": "{mine: all, long: {rows: 20}}"})
+    whole = forecast.load_of(project, config, cpu())
+    monkeypatch.setattr(forecast, "MOST_JUDGED_ROWS", 20)
+    forecast._judged.cache_clear()
+    assert forecast.load_of(project, config, cpu()).tokens_per_step == pytest.approx(whole.tokens_per_step, rel=0.1)
