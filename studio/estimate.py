@@ -258,6 +258,11 @@ class Twice:
     computed_twice: int
     budget: int
 
+    @property
+    def chosen(self) -> int:
+        """Bytes that it takes so."""
+        return self.computed_twice if self.is_on else self.without
+
 
 def twice(config: RunConfig, shapes: Shapes, load: Load, device: Device, budget: int) -> Twice:
     """What train.gradient_checkpointing auto comes to: on where a process might need more than `budget` bytes without

@@ -61,20 +61,25 @@ def prepare(
     corpus = load_corpus(job.folder, config, loaded.template, loaded.tokenizer, reporting(job), versions)
     choice = None
     if config.train.gradient_checkpointing == "auto":
-        if is_twice is None:
-            choice = _choose_together(ranks or Alone(), partial(twice.choose, config, loaded, dtype, corpus), device)
-        config = changed(config, {"train.gradient_checkpointing": choice.is_on if choice else is_twice})
+        choose = partial(twice.choose, config, loaded, dtype, corpus)
+        is_twice, choice = _choose_together(ranks or Alone(), is_twice, choose, device)
+        config = changed(config, {"train.gradient_checkpointing": is_twice})
     model = adapters.attach(loaded, config)
     trainer = Trainer(model, config, dtype, count_steps(corpus, config), loaded.pad_id, ranks)
     return Prepared(loaded, model, corpus, trainer, dtype, choice)
 
 
-def _choose_together(ranks: Alone, choose: Callable[[], Twice], device: torch.device) -> Twice:
-    """What the first process chooses, in all of them: each must do the same."""
+def _choose_together(
+    ranks: Alone, before: bool | None, choose: Callable[[], Twice], device: torch.device
+) -> tuple[bool, Twice | None]:
+    """What the first process did `before` or chooses now, in all of them: each must do the same, and another machine's
+    studio does not remember."""
     ranks.join(device)
+    if (before := ranks.share(before)) is not None:
+        return before, None
     choice = Twice(**ranks.share(asdict(choose()) if ranks.is_first else None))
     print(twice.told(choice), flush=True)
-    return choice
+    return choice.is_on, choice
 
 
 def count_steps(corpus: Corpus, config: RunConfig) -> int:

@@ -133,7 +133,7 @@ class Training:
                 torch.manual_seed(self.config.train.seed + self.ranks.rank)
         self.recorder.began(self.step, circumstances(self.loaded, self.trainer))
         if self._twice:
-            self.recorder.note(**{TWICE: self._twice.is_on})
+            self.recorder.note(**{TWICE: self._twice.is_on}, predicted_bytes=self._twice.chosen)
             if self._twice.is_on:
                 self.recorder.event(self.step, "computed_twice", **asdict(self._twice))
         for notice in notices:

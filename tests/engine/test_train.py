@@ -3,17 +3,20 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
-from studio import processes
+from studio import forecast, processes
 from studio.config.schema import RunConfig
 from studio.config.yaml import save_config
-from studio.engine import sampling, train, twice
+from studio.engine import prepare, sampling, train, twice
+from studio.engine.distributed import Alone
 from studio.engine.requests import Requests
 from studio.engine.safe_load import load_pth
+from studio.estimate import Twice
 from studio.projects import Project
 from studio.store import checkpoints, jobs, metrics, open_db, run_events, runs, samples
 from studio.ui.event_words import sentence
@@ -353,7 +356,36 @@ def test_activations_are_computed_twice_where_memory_asks_for_it_and_a_resume_ke
     assert [[event.kind for event in events] for events in found] == [[], ["computed_twice"]]
     assert sentence(found[1]).startswith("Gradient checkpointing is on, for memory: a step may take ")
     assert kept == [False, True]
+    with open_db(training_project.folder) as db:
+        runs.note(db, tight, predicted={"memory_bytes": 1, "seconds_per_step": None})
+        outcome = forecast.outcome(training_project, runs.get(db, tight))
+    assert outcome and outcome.predicted_bytes == found[1][0].detail["computed_twice"]
     before = series(training_project, tight, "train/loss")
     seen.clear()
     train_here(training_project, tight, resume=f"runs/{tight}/step_3.pth")
     assert seen == [True] * 3 and series(training_project, tight, "train/loss") == before
+
+
+class Second(Alone):
+    """Of two processes, on a machine of its own; `heard` is what the first one says."""
+
+    rank, world = 1, 2
+
+    def __init__(self, *heard: Any) -> None:
+        self._heard = iter(heard)
+
+    def share(self, value: Any) -> Any:
+        return next(self._heard)
+
+
+def test_what_the_first_process_chooses_or_chose_before_counts_in_all() -> None:
+    """Another machine's studio has no record of what the run did."""
+
+    def choose() -> Twice:
+        raise AssertionError("only the first process chooses")
+
+    cpu, choice = torch.device("cpu"), Twice(True, 3, 2, 1)
+    assert prepare._choose_together(Second(None, asdict(choice)), None, choose, cpu) == (True, choice)
+    assert prepare._choose_together(Second(False), None, choose, cpu) == (False, None)
+    assert prepare._choose_together(Alone(), True, choose, cpu) == (True, None)
+    assert prepare._choose_together(Alone(), None, lambda: choice, cpu) == (True, choice)
