@@ -32,14 +32,18 @@ def _told(message: str, tongue: str) -> str:
         return message
     if listed := LISTED.fullmatch(message):
         return listed[1] + _told(listed[2], tongue)
-    if (meaning := _as_sentences(message, tongue) or _known(message, tongue)) is not None:
+    if (meaning := _meaning(message, tongue)) is not None:
         return meaning
     if "\n" in message:
         return "\n".join(_told(line, tongue) for line in message.split("\n"))
     named = NAMED.fullmatch(message)
-    if named and (meaning := _told(named[2], tongue)) != named[2]:
+    if named and (meaning := _meaning(named[2], tongue)) is not None:
         return named[1] + meaning
     return _in_part(message, tongue)
+
+
+def _meaning(message: str, tongue: str) -> str | None:
+    return _as_sentences(message, tongue) or _known(message, tongue)
 
 
 def _known(message: str, tongue: str) -> str | None:

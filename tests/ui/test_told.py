@@ -160,6 +160,12 @@ def test_a_hint_is_told_behind_what_a_library_said() -> None:
     assert in_chinese("Who knows this. Fetch the model again.") == "Who knows this. 请重新获取模型。"
 
 
+def test_a_long_list_of_a_library_stays_as_it_is() -> None:
+    """Not every part of it is what a message is about."""
+    listed = ", ".join(["12"] * 990)
+    assert in_chinese(listed) == listed and in_chinese(f"train.seed: {listed}") == f"train.seed: {listed}"
+
+
 def test_problems_of_a_config_are_told_one_by_one() -> None:
     wrong = [Problem("model.device", "is no device: 'x'", "auto, cpu"), Problem("data.pack", "who knows")]
     assert in_chinese(str(ConfigError(wrong, "demo"))) == (
