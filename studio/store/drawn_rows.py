@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import overload
 
 from studio.data.conversation import Conversation
-from studio.data.rows import parse
+from studio.data.formats import convert_rows
+from studio.data.rows import RawRow, parse
 from studio.data.tokens import Example
 from studio.errors import DataError
 from studio.store import dataset_versions
@@ -54,7 +55,8 @@ def draw(folder: Path, name: str, fingerprint: str, num_rows: int, tokens: Token
 def _examples(folder: Path, name: str, fingerprint: str, tokens: Tokens) -> tuple[Example, ...]:
     """Those of `draw`; none where they cannot be drawn from, which is remembered, too: pages ask again and again."""
     lines = _drawn_lines(dataset_versions.rows_file(folder, name, digest=fingerprint))
-    conversations = [Conversation.from_row(value) for value, problem in map(parse, lines) if not problem]
+    rows = (RawRow(number, None, *parse(line)) for number, line in enumerate(lines, start=1))
+    conversations = [each for _, each in convert_rows(rows, "messages") if isinstance(each, Conversation)]
     encoded = tokens.encoder().encode(conversations)
     examples = tuple(each for each in encoded if isinstance(each, Example) and each.num_trained_tokens)
     return () if any(each.is_document for each in examples) else examples

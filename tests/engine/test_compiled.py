@@ -265,18 +265,22 @@ def test_gradients_are_clipped_as_pytorch_does(limit: float) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @torch.no_grad()
-def test_what_is_no_number_is_not_hidden(number: float) -> None:
-    compiled.use("on", torch.float32, CPU)
-    heads, rest = compiled.halves(*halves_of(torch.float32))
-    x, attended = random(5, 24, dtype=torch.float32), random(5, 24, dtype=torch.float32)
+def test_what_is_no_number_is_not_hidden(number: float, dtype: torch.dtype) -> None:
+    compiled.use("on", dtype, CPU)
+    heads, rest = compiled.halves(*halves_of(dtype))
+    x, attended = random(5, 24, dtype=dtype), random(5, 24, dtype=dtype)
     x[2, 3] = number
+    others = [True, True, False, True, True]
     out, kept = rest.forward(x, attended, rest.lora)
-    assert out.isfinite().all(1).tolist() == [True, True, False, True, True]
+    assert out.isfinite().all(1).tolist() == others
+    (d_x, _), d_lora = rest.backward(x, kept, True)
+    assert d_x.isfinite().all(1).tolist() == others and not any(each.isfinite().all() for each in d_lora)
     ones = torch.ones(5, 6)
     (query, *_), _ = heads.forward(x, ones, ones, heads.lora)
-    assert query.flatten(1).isfinite().all(1).tolist() == [True, True, False, True, True]
+    assert query.flatten(1).isfinite().all(1).tolist() == others
 
 
 @pytest.fixture

@@ -32,6 +32,10 @@ def rows(number: int, *, letters: int) -> list[Conversation]:
     ]
 
 
+def raw_text(text: str) -> Conversation:
+    return Conversation((Message("assistant", text),), {"kind": "text"})
+
+
 def config_for(model: Path, **settings: str) -> RunConfig:
     wanted = {"model.base": str(model), "data.sources": "{mine: 1}", "name": "tiny", **settings}
     return with_settings(preset("starter_lora"), [f"{path}={value}" for path, value in wanted.items()])
@@ -46,6 +50,12 @@ def test_all_rows_of_a_small_dataset_are_drawn_in_order(project: Project, tiny_m
     datasets.save(project, "mine", rows(40, letters=9), kind="import")
     found, encode = drawn(project, tiny_model), Tokens(str(tiny_model)).encoder().encode
     assert list(found) == encode(datasets.load(project, "mine")) and found[3:5] == [found[3], found[4]]
+
+
+def test_rows_that_cannot_be_used_are_passed_over(project: Project, tiny_model: Path) -> None:
+    alone = Conversation((Message("user", "nobody answers"),))
+    datasets.save(project, "mine", [*rows(20, letters=9), alone], kind="import")
+    assert len(drawn(project, tiny_model).examples) == 20
 
 
 def test_of_a_large_one_some_are_drawn_from_all_of_it(project: Project, tiny_model: Path) -> None:
@@ -74,7 +84,7 @@ def test_that_rows_cannot_be_drawn_from_is_remembered(
     project: Project, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page asks at every touch, and looking takes a part of a second."""
-    datasets.save(project, "mine", [Conversation((Message("assistant", "raw text"),))] * 20, kind="import")
+    datasets.save(project, "mine", [raw_text("raw text")] * 20, kind="import")
     looked: list[Path] = []
     real = drawn_rows._drawn_lines
     monkeypatch.setattr(drawn_rows, "_drawn_lines", lambda path: looked.append(path) or real(path))
@@ -104,8 +114,7 @@ def test_what_is_predicted_is_told_by_the_rows_and_by_the_longest_only_without_t
     longer = forecast.load_of(project, config, on)
     assert short.basis == longer.basis == "drawn" and short.longest < longer.longest < config.data.max_length
     assert short.tokens_per_step == pytest.approx(config.examples_per_step * short.longest, rel=0.2)
-    raw = [Conversation((Message("assistant", "raw text " * 9),)) for _ in range(20)]
-    datasets.save(project, "mine", raw, kind="import")
+    datasets.save(project, "mine", [raw_text("raw text " * 9)] * 20, kind="import")
     assert forecast.load_of(project, config, on).basis == "longest"
 
 
