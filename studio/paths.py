@@ -62,14 +62,19 @@ def models_root() -> Path:
 def locks_folder() -> Path:
     """What processes of this user on this machine keep out of each other's way by, whatever their RETUNE_HOME:
     RETUNE_LOCKS, else a folder that no other machine sees, as a home folder may be, and no other user writes to."""
+    if chosen := os.environ.get("RETUNE_LOCKS"):
+        return _made(Path(chosen))
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    folder = Path(os.environ.get("RETUNE_LOCKS") or Path(tempfile.gettempdir(), f"retune-{user}"))
+    folder = Path(tempfile.gettempdir(), f"retune-{user}")
     with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _made(folder)
         if not folder.is_symlink() and (not hasattr(os, "getuid") or folder.stat().st_uid == user):
             return folder
-    folder = cache_folder() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    return _made(cache_folder() / "locks")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

@@ -184,7 +184,10 @@ def test_a_lock_is_for_each_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_locks_are_not_put_where_somebody_else_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert locks_folder() == Path(os.environ["RETUNE_LOCKS"])
+    chosen = tmp_path / "chosen"
+    chosen.symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.setenv("RETUNE_LOCKS", str(chosen))
+    assert locks_folder() == chosen  # a person's choice is not passed over
     monkeypatch.delenv("RETUNE_LOCKS")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     own = tmp_path / f"retune-{os.getuid()}"
