@@ -34,6 +34,7 @@ TemplateName = Literal[
 ]  # fmt: skip
 SLUG_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Slug = Annotated[str, StringConstraints(pattern=SLUG_PATTERN)]
+ANY_BOOL = TypeAdapter(bool)
 ADVANCED = {"advanced": True}
 ZERO_PRESETS = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 NOT_IN_FORM = {"form": False}
@@ -329,7 +330,7 @@ class TrainSection(Section):
     def _any_word_for_true(cls, value: Any) -> Any:
         """Before there was auto it was true or false, in all of pydantic's spellings."""
         try:
-            return TypeAdapter(bool).validate_python(value)
+            return ANY_BOOL.validate_python(value)
         except ValidationError:
             return value
 

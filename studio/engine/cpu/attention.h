@@ -11,7 +11,6 @@
 
 namespace attention {
 
-using at::Tensor;
 using namespace numbers;
 using tiles::Lines;
 

@@ -103,6 +103,7 @@ inline void pack_across(const Lines& lines, int64_t from, int64_t real, int64_t 
     uint32_t* pairs = reinterpret_cast<uint32_t*>(out);
     if (line + AHEAD < lines.size()) {
       for (size_t next : {line + AHEAD, line + AHEAD + 1}) {
+        if (lines[next] == nullptr) continue;
         for (int64_t at = from; at < from + real; at += STEP) __builtin_prefetch(lines[next] + at);
       }
     }
@@ -111,16 +112,18 @@ inline void pack_across(const Lines& lines, int64_t from, int64_t real, int64_t 
   }
 }
 
-// Lines `from` to `from + real` as the right side of a product that sums along each: (size / 2, width, 2), where lines
+// Lines `from` to `from + width` as the right side of a product that sums along each: (size / 2, width, 2), where lines
 // have `size` numbers, a multiple of STEP.
-inline void pack_along(const Lines& lines, int64_t from, int64_t real, int64_t size, int64_t width, Half* out) {
+inline void pack_along(const Lines& lines, int64_t from, int64_t size, int64_t width, Half* out) {
   uint32_t* pairs = reinterpret_cast<uint32_t*>(out);
   for (int64_t line = 0; line < width; line += SIDE) {
     for (int64_t at = 0; at < size; at += STEP) {
       Vector rows[SIDE];
       for (int64_t i = 0; i < SIDE; ++i) {
-        const Half* own = line + i < real ? lines[from + line + i] : nullptr;
-        if (const size_t next = from + line + SIDE + i; next < lines.size()) __builtin_prefetch(lines[next] + at);
+        const Half* own = lines[from + line + i];
+        if (const size_t next = from + line + SIDE + i; next < lines.size() && lines[next] != nullptr) {
+          __builtin_prefetch(lines[next] + at);
+        }
         if (own != nullptr) std::memcpy(&rows[i], own + at, sizeof(Vector));
         else rows[i] = Vector{};
       }
@@ -192,7 +195,7 @@ inline void by_lines(
   for (int64_t column = 0; column < columns; column += COLUMNS) {
     const int64_t width = std::min(COLUMNS, columns - column);
     if (across) pack_across(lines, column, width, width, right);
-    else pack_along(lines, column, width, size, width, right);
+    else pack_along(lines, column, size, width, right);
     multiply(left, size, rows, size, right, width, sums + column, columns, adds);
   }
 }
@@ -210,7 +213,7 @@ inline Tensor left_side(const Tensor& x) {
   return out;
 }
 
-// total = factor · x @ y. x, y: numbers of one kind, their rows or their columns without gaps; total: that, or float32.
+// total = factor · x @ y. x, y: numbers of one kind, those of a row of y without gaps; total: that, or float32.
 // Rows and columns are shared among threads, which does not change the sums.
 inline void product(const Tensor& total, const Tensor& x, const Tensor& y, float factor = 1) {
   if (!fit(x)) {
@@ -219,12 +222,10 @@ inline void product(const Tensor& total, const Tensor& x, const Tensor& y, float
     return;
   }
   const Tensor left = left_side(x);
-  const bool across = y.stride(1) == 1;
-  TORCH_CHECK(across || (y.stride(0) == 1 && y.size(0) % STEP == 0), "a side without gaps");
+  TORCH_CHECK(y.stride(1) == 1, "rows without gaps");
   const int64_t rows = x.size(0), columns = y.size(1), size = left.size(1), apart = left.stride(0);
   const int64_t down = total.stride(0), right = total.stride(1);
-  const Lines own = across ? lines(start<Half>(y), y.stride(0), y.size(0), size)
-                           : lines(start<Half>(y), y.stride(1), columns, columns);
+  const Lines own = lines(start<Half>(y), y.stride(0), y.size(0), size);
   const int64_t strips = filled(columns) / STEP, pieces = (rows + ROWS - 1) / ROWS;
   const int64_t parts = std::min(pieces, std::max<int64_t>(1, 2 * at::get_num_threads() / strips));
   by_type(total, [&](auto kind) {
@@ -239,8 +240,7 @@ inline void product(const Tensor& total, const Tensor& x, const Tensor& y, float
         const int64_t part = task / strips, end = std::min(last, (part + 1) * strips);
         const int64_t column = task % strips * STEP, width = std::min(COLUMNS, (end - task) * STEP);
         const int64_t real = std::min(width, columns - column);
-        if (across) pack_across(own, column, real, width, packed);
-        else pack_along(own, column, real, size, width, packed);
+        pack_across(own, column, real, width, packed);
         for (int64_t piece = part * pieces / parts; piece < (part + 1) * pieces / parts; ++piece) {
           const int64_t row = piece * ROWS, count = std::min(ROWS, rows - row);
           multiply(from + row * apart, apart, count, size, packed, width, sums, width);
