@@ -90,8 +90,8 @@ class Silent:
     def look(self) -> None:
         """To be called again and again: who is gone first took the others along."""
         for path in self._reports.glob(f"{BEGAN}*.json"):
-            if path.name not in self._began:
-                self._began[path.name] = _read(path)
+            if path.name not in self._began and (own := _read(path)):
+                self._began[path.name] = own
         for own in self._began.values():
             is_here = own["host"] == socket.gethostname() and own not in self.gone
             if is_here and not processes.lives(own["pid"], own["created"]) and not _said(self._reports, own["rank"]):

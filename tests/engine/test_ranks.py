@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -312,6 +313,19 @@ def test_a_launcher_that_passes_a_signal_on_is_not_the_cause(tmp_path: Path) -> 
         launcher = launch.Started(-1, subprocess.Popen([sys.executable, "-c", f"import os; os._exit({code})"]))
         launcher.process.wait()
         assert launch._cause([launcher], tmp_path).startswith(cause)
+
+
+def test_a_rank_whose_file_is_not_there_yet_is_asked_after_later(tmp_path: Path) -> None:
+    """Listed and gone: a folder that machines share may show a file before it can be read."""
+    target = tmp_path / "later"
+    (tmp_path / f"{launch.BEGAN}0.json").symlink_to(target)
+    silent = launch.Silent(tmp_path)
+    silent.look()
+    assert silent.gone == []
+    gone = {"rank": 0, "pid": 2**22 + 1, "created": 1.0, "host": socket.gethostname()}
+    target.write_text(json.dumps(gone), encoding="utf-8")
+    silent.look()
+    assert silent.gone == [gone]
 
 
 @pytest.mark.slow

@@ -3,9 +3,6 @@
 
 #pragma once
 
-#include <cmath>
-#include <limits>
-
 #include "numbers.h"
 #include "tiles.h"
 
@@ -92,19 +89,8 @@ inline void chances(const Group& group, const Piece& piece, const Half* asks, co
   tiles::by_lines(asked, piece.count, group.width, keys_of(group, piece.batch, offers, group.width), false, pitch, scores);
   for (int64_t i = 0; i < piece.count; ++i) {
     const int64_t token = (piece.from + i) / group.shared;
-    const float *hidden = group.bias + (piece.batch % group.blocks * group.size + token) * keys, factor = group.scaling;
-    float *own = scores + i * pitch, most = -std::numeric_limits<float>::infinity(), sum = 0;
-    Half* to = out + i * pitch;
-#pragma omp simd
-    for (int64_t key = 0; key < keys; ++key) own[key] = own[key] * factor + hidden[key];
-    std::fill(own + keys, own + pitch, most);  // nothing sees what is filled up
-#pragma omp simd reduction(max : most)
-    for (int64_t key = 0; key < pitch; ++key) most = own[key] > most ? own[key] : most;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t key = 0; key < pitch; ++key) sum += own[key] = power(own[key] - most);
-    const float by = 1.0f / sum;
-#pragma omp simd
-    for (int64_t key = 0; key < pitch; ++key) to[key] = narrow<Half>(own[key] * by);
+    const float* hidden = group.bias + (piece.batch % group.blocks * group.size + token) * keys;
+    softmax(scores + i * pitch, hidden, group.scaling, keys, pitch, out + i * pitch);
   }
 }
 
@@ -128,8 +114,8 @@ inline void backward(
   const int64_t pitch = group.pitch(), width = group.width, value_width = group.value_width, keys = group.num_keys;
   over_pieces(group, group.sums(), [&](const Piece& piece, int64_t sum_of, bool is_first) {
     const int64_t row = piece.batch * group.rows() + piece.from, count = piece.count, filled = tiles::filled(count);
-    const Half* own = kept + row * pitch;
-    if (kept == nullptr) {
+    const Half* own = kept ? kept + row * pitch : nullptr;
+    if (own == nullptr) {
       Half* again = tiles::scratch<tiles::SECOND, Half>(count * pitch);
       chances(group, piece, asks, offers, again);
       own = again;
@@ -139,15 +125,8 @@ inline void backward(
     gather(rows_of(group, piece, gradient, value_width, true), count, value_width, wanted);
     float* sums = tiles::scratch<tiles::SUMS, float>(count * std::max(pitch, width));
     tiles::by_lines(wanted, count, value_width, keys_of(group, piece.batch, holds, value_width), false, pitch, sums);
-    for (int64_t i = 0; i < count; ++i) {
-      const Half* chance = own + i * pitch;
-      const float *d = sums + i * pitch, factor = group.scaling;
-      Half* to = d_scores + i * pitch;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t key = 0; key < pitch; ++key) sum += d[key] * wide(chance[key]);
-#pragma omp simd
-      for (int64_t key = 0; key < pitch; ++key) to[key] = narrow<Half>(wide(chance[key]) * (d[key] - sum) * factor);
+    for (int64_t at = 0; at < count * pitch; at += pitch) {
+      softmax_gradient(sums + at, own + at, group.scaling, pitch, d_scores + at);
     }
     const Lines offered = keys_of(group, piece.batch, offers, width), asked = rows_of(group, piece, asks, width);
     tiles::by_lines(d_scores, count, pitch, offered, true, width, sums);

@@ -471,19 +471,8 @@ Tensor chances_of(const Tensor& scores, const Tensor& bias, double scaling, at::
     using T = decltype(kind);
     T* result = start<T>(out);
     over_rows(scores.size(0) * scores.size(1), 4 * keys, [&](int64_t row) {
-      float* own = in + row * keys;
       const float* hidden = added + (row / (size * shared) % blocks * size + row / shared % size) * keys;
-      T* to_row = result + row * keys;
-      float most = -std::numeric_limits<float>::infinity(), sum = 0;
-#pragma omp simd
-      for (int64_t i = 0; i < keys; ++i) own[i] = own[i] * factor + hidden[i];
-#pragma omp simd reduction(max : most)
-      for (int64_t i = 0; i < keys; ++i) most = own[i] > most ? own[i] : most;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < keys; ++i) sum += own[i] = power(own[i] - most);
-      const float by = 1.0f / sum;
-#pragma omp simd
-      for (int64_t i = 0; i < keys; ++i) to_row[i] = narrow<T>(own[i] * by);
+      softmax(in + row * keys, hidden, factor, keys, keys, result + row * keys);
     });
   });
   return out;
@@ -498,13 +487,7 @@ void scores_gradient(const Tensor& d, const Tensor& chances, double scaling) {
     T* gradient = start<T>(d);
     const T* given = start<T>(chances);
     over_rows(d.size(0) * d.size(1), 2 * keys, [&](int64_t row) {
-      T* own = gradient + row * keys;
-      const T* chance = given + row * keys;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < keys; ++i) sum += wide(own[i]) * wide(chance[i]);
-#pragma omp simd
-      for (int64_t i = 0; i < keys; ++i) own[i] = narrow<T>(wide(chance[i]) * (wide(own[i]) - sum) * factor);
+      softmax_gradient(gradient + row * keys, given + row * keys, factor, keys, gradient + row * keys);
     });
   });
 }

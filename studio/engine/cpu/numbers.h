@@ -3,12 +3,12 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace numbers {
 
@@ -74,6 +74,32 @@ inline float power(float x) {
   float two;
   std::memcpy(&two, &bits, 4);
   return x < -87.0f ? 0.0f : x == x ? sum * two : x;
+}
+
+// Into `out`: the softmax of factor · scores + hidden of one row. Numbers from `size` to `filled` become zeros.
+template <typename T>
+void softmax(float* scores, const float* hidden, float factor, int64_t size, int64_t filled, T* out) {
+  float most = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) scores[i] = scores[i] * factor + hidden[i];
+  std::fill(scores + size, scores + filled, most);
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < filled; ++i) most = scores[i] > most ? scores[i] : most;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < filled; ++i) sum += scores[i] = power(scores[i] - most);
+  const float by = 1.0f / sum;
+#pragma omp simd
+  for (int64_t i = 0; i < filled; ++i) out[i] = narrow<T>(scores[i] * by);
+}
+
+// Into `out`, which may be `gradient`: the gradient at a row's scores, from that at its softmax, `chances`.
+template <typename From, typename T>
+void softmax_gradient(const From* gradient, const T* chances, float factor, int64_t size, T* out) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += wide(gradient[i]) * wide(chances[i]);
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(chances[i]) * (wide(gradient[i]) - sum) * factor);
 }
 
 }  // namespace numbers
