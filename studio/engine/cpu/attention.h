@@ -86,7 +86,8 @@ inline void chances(const Group& group, const Piece& piece, const Half* asks, co
   Half* asked = tiles::scratch<tiles::FIRST, Half>(piece.count * group.width);
   float* scores = tiles::scratch<tiles::SUMS, float>(piece.count * pitch);
   gather(rows_of(group, piece, asks, group.width), piece.count, group.width, asked);
-  tiles::by_lines(asked, piece.count, group.width, keys_of(group, piece.batch, offers, group.width), false, pitch, scores);
+  const Lines offered = keys_of(group, piece.batch, offers, group.width);
+  tiles::by_lines(asked, piece.count, group.width, offered, false, pitch, scores);
   for (int64_t i = 0; i < piece.count; ++i) {
     const int64_t token = (piece.from + i) / group.shared;
     const float* hidden = group.bias + (piece.batch % group.blocks * group.size + token) * keys;
